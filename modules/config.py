@@ -1,0 +1,235 @@
+"""What is trained: frozen configurations of data, tokenizer, model, objective, optimizer and training."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)]
+ObjectiveName = Literal["clm", "mlm"]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+class Config(BaseModel):
+    """A validated, immutable part of the configuration: unknown keys are mistakes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Config):
+    """Where the text comes from and what is held out for validation."""
+
+    source: Literal["stdlib", "files", "huggingface"] = "stdlib"
+    """`stdlib`: Python's own source; `files`: `path`; `huggingface`: the hub data set named by `path`."""
+    path: Paths = ()
+    """A file, folder, glob or list of them (any fsspec URL), or a hub data set's name."""
+    text_field: str = "text"
+    """The field that holds the text in .jsonl, .csv, .parquet and hub data sets."""
+    subset: str | None = None
+    """The configuration of a hub data set that has several."""
+    hub_split: str = "train"
+    """The split of a hub data set that is read."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the text that is held out."""
+    split: Literal["document", "position"] = "document"
+    """`document`: held out by a hash of each document; `position`: the end of the stream."""
+    max_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Read at most this many bytes of text (UTF-8); null reads all."""
+    num_processes: Annotated[int, Field(gt=0)] | None = None
+    """Processes that tokenise; null takes one for every core."""
+
+    @model_validator(mode="after")
+    def _path_is_given(self) -> Self:
+        if self.source != "stdlib" and not self.path:
+            raise ValueError(f"source={self.source} needs data.path: name a file, a folder, a glob or a data set")
+        if self.source == "stdlib" and self.path:
+            raise ValueError("source=stdlib takes no data.path; use data=files for your own text")
+        if self.source == "huggingface" and len(self.path) != 1:
+            raise ValueError("source=huggingface takes one data set name in data.path")
+        return self
+
+
+class TokenizerConfig(Config):
+    """How text becomes tokens."""
+
+    kind: Literal["bpe", "char", "byte", "file"] = "bpe"
+    """`bpe`: byte-level BPE trained on this data; `char`; `byte`; `file`: an existing tokenizer.json."""
+    vocab_size: Annotated[int, Field(ge=300)] = 8192
+    """Tokens that a trained BPE has at most, special tokens included; the other kinds find their own size."""
+    path: str | None = None
+    """The tokenizer.json of `kind=file`, any fsspec URL."""
+    max_training_bytes: Annotated[int, Field(gt=0)] = 32 * 2**20
+    """A BPE is trained on at most this many bytes from the start of the training text."""
+
+    @model_validator(mode="after")
+    def _path_goes_with_file(self) -> Self:
+        if (self.kind == "file") != (self.path is not None):
+            raise ValueError("tokenizer.path goes with kind=file, and only with it")
+        return self
+
+
+class ModelConfig(Config):
+    """The shape of the Transformer."""
+
+    family: Literal["gpt2"] = "gpt2"
+    """`gpt2`: learned positions, LayerNorm before each block, GELU, biases."""
+    num_layers: Annotated[int, Field(gt=0)] = 4
+    """Transformer blocks."""
+    num_heads: Annotated[int, Field(gt=0)] = 4
+    """Attention heads."""
+    num_kv_heads: Annotated[int, Field(gt=0)] | None = None
+    """Key and value heads; null takes num_heads, the only choice of the gpt2 family."""
+    hidden_dim: Annotated[int, Field(gt=0)] = 128
+    """Width of the residual stream."""
+    mlp_dim: Annotated[int, Field(gt=0)] | None = None
+    """Width inside the feed-forward block; null takes 4 x hidden_dim."""
+    max_positions: Annotated[int, Field(gt=0)] = 256
+    """Longest sequence in tokens."""
+    vocab_size: Annotated[int, Field(gt=0)] | None = None
+    """Rows of the embedding; null takes the tokenizer's size. Padded to a multiple of 64 in memory."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability after embeddings, attention and feed-forward blocks."""
+    tie_embeddings: bool = True
+    """The output head shares the token embedding's weights."""
+    norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+    """Added to the variance in each normalisation."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.hidden_dim % self.num_heads:
+            divisors = [n for n in range(1, self.hidden_dim + 1) if self.hidden_dim % n == 0]
+            nearest = sorted(sorted(divisors, key=lambda n: abs(n - self.num_heads))[:2])
+            raise ValueError(
+                f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}; "
+                f"nearest: {' or '.join(map(str, nearest))}"
+            )
+        if self.num_kv_heads not in (None, self.num_heads):
+            raise ValueError(f"num_kv_heads {self.num_kv_heads}: the gpt2 family needs num_heads ({self.num_heads}) or null")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_dim // self.num_heads
+
+    @property
+    def feed_forward_dim(self) -> int:
+        return self.mlp_dim or 4 * self.hidden_dim
+
+
+class PhaseConfig(Config):
+    """A stretch of pretraining with fixed objective weights."""
+
+    weights: dict[ObjectiveName, Annotated[float, Field(ge=0)]]
+    """Weight of each objective's loss in the sum that is minimised."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of training.num_steps."""
+    steps: Annotated[int, Field(gt=0)] | None = None
+    """Length in steps, instead of a fraction."""
+
+    @model_validator(mode="after")
+    def _has_a_weight_and_one_length(self) -> Self:
+        if not any(self.weights.values()):
+            raise ValueError("weights: at least one of clm and mlm must be above 0")
+        if (self.fraction is None) == (self.steps is None):
+            raise ValueError("give either fraction or steps")
+        return self
+
+
+class MaskingConfig(Config):
+    """What becomes of a chosen position (Devlin et al. 2018, section 3.1)."""
+
+    mask: Probability = 0.8
+    """Replaced by the mask token."""
+    random: Probability = 0.1
+    """Replaced by a random token."""
+    unchanged: Probability = 0.1
+    """Left as it is, and predicted all the same."""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.mask + self.random + self.unchanged
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"mask + random + unchanged is {total:g}; it must be 1")
+        return self
+
+
+class ObjectiveConfig(Config):
+    """What the model learns to predict, and when."""
+
+    phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)] = (PhaseConfig(weights={"clm": 1.0}, fraction=1.0),)
+    """Stretches of training with their objective weights, in order."""
+    mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of positions that are predicted under the masked objective."""
+    mlm_corruption: MaskingConfig = MaskingConfig()
+    """What replaces the chosen positions."""
+    mlm_shift: bool = False
+    """Predict a masked token from the position before it (Charpentier and Samuel 2024, arXiv 2410.24159)."""
+
+    @model_validator(mode="after")
+    def _fractions_sum_to_one(self) -> Self:
+        fractions = [phase.fraction for phase in self.phases if phase.fraction is not None]
+        if len(fractions) == len(self.phases) and abs(sum(fractions) - 1) > 1e-6:
+            raise ValueError(f"the phases' fractions sum to {sum(fractions):g}; they must sum to 1")
+        return self
+
+
+class OptimizerConfig(Config):
+    """How the weights move."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Highest learning rate."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4
+    """Learning rate at the last step."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after warm-up; `wsd` stays constant and falls linearly over the last `decay_fraction`."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear warm-up."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the steps in which `wsd` decays."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    """Decay rates of the two moments."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, on matrices only."""
+    gradient_clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the whole gradient; null never clips."""
+
+    @model_validator(mode="after")
+    def _minimum_is_below_maximum(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}")
+        return self
+
+
+class TrainingConfig(Config):
+    """How long, in what batches and in what precision."""
+
+    num_steps: Annotated[int, Field(gt=0)] = 1000
+    """Optimizer steps."""
+    sequence_length: Annotated[int, Field(gt=1)] = 256
+    """Tokens in a sequence."""
+    global_batch_size: Annotated[int, Field(gt=0)] = 32
+    """Sequences in a step, over all workers."""
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Sequences that a worker computes at once; null takes its whole share of the global batch."""
+    precision: Precision = "32"
+    """`32`, `bf16` or `16` (float16 with loss scaling, GPU only)."""
+    attention_scope: Literal["sequence", "document"] = "sequence"
+    """`document` keeps attention within each document of a packed sequence."""
+    val_interval_steps: Annotated[int, Field(gt=0)] = 250
+    """Validate every this many steps, and at the end."""
+    val_batches: Annotated[int, Field(gt=0)] = 10
+    """Global batches in a validation."""
+    log_interval_steps: Annotated[int, Field(gt=0)] = 10
+    """Log and refresh the progress line every this many steps."""
+    compile: bool = False
+    """Compile the model with torch.compile."""

@@ -1,0 +1,234 @@
+"""How and where a command runs, each command's whole configuration, and the rules that cross groups."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from modules.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Probability,
+    TokenizerConfig,
+    TrainingConfig,
+)
+
+StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+
+
+class RunConfig(Config):
+    """One named execution."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """The run's folder and its name in W&B; null makes one from the recipe, so the same command continues it."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234
+    """Decides initial weights, data order, masks and samples."""
+
+
+class StorageConfig(Config):
+    """Where everything is kept."""
+
+    root: str = "outputs"
+    """A folder or any fsspec URL."""
+
+
+class StrategyConfig(Config):
+    """How the training state is spread over workers."""
+
+    name: StrategyName = "single"
+    """`single`, `ddp`, or DeepSpeed ZeRO stage 1, 2 or 3, 2 and 3 also with the optimizer offloaded to the CPU."""
+    deepspeed: dict[str, Any] = {}
+    """DeepSpeed's own settings, merged over ours."""
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage; 0 without DeepSpeed."""
+        return int(self.name[4]) if self.name.startswith("zero") else 0
+
+    @property
+    def offload(self) -> bool:
+        return self.name.endswith("_offload")
+
+
+class ClusterConfig(Config):
+    """Which processes train, and who starts them."""
+
+    name: Literal["local", "ray"] = "local"
+    """`local`: this machine; `ray`: Ray Train, embedded or on an existing cluster."""
+    num_workers: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = 1
+    """Training processes; `[min,max]` is elastic (Ray only)."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPUs that Ray sets aside for each worker."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = None
+    """0 or 1; null takes one GPU for each worker where there are enough, else none."""
+    address: str | None = None
+    """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _range_is_ordered(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"[min,max] is {list(value)}: the first must not exceed the second")
+        return value
+
+    @model_validator(mode="after")
+    def _elastic_needs_ray(self) -> Self:
+        if self.name == "local" and isinstance(self.num_workers, tuple):
+            raise ValueError("num_workers=[min,max] needs cluster=ray; a local run takes one number")
+        if self.name == "local" and self.address is not None:
+            raise ValueError("address needs cluster=ray")
+        return self
+
+    @property
+    def worker_counts(self) -> range:
+        """Every number of workers that this run may have."""
+        if isinstance(self.num_workers, tuple):
+            return range(self.num_workers[0], self.num_workers[1] + 1)
+        return range(self.num_workers, self.num_workers + 1)
+
+
+class CheckpointConfig(Config):
+    """When the training state is saved, and how much of it is kept."""
+
+    interval_steps: Annotated[int, Field(gt=0)] = 250
+    """Save every this many steps, and at the end."""
+    keep_last: Annotated[int, Field(gt=0)] = 2
+    """Newest checkpoints that are kept."""
+
+
+class TrackingConfig(Config):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online with a key in the environment, else offline."""
+    project: str = "gpt-orchestrator"
+    """The W&B project."""
+    entity: str | None = None
+    """The W&B user or team; null takes the key's own."""
+    tags: tuple[str, ...] = ()
+    """Tags of the W&B run."""
+    group: str | None = None
+    """Group of the W&B run."""
+
+
+class PrepareConfig(Config):
+    """`orchestrator prepare`: text to token shards."""
+
+    run: RunConfig = RunConfig()
+    storage: StorageConfig = StorageConfig()
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+
+class PretrainConfig(PrepareConfig):
+    """`orchestrator pretrain`: text to a trained model."""
+
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class ModelPath(Config):
+    """A trained model."""
+
+    path: str
+    """A model directory (any fsspec URL), or a Hugging Face folder or hub name."""
+
+
+class EvaluateConfig(Config):
+    """`orchestrator evaluate`: how well a model predicts held-out text."""
+
+    model: ModelPath
+    run: RunConfig = RunConfig()
+    storage: StorageConfig = StorageConfig()
+    data: DataConfig | None = None
+    """Null takes the data that the model was trained on, from its recipe."""
+    sequence_length: Annotated[int, Field(gt=1)] | None = None
+    """Tokens in a window; null takes the length that the model was trained with."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Windows computed at once."""
+    max_sequences: Annotated[int, Field(gt=0)] | None = None
+    """Stop after this many windows; null reads all held-out text."""
+    mlm_probability: Probability | None = None
+    """Share of positions masked for masked accuracy; null takes the model's training value."""
+
+
+class GenerateConfig(Config):
+    """`orchestrator generate`: continue a prompt."""
+
+    model: ModelPath
+    prompt: str = ""
+    """Text to continue; empty starts from the end-of-text token."""
+    num_sequences: Annotated[int, Field(gt=0)] = 1
+    """Continuations."""
+    max_new_tokens: Annotated[int, Field(gt=0)] = 50
+    """Longest continuation in tokens."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """Sample among the k likeliest tokens only."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Sample among the likeliest tokens that together reach this probability."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234
+    """The same seed gives the same text."""
+
+
+def accumulation_steps(config: PretrainConfig, num_workers: int) -> int:
+    """Micro-batches that each of `num_workers` computes in a step (DESIGN, invariant 1)."""
+    return config.training.global_batch_size // (num_workers * micro_batch_size(config, num_workers))
+
+
+def micro_batch_size(config: PretrainConfig, num_workers: int) -> int:
+    """Sequences that each of `num_workers` computes at once."""
+    return config.training.micro_batch_size or config.training.global_batch_size // num_workers
+
+
+def cross_group_mistakes(config: PretrainConfig) -> list[str]:
+    """Every rule between groups that `config` breaks, one line each: path, value, rule, mend."""
+    mistakes = []
+    training, model, cluster = config.training, config.model, config.cluster
+    for num_workers in cluster.worker_counts:
+        mistakes += _batch_mistakes(training, num_workers)
+    if training.sequence_length > model.max_positions:
+        mistakes.append(
+            f"training.sequence_length={training.sequence_length}: longer than model.max_positions "
+            f"({model.max_positions}); lower the one or raise the other"
+        )
+    if config.strategy.name == "single" and max(cluster.worker_counts) > 1:
+        mistakes.append(
+            f"strategy=single: trains one worker, and cluster.num_workers is {cluster.num_workers}; "
+            "choose strategy=ddp or zero1, zero2, zero3"
+        )
+    mistakes += _phase_mistakes(config.objective, training.num_steps)
+    return mistakes
+
+
+def _batch_mistakes(training: TrainingConfig, num_workers: int) -> list[str]:
+    micro = training.micro_batch_size or 1
+    size, unit = training.global_batch_size, num_workers * micro
+    if size % unit == 0:
+        return []
+    nearest = [n for n in (size // unit * unit, (size // unit + 1) * unit) if n > 0]
+    product = f"{num_workers} workers" + (f" x micro_batch_size {micro}" if training.micro_batch_size else "")
+    return [
+        f"training.global_batch_size={size}: not divisible by {product}; nearest: {' or '.join(map(str, nearest))}"
+    ]
+
+
+def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
+    fixed = sum(phase.steps or 0 for phase in objective.phases)
+    shared = sum(phase.fraction or 0 for phase in objective.phases)
+    total = fixed + shared * num_steps
+    if abs(total - num_steps) < 0.5:
+        return []
+    return [
+        f"objective.phases: they cover {total:g} of training.num_steps={num_steps} steps; "
+        "make the steps and fractions add up to it"
+    ]
