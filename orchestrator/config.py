@@ -111,6 +111,8 @@ class TrackingConfig(Config):
     """Tags of the W&B run."""
     group: str | None = None
     """Group of the W&B run."""
+    num_samples: Annotated[int, Field(ge=0)] = 3
+    """Texts that are generated and logged after each validation."""
 
 
 class PrepareConfig(Config):

@@ -30,4 +30,8 @@ class StorageError(OrchestratorError):
 
 
 class WorkerError(OrchestratorError):
-    """A worker failed: its own short message with rank and node."""
+    """A worker failed: its own short message with rank and node; `details` holds its traceback."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details

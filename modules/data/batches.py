@@ -1,0 +1,220 @@
+"""Batches of token windows: a function of (data, seed, step), shared out over workers (DESIGN, invariant 1).
+
+B sequences in a micro-batch, T positions, K positions that the masked objective predicts.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from modules.config import ObjectiveConfig
+from modules.data.masking import Masker
+from modules.data.sampler import WindowOrder
+from modules.data.shards import TokenStream
+from modules.data.tokenizer import Tokenizer
+from modules.errors import InputError
+
+Batch = dict[str, torch.Tensor | int]
+BLOCK_SAMPLES = 4096
+"""Samples whose windows are found at once, so that the permutation costs a step next to nothing."""
+
+
+class BatchMaker:
+    """Makes a batch of given windows."""
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        tokenizer: Tokenizer,
+        *,
+        sequence_length: int,
+        seed: int,
+        objective: ObjectiveConfig,
+        with_masked: bool,
+        with_documents: bool,
+    ):
+        """Takes what decides a batch, besides its windows.
+
+        Raises:
+            InputError: The stream is shorter than one sample.
+        """
+        if len(stream) <= sequence_length:
+            raise InputError(
+                f"training.sequence_length={sequence_length}: the data has {len(stream)} tokens, and one sample takes "
+                f"{sequence_length + 1}; use more text, hold out another share (data.val_fraction), or shorten it"
+            )
+        self._stream = stream
+        self._length = sequence_length
+        self._with_documents = with_documents
+        self._masker = (
+            Masker(objective, seed, tokenizer.special_ids, tokenizer.mask_id, tokenizer.vocab_size)
+            if with_masked
+            else None
+        )
+
+    def make(self, starts: np.ndarray, samples: np.ndarray, step: int) -> Batch:
+        """One micro-batch.
+
+        Args:
+            starts: int64 [B], first token of each window of T + 1.
+            samples: int64 [B], numbers of the samples: they decide the masks.
+            step: Passed on.
+
+        Returns:
+            `input_ids` and `targets` int64 [B, T], views of one [B, T + 1] copy; `sample_ids` int64 [B]; `step`; with
+            masks `mlm_input_ids` int64 [B, T], `mlm_positions` and `mlm_targets` int64 [B, K]; with documents
+            `document_ids` int32 [B, T].
+        """
+        windows = torch.empty(len(starts), self._length + 1, dtype=torch.int64)
+        self._stream.fill(starts, self._length + 1, windows.numpy())
+        batch: Batch = {"input_ids": windows[:, :-1], "targets": windows[:, 1:]}
+        batch["sample_ids"] = torch.from_numpy(samples)
+        batch["step"] = step
+        document_ids = None
+        if self._with_documents:
+            document_ids = self._stream.document_ids(starts, self._length)
+            batch["document_ids"] = torch.from_numpy(document_ids)
+        if self._masker is not None:
+            masked = self._masker.mask(windows.numpy()[:, :-1], samples, document_ids)
+            for name, values in zip(("mlm_input_ids", "mlm_positions", "mlm_targets"), masked, strict=True):
+                batch[name] = torch.from_numpy(values)
+        return batch
+
+
+class Batches:
+    """The training batches of one worker: the global batch of a step is the same for every way to share it out."""
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        tokenizer: Tokenizer,
+        *,
+        sequence_length: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        objective: ObjectiveConfig,
+        with_masked: bool,
+        with_documents: bool,
+    ):
+        """Takes the worker's place and all that decides a batch.
+
+        Raises:
+            InputError: The stream is shorter than one sample.
+        """
+        self._maker = BatchMaker(
+            stream,
+            tokenizer,
+            sequence_length=sequence_length,
+            seed=seed,
+            objective=objective,
+            with_masked=with_masked,
+            with_documents=with_documents,
+        )
+        self._order = WindowOrder(len(stream), sequence_length, seed)
+        self._global_batch_size = global_batch_size
+        self._places = worker_places(global_batch_size, micro_batch_size, rank, world_size)
+        self._block_steps = max(1, BLOCK_SAMPLES // self._places.size)
+        self._block = -1
+        self._block_starts = np.empty(0, dtype=np.int64)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples after which every window has been seen once more."""
+        return self._order.num_windows
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """This worker's micro-batches of `step`, in order, at a cost that does not grow with the step."""
+        starts = self._starts(step)
+        for micro_starts, places in zip(starts, self._places, strict=True):
+            yield self._maker.make(micro_starts, step * self._global_batch_size + places, step)
+
+    def from_step(self, first_step: int) -> Iterator[Batch]:
+        """Micro-batches of `first_step` and all steps after it, without end."""
+        step = first_step
+        while True:
+            yield from self.micro_batches(step)
+            step += 1
+
+    def _starts(self, step: int) -> np.ndarray:
+        """int64 [accumulation, B]."""
+        block, within = divmod(step, self._block_steps)
+        if block != self._block:
+            steps = block * self._block_steps + np.arange(self._block_steps)
+            samples = steps[:, None, None] * self._global_batch_size + self._places
+            self._block_starts = self._order.starts(samples.reshape(-1)).reshape(samples.shape)
+            self._block = block
+        return self._block_starts[within]
+
+
+def worker_places(global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    """Places in the global batch that a worker computes: int64 [accumulation, micro_batch_size].
+
+    Micro-batch a of rank r holds the places from (a x world_size + r) x micro_batch_size on.
+
+    Raises:
+        InputError: The global batch is no multiple of world_size x micro_batch_size.
+    """
+    if global_batch_size % (world_size * micro_batch_size):
+        raise InputError(
+            f"global_batch_size {global_batch_size} is not divisible by {world_size} workers x micro_batch_size "
+            f"{micro_batch_size}"
+        )
+    return np.arange(global_batch_size).reshape(-1, world_size, micro_batch_size)[:, rank]
+
+
+class ValidationBatches:
+    """The first windows of the held-out text, in order; the masks are the same at every validation."""
+
+    MASK_SEED_OFFSET = 1
+    """Held-out sample n gets other masks than training sample n."""
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        tokenizer: Tokenizer,
+        *,
+        sequence_length: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        num_batches: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        objective: ObjectiveConfig,
+        with_masked: bool,
+        with_documents: bool,
+    ):
+        """Takes the worker's place and all that decides a batch.
+
+        Raises:
+            InputError: The stream is shorter than one sample.
+        """
+        self._maker = BatchMaker(
+            stream,
+            tokenizer,
+            sequence_length=sequence_length,
+            seed=seed + self.MASK_SEED_OFFSET,
+            objective=objective,
+            with_masked=with_masked,
+            with_documents=with_documents,
+        )
+        self._length = sequence_length
+        self._global_batch_size = global_batch_size
+        self._places = worker_places(global_batch_size, micro_batch_size, rank, world_size)
+        self._num_windows = (len(stream) - 1) // sequence_length
+        self.num_batches = min(num_batches, max(1, self._num_windows // global_batch_size))
+        """Whole global batches; where the text has not even one, its windows come again until it is full."""
+
+    def __len__(self) -> int:
+        """Micro-batches of this worker."""
+        return self.num_batches * len(self._places)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self.num_batches):
+            for places in self._places:
+                samples = number * self._global_batch_size + places
+                yield self._maker.make(samples % self._num_windows * self._length, samples, number)

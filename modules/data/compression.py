@@ -1,0 +1,86 @@
+"""Compressed files as streams that notice damage."""
+
+import gzip
+import importlib
+import io
+import tempfile
+import zlib
+from typing import Any, BinaryIO
+
+from modules.errors import InputError
+
+CHUNK_BYTES = 2**20
+COMPRESSED_ENDINGS = frozenset({".gz", ".zst"})
+DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError)
+"""What reading a damaged or truncated stream raises."""
+
+
+def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
+    """The content of `stream`, unpacked if the ending of `name` says that it is packed."""
+    lowered = name.lower()
+    if lowered.endswith(".gz"):
+        return gzip.open(stream)  # type: ignore[return-value]
+    if lowered.endswith(".zst"):
+        return io.BufferedReader(_ZstdStream(stream), CHUNK_BYTES)  # type: ignore[return-value]
+    return stream
+
+
+class _ZstdStream(io.RawIOBase):
+    """Decompresses frame after frame; unlike zstandard's own reader it tells a truncated file from a whole one."""
+
+    FEED_BYTES = 2**13  # a hostile 8 KiB can hold 256 MiB: what keeps memory bounded
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self._zstd = import_package("zstandard", "to read .zst files")
+        self._frame: Any = None
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            if self._frame is not None and self._frame.eof:
+                data, self._frame = self._frame.unused_data, None
+            else:
+                data = b""
+            data = data or self._stream.read(self.FEED_BYTES)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last frame is cut off")
+                return 0
+            self._output = memoryview(self._decompress(data))
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count
+
+    def _decompress(self, data: bytes) -> bytes:
+        self._frame = self._frame or self._zstd.ZstdDecompressor().decompressobj()
+        try:
+            return self._frame.decompress(data)
+        except self._zstd.ZstdError as error:
+            raise EOFError(str(error)) from error
+
+
+def import_package(module: str, purpose: str) -> Any:
+    """Imports a package that only some formats need.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"the package {module} is needed {purpose}: pip install {module}") from error
+
+
+def seekable(stream: BinaryIO) -> BinaryIO:
+    """A stream that can be read from its end, as Parquet is: a compressed one is unpacked to the disk first."""
+    if stream.seekable() and not isinstance(stream, gzip.GzipFile):
+        return stream
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    for chunk in iter(lambda: stream.read(CHUNK_BYTES), b""):
+        unpacked.write(chunk)
+    unpacked.seek(0)
+    return unpacked

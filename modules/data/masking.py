@@ -1,0 +1,78 @@
+"""Which positions the masked objective predicts, and what stands in their place (Devlin et al. 2018, section 3.1).
+
+B sequences, T positions, K predicted positions.
+"""
+
+import numpy as np
+
+from modules.config import ObjectiveConfig
+from modules.data.sampler import GAMMA, keys, mix
+
+POSITION_STREAM, KIND_STREAM, TOKEN_STREAM = 3, 4, 5
+LAST = np.uint64(2**63)
+
+
+class Masker:
+    """Chooses and corrupts positions by a hash of (seed, sample, position): the same wherever a sample is made."""
+
+    def __init__(
+        self, objective: ObjectiveConfig, seed: int, special_ids: tuple[int, ...], mask_id: int, vocab_size: int
+    ):
+        self._objective = objective
+        self._seed = seed
+        self._mask_id = mask_id
+        self._is_special = np.zeros(vocab_size, dtype=bool)
+        self._is_special[list(special_ids)] = True
+        self._ordinary_ids = np.flatnonzero(~self._is_special)
+
+    def num_positions(self, length: int) -> int:
+        """K: positions predicted in every sequence of `length`."""
+        candidates = length - int(self._objective.mlm_shift)
+        return min(candidates, max(1, round(self._objective.mlm_probability * length)))
+
+    def mask(self, inputs: np.ndarray, samples: np.ndarray, document_ids: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        """Masks a batch.
+
+        Args:
+            inputs: int64 [B, T].
+            samples: int64 [B], the numbers of the samples.
+            document_ids: int32 [B, T] where attention stays within documents.
+
+        Returns:
+            Corrupted inputs int64 [B, T]; positions whose hidden states are used int64 [B, K], ascending; and the tokens
+            to predict int64 [B, K].
+        """
+        chosen = self._choose(inputs, samples, document_ids)
+        rows = np.arange(len(inputs))[:, None]
+        targets = inputs[rows, chosen]
+        corrupted = inputs.copy()
+        corrupted[rows, chosen] = self._corrupt(targets, samples, chosen)
+        return corrupted, chosen - int(self._objective.mlm_shift), targets
+
+    def _choose(self, inputs: np.ndarray, samples: np.ndarray, document_ids: np.ndarray | None) -> np.ndarray:
+        """The K positions with the smallest keys, those that should not be chosen last: int64 [B, K], ascending."""
+        length = inputs.shape[1]
+        order = self._hash(samples, np.arange(length)[None], POSITION_STREAM) >> np.uint64(1)
+        unwanted = self._is_special[inputs]
+        if self._objective.mlm_shift and document_ids is not None:
+            # the position before belongs to another document and knows nothing of this one
+            unwanted[:, 1:] |= document_ids[:, 1:] != document_ids[:, :-1]
+        order |= unwanted * LAST
+        if self._objective.mlm_shift:
+            order[:, 0] = np.iinfo(np.uint64).max
+        count = self.num_positions(length)
+        chosen = np.argpartition(order, count - 1, axis=1)[:, :count]
+        chosen.sort(axis=1)
+        return chosen
+
+    def _corrupt(self, targets: np.ndarray, samples: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        kinds = self._objective.mlm_corruption
+        draw = (self._hash(samples, chosen, KIND_STREAM) >> np.uint64(11)) * 2.0**-53
+        drawn = self._hash(samples, chosen, TOKEN_STREAM) % np.uint64(len(self._ordinary_ids))
+        replaced = np.where(draw < kinds.mask + kinds.random, self._ordinary_ids[drawn], targets)
+        return np.where(draw < kinds.mask, self._mask_id, replaced)
+
+    def _hash(self, samples: np.ndarray, positions: np.ndarray, stream: int) -> np.ndarray:
+        """uint64 of the shape of `positions` against [B, 1]."""
+        base = keys(self._seed, samples, stream)[:, None]
+        return mix(base + GAMMA * (positions.astype(np.uint64) + np.uint64(1)))

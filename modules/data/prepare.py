@@ -1,0 +1,199 @@
+"""Text to token shards: a stream from end to end, with the same bytes out whatever the number of processes."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import xxhash
+
+from modules.config import DataConfig, TokenizerConfig
+from modules.data.documents import Piece, SourceFile, check_formats, read_documents
+from modules.data.encoder_pool import EncoderPool
+from modules.data.shards import DATA_FILE, TOKENIZER_FILE, SplitWriter, token_dtype
+from modules.data.sources import read_hub_dataset
+from modules.data.tokenizer import Tokenizer, build_tokenizer, take_bytes
+from modules.errors import InputError
+
+BATCH_BYTES = 2**20
+"""Text that a tokenising process gets at a time: a fifth of a second of work."""
+
+Split = Literal["train", "val"]
+Progress = Callable[[int, int], None]
+
+
+class _Assigned(NamedTuple):
+    """A piece, its size in UTF-8, and the split that it belongs to."""
+
+    piece: Piece
+    num_bytes: int
+    split: Split
+
+
+def prepare_tokens(
+    files: Sequence[SourceFile],
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    tokenizer_file: bytes | None,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Writes token shards, document boundaries, tokenizer.json and data.json into `folder`.
+
+    The output depends on the text and the configuration alone, not on the number of processes or the machine.
+
+    Args:
+        files: What to read, in this order; empty for `data.source=huggingface`.
+        data: How to read it and what is held out.
+        tokenizer: Which tokenizer; what it learns from is the training split alone.
+        tokenizer_file: Content of the tokenizer.json of `kind=file`.
+        folder: Empty and local. After an error it holds parts that the caller removes.
+        progress: Called now and then with the UTF-8 bytes read and the tokens written so far.
+
+    Raises:
+        InputError: A file cannot be used, or one split would be empty.
+    """
+    check_formats(files)
+    pieces = _PieceSource(files, data)
+    made = build_tokenizer(tokenizer, pieces.training_texts, tokenizer_file)
+    made.save(folder / TOKENIZER_FILE)
+    dtype = token_dtype(made.vocab_size)
+    writers: dict[Split, SplitWriter] = {
+        split: SplitWriter(folder, split, dtype, made.end_of_text_id) for split in ("train", "val")
+    }
+    num_processes = data.num_processes or num_cores()
+    with EncoderPool(folder / TOKENIZER_FILE, dtype, num_processes) as pool:
+        _write_tokens(pool, pieces.assigned(), writers, progress)
+    splits = {split: writer.close() for split, writer in writers.items()}
+    _check_splits(data, writers)
+    _write_description(folder, made, dtype, splits)
+
+
+def num_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _write_tokens(
+    pool: EncoderPool, assigned: Iterable[_Assigned], writers: dict[Split, SplitWriter], progress: Progress
+) -> None:
+    for (tokens, counts), pieces in pool.encode(_batches(assigned)):
+        start = 0
+        for item, count in zip(pieces, counts.tolist(), strict=True):
+            part = tokens[start : start + count]
+            writers[item.split].add(part, item.num_bytes, item.piece.ends_document)
+            start += count
+        done = writers.values()
+        progress(sum(writer.num_bytes for writer in done), sum(writer.num_tokens for writer in done))
+
+
+def _batches(assigned: Iterable[_Assigned]) -> Iterator[tuple[list[str], list[_Assigned]]]:
+    batch: list[_Assigned] = []
+    size = 0
+    for item in assigned:
+        batch.append(item)
+        size += item.num_bytes
+        if size >= BATCH_BYTES:
+            yield [each.piece.text for each in batch], batch
+            batch, size = [], 0
+    if batch:
+        yield [each.piece.text for each in batch], batch
+
+
+class _PieceSource:
+    """The text in pieces, each with its split; every call reads from the start again."""
+
+    def __init__(self, files: Sequence[SourceFile], data: DataConfig):
+        self._files = files
+        self._data = data
+        self._val_start: int | None = None
+
+    def training_texts(self) -> Iterator[str]:
+        """Text of the training split alone."""
+        return (item.piece.text for item in self.assigned() if item.split == "train")
+
+    def assigned(self) -> Iterator[_Assigned]:
+        """Every piece with its split."""
+        pieces = _first_bytes(self._read(), self._data.max_bytes)
+        if self._data.val_fraction == 0:
+            return (_Assigned(piece, num_bytes, "train") for piece, num_bytes in pieces)
+        if self._data.split == "document":
+            return _by_document(pieces, self._data.val_fraction)
+        return _by_position(pieces, self._position())
+
+    def _position(self) -> int:
+        """Where the held-out text starts, in bytes: found by reading everything once."""
+        if self._val_start is None:
+            total = sum(num_bytes for _, num_bytes in _first_bytes(self._read(), self._data.max_bytes))
+            self._val_start = int(total * (1 - self._data.val_fraction))
+        return self._val_start
+
+    def _read(self) -> Iterator[Piece]:
+        data = self._data
+        if data.source == "huggingface":
+            yield from read_hub_dataset(data.path[0], data.subset, data.hub_split, data.text_field)
+        for file in self._files:
+            yield from read_documents(file, data.text_field)
+
+
+def _first_bytes(pieces: Iterator[Piece], max_bytes: int | None) -> Iterator[tuple[Piece, int]]:
+    left = max_bytes
+    for piece in pieces:
+        num_bytes = len(piece.text.encode())
+        if left is not None and num_bytes >= left:
+            text = take_bytes(piece.text, left)
+            yield Piece(text, True), len(text.encode())
+            return
+        yield piece, num_bytes
+        left = None if left is None else left - num_bytes
+
+
+def _by_document(pieces: Iterator[tuple[Piece, int]], val_fraction: float) -> Iterator[_Assigned]:
+    """By a hash of the document's first piece, so that equal documents fall on the same side and none is held whole."""
+    split: Split | None = None
+    for piece, num_bytes in pieces:
+        if split is None:
+            split = "val" if xxhash.xxh3_64_intdigest(piece.text.encode()) < val_fraction * 2**64 else "train"
+        yield _Assigned(piece, num_bytes, split)
+        split = None if piece.ends_document else split
+
+
+def _by_position(pieces: Iterator[tuple[Piece, int]], val_start: int) -> Iterator[_Assigned]:
+    position = 0
+    for piece, num_bytes in pieces:
+        if position < val_start < position + num_bytes:
+            head = take_bytes(piece.text, val_start - position)
+            tail = piece.text[len(head) :]
+            yield _Assigned(Piece(head, True), len(head.encode()), "train")
+            yield _Assigned(Piece(tail, piece.ends_document), len(tail.encode()), "val")
+        else:
+            yield _Assigned(piece, num_bytes, "train" if position < val_start else "val")
+        position += num_bytes
+
+
+def _check_splits(data: DataConfig, writers: dict[Split, SplitWriter]) -> None:
+    num_documents = sum(writer.num_documents for writer in writers.values())
+    if num_documents == 0:
+        raise InputError("data: there is no text in it")
+    empty = [split for split, writer in writers.items() if writer.num_tokens == 0]
+    if empty and data.val_fraction > 0:
+        raise InputError(
+            f"data.val_fraction={data.val_fraction:g}: the {empty[0]} split is empty, by document with {num_documents} "
+            "documents; set data.split=position, which cuts inside a document, another data.val_fraction, or 0 for none"
+        )
+
+
+def _write_description(
+    folder: Path, tokenizer: Tokenizer, dtype: np.dtype, splits: dict[Split, dict[str, Any]]
+) -> None:
+    description = {
+        "format": 1,
+        "dtype": dtype.str,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_xxh3_128": xxhash.xxh3_128_hexdigest((folder / TOKENIZER_FILE).read_bytes()),
+        "splits": splits,
+    }
+    (folder / DATA_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

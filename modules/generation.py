@@ -1,0 +1,151 @@
+"""Sampling with a key-value cache.
+
+Shapes: B sequences, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modules.errors import InputError
+from modules.model import GPT, KeyValueCache
+
+
+def sample(
+    model: GPT,
+    prompt_ids: Sequence[int],
+    *,
+    num_sequences: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    stop_id: int | None,
+) -> Iterator[Tensor]:
+    """Continues one prompt in several sequences at once, a token of each at a time.
+
+    Sequence i draws from random numbers of its own, keyed by (seed, i), so it is the same however many there are.
+    Temperature, top k and top p act in this order, as in `transformers`. Once the model's positions are full, the
+    older half of the window is dropped and the rest is computed again, so the length has no limit.
+
+    Args:
+        model: On any device, whole.
+        prompt_ids: Tokens to continue; of a prompt longer than the model's positions, the end counts.
+        num_sequences: Continuations.
+        max_new_tokens: Longest continuation.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Sample among the k likeliest (and their equals); None takes all.
+        top_p: Sample among the likeliest that together reach this probability; None takes all.
+        seed: Decides the random numbers.
+        stop_id: A sequence ends with this token; None ends at `max_new_tokens` alone.
+
+    Yields:
+        int64 [num_sequences] on the CPU, the next token of each; `stop_id` for those that have ended. The last
+        yield is the one with which all have.
+
+    Raises:
+        InputError: The prompt is empty, or holds a token that the model does not have.
+    """
+    _check_prompt(prompt_ids, model.vocab_size)
+    return _sample(model, prompt_ids, num_sequences, max_new_tokens, temperature, top_k, top_p, seed, stop_id)
+
+
+def sampling_probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """Probabilities [B, V] that tokens are drawn with, float32, from logits [B, V]; temperature above 0."""
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    if top_p is not None and top_p < 1:
+        ascending, order = logits.sort()
+        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        dropped[:, -1] = False  # the likeliest stays, whatever top_p
+        logits = logits.masked_fill(dropped.scatter(1, order, dropped), float("-inf"))
+    return logits.softmax(-1)
+
+
+@torch.no_grad()
+def _sample(
+    model: GPT,
+    prompt_ids: Sequence[int],
+    num_sequences: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    stop_id: int | None,
+) -> Iterator[Tensor]:
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    uniforms = _uniforms(seed, num_sequences, max_new_tokens).to(device)
+    window = _Window(model, torch.tensor(prompt_ids, device=device), num_sequences, max_new_tokens)
+    ended = torch.zeros(num_sequences, dtype=torch.bool, device=device)
+    try:
+        for step in range(max_new_tokens):
+            logits = window.next_logits()
+            if temperature == 0:
+                tokens = logits.argmax(-1)
+            else:
+                tokens = _draw(sampling_probabilities(logits, temperature, top_k, top_p), uniforms[:, step])
+            if stop_id is not None:
+                tokens = tokens.masked_fill(ended, stop_id)
+                ended |= tokens == stop_id
+            yield tokens.cpu()
+            if stop_id is not None and bool(ended.all()):
+                return
+            window.append(tokens)
+    finally:
+        model.train(was_training)
+
+
+class _Window:
+    """The tokens that the model still sees, and their keys and values."""
+
+    def __init__(self, model: GPT, prompt: Tensor, num_sequences: int, max_new_tokens: int) -> None:
+        self._model = model
+        self._size = min(model.config.max_positions, len(prompt) + max_new_tokens)
+        self._tokens = prompt[-self._size :].expand(num_sequences, -1)
+        self._cache = self._new_cache(num_sequences)
+        self._num_computed = 0
+
+    def next_logits(self) -> Tensor:
+        """Logits [B, V] of the token after the last."""
+        if self._tokens.shape[1] > self._size:
+            self._tokens = self._tokens[:, -(self._size // 2 + 1) :]
+            self._cache = self._new_cache(len(self._tokens))
+        new = self._tokens[:, self._cache.length :]
+        hidden = self._model(new, cache=self._cache)
+        return self._model.head.logits(hidden[:, -1])
+
+    def append(self, tokens: Tensor) -> None:
+        self._tokens = torch.cat([self._tokens, tokens[:, None]], dim=1)
+
+    def _new_cache(self, num_sequences: int) -> KeyValueCache:
+        return KeyValueCache(self._model.config, num_sequences, self._size, self._model.token_embedding.weight)
+
+
+def _check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
+    if len(prompt_ids) == 0:
+        raise InputError("the prompt has no tokens; give at least one, such as the end-of-text token")
+    if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
+        wrong = next(token for token in prompt_ids if not 0 <= token < vocab_size)
+        raise InputError(f"prompt token {wrong}: the model has tokens 0 to {vocab_size - 1}; use its own tokenizer")
+
+
+def _uniforms(seed: int, num_sequences: int, count: int) -> Tensor:
+    """Numbers in [0, 1), float64 [num_sequences, count]; each row depends on the seed and its own number alone."""
+    rows = [np.random.Generator(np.random.Philox(key=(seed, i))).random(count) for i in range(num_sequences)]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverts the distribution function at `uniforms` [B]: tokens int64 [B], none of probability 0."""
+    cumulative = probabilities.double().cumsum(-1)
+    # Slightly below 1, so that rounding cannot step past the last token that has probability.
+    at = uniforms[:, None] * cumulative[:, -1:] * (1 - 1e-12)
+    return torch.searchsorted(cumulative, at, right=True)[:, 0]

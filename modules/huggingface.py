@@ -1,0 +1,278 @@
+"""Weights and configs from and to Hugging Face checkpoints of the GPT-2 family. No pickle is read or written."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modules.config import ModelConfig
+from modules.errors import InputError
+from modules.model import GPT
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_MAX_SHARD_BYTES = 5 * 10**9
+_TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
+# Settings of GPT-2 configs that change the computation, with the values that we compute.
+_ONLY = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+
+# Our names within a block and theirs. Their Conv1D keeps a weight as [in, out], our Linear as [out, in].
+_BLOCK_NAMES = {
+    "attention_norm": "ln_1",
+    "attention.qkv": "attn.c_attn",
+    "attention.projection": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+}
+_MODEL_NAMES = {
+    "token_embedding.weight": "transformer.wte.weight",
+    "position_embedding.weight": "transformer.wpe.weight",
+    "final_norm.weight": "transformer.ln_f.weight",
+    "final_norm.bias": "transformer.ln_f.bias",
+    "head.weight": "lm_head.weight",
+}
+_VOCABULARY = ("token_embedding.weight", "head.weight")
+
+
+def to_huggingface(config: ModelConfig, vocab_size: int, end_of_text_id: int | None = None) -> dict[str, Any]:
+    """The config.json of a model: `transformers` builds a GPT2LMHeadModel with the same logits from it."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": vocab_size,
+        "n_positions": config.max_positions,
+        "n_embd": config.hidden_dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.feed_forward_dim,
+        "activation_function": "gelu_new",
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": end_of_text_id,
+        "eos_token_id": end_of_text_id,
+        "dtype": "float32",
+        **_ONLY,
+    }
+
+
+def from_huggingface(settings: Mapping[str, Any]) -> tuple[ModelConfig, int]:
+    """Our config and the vocabulary size of a config.json.
+
+    Raises:
+        InputError: The model is of another type, or of a form of GPT-2 that we do not compute.
+    """
+    model_type = settings.get("model_type")
+    if model_type != "gpt2":
+        raise InputError(f"config.json: model_type is {model_type!r}; only 'gpt2' can be loaded")
+    for name, expected in _ONLY.items():
+        if settings.get(name, expected) != expected:
+            raise InputError(f"config.json: {name} is {settings[name]!r}; only {expected!r} can be loaded")
+    activation = settings.get("activation_function", "gelu_new")
+    if activation not in _TANH_GELU:
+        raise InputError(f"config.json: activation_function is {activation!r}; only {' and '.join(_TANH_GELU)} can be")
+    try:
+        return _model_config(settings), int(settings["vocab_size"])
+    except KeyError as error:
+        raise InputError(f"config.json: {error.args[0]} is missing; add it as the model's authors give it") from error
+    except (ValidationError, TypeError, ValueError) as error:
+        raise InputError(f"config.json: {error}") from error
+
+
+def save_huggingface(
+    folder: Path,
+    config: ModelConfig,
+    vocab_size: int,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    end_of_text_id: int | None = None,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+) -> None:
+    """Writes config.json and model.safetensors, or shards of it with an index, into an existing local folder.
+
+    Args:
+        folder: Where to.
+        config: The model's shape.
+        vocab_size: Tokens; rows of padding are left out.
+        tensors: Our names and whole tensors, asked for one at a time; a tied `head.weight` is passed over.
+        end_of_text_id: Told to `transformers` as the token to stop at.
+        max_shard_bytes: Larger models are written as several files, and so much is in memory at once.
+    """
+    settings = to_huggingface(config, vocab_size, end_of_text_id)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    shards = _shards(huggingface_tensors(config, vocab_size, tensors), max_shard_bytes)
+    files: list[list[str]] = []
+    num_bytes = 0
+    for shard in shards:
+        save_file(shard, _part(folder, len(files)), metadata={"format": "pt"})
+        files.append(list(shard))
+        num_bytes += sum(tensor.nbytes for tensor in shard.values())
+    _name_shards(folder, files, num_bytes)
+
+
+def huggingface_tensors(
+    config: ModelConfig, vocab_size: int, tensors: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Their names and tensors for ours: Conv1D weights transposed, vocabulary without padding."""
+    for name, tensor in tensors:
+        if name == "head.weight" and config.tie_embeddings:
+            continue
+        if name in _VOCABULARY:
+            tensor = tensor[:vocab_size]
+        elif _is_transposed(name):
+            tensor = tensor.t()
+        yield huggingface_name(name), tensor.detach().contiguous().cpu()
+
+
+def huggingface_name(name: str) -> str:
+    """Their name for one of our parameters."""
+    if name in _MODEL_NAMES:
+        return _MODEL_NAMES[name]
+    _, layer, rest = name.split(".", 2)
+    module, kind = rest.rsplit(".", 1)
+    return f"transformer.h.{layer}.{_BLOCK_NAMES[module]}.{kind}"
+
+
+def load_huggingface(folder: Path, device: torch.device | str = "cpu") -> GPT:
+    """A model with the weights of a local Hugging Face folder, read tensor by tensor, float32.
+
+    Raises:
+        InputError: What is missing or of another form, in which file, and what to do.
+    """
+    config, vocab_size = read_config(folder)
+    weights = _open_weights(folder)
+    with torch.device(device):
+        model = GPT(config, vocab_size)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            source = weights.read(huggingface_name(name))
+            source = source.t() if _is_transposed(name) else source
+            target = parameter[:vocab_size] if name in _VOCABULARY else parameter
+            if source.shape != target.shape:
+                expected, found = list(target.shape), list(source.shape)
+                raise InputError(f"{huggingface_name(name)}: {found} in the file, and config.json says {expected}")
+            parameter[len(target) :] = 0
+            target.copy_(source)
+    return model
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, int]:
+    """Our config and the vocabulary size of a local Hugging Face folder.
+
+    Raises:
+        InputError: There is no config.json, or it cannot be used.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no config.json; give a folder with config.json and {_WEIGHTS}")
+    return from_huggingface(_read_json(path))
+
+
+class _Weights:
+    """Tensors of one or several safetensors files by name, read when asked for."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._file_of: dict[str, Any] = {}
+        for path in files:
+            try:
+                opened = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+            # The hub's own gpt2 files hold the bare Transformer, whose names lack the prefix.
+            self._file_of |= {_full_name(name): (opened, name) for name in opened.keys()}
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._file_of:
+            raise InputError(f"{name}: not among the weights; the folder is incomplete or of another model")
+        opened, stored_name = self._file_of[name]
+        return opened.get_tensor(stored_name)
+
+
+def _open_weights(folder: Path) -> _Weights:
+    if (folder / _WEIGHTS).is_file():
+        return _Weights([folder / _WEIGHTS])
+    if (folder / _INDEX).is_file():
+        names = sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise InputError(f"{folder / _INDEX}: {outside[0]} lies outside the folder; fetch the model again")
+        return _Weights(folder / name for name in names)
+    if any(folder.glob("*.bin")):
+        raise InputError(
+            f"{folder}: only .bin weights, which are pickles and are never read; convert them with transformers: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+        )
+    raise InputError(f"{folder}: no {_WEIGHTS}; give a folder with config.json and {_WEIGHTS}")
+
+
+def _model_config(settings: Mapping[str, Any]) -> ModelConfig:
+    return ModelConfig(
+        num_layers=settings["n_layer"],
+        num_heads=settings["n_head"],
+        hidden_dim=settings["n_embd"],
+        mlp_dim=settings.get("n_inner"),
+        max_positions=settings["n_positions"],
+        vocab_size=settings["vocab_size"],
+        dropout=settings.get("resid_pdrop", 0.1),
+        tie_embeddings=settings.get("tie_word_embeddings", True),
+        norm_epsilon=settings.get("layer_norm_epsilon", 1e-5),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object; fetch it again")
+    return content
+
+
+def _is_transposed(name: str) -> bool:
+    return name.startswith("blocks.") and name.endswith(".weight") and "norm." not in name
+
+
+def _full_name(name: str) -> str:
+    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """Consecutive tensors in dicts of at most `max_shard_bytes`, or one tensor if that alone is larger."""
+    shard: dict[str, Tensor] = {}
+    num_bytes = 0
+    for name, tensor in tensors:
+        if shard and num_bytes + tensor.nbytes > max_shard_bytes:
+            yield shard
+            shard, num_bytes = {}, 0
+        shard[name] = tensor
+        num_bytes += tensor.nbytes
+    yield shard
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number}.safetensors"
+
+
+def _name_shards(folder: Path, files: list[list[str]], num_bytes: int) -> None:
+    """Gives the shards their names, which hold how many there are, and writes the index if there are several."""
+    if len(files) == 1:
+        _part(folder, 0).rename(folder / _WEIGHTS)
+        return
+    weight_map = {}
+    for number, names in enumerate(files):
+        file_name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        _part(folder, number).rename(folder / file_name)
+        weight_map |= dict.fromkeys(names, file_name)
+    index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,83 @@
+"""Continues from the newest whole checkpoint when a fit starts, and saves as it goes on."""
+
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+
+from modules.gpt_module import GPTModule
+from orchestrator import checkpoint
+from orchestrator.checkpoint import InitialWeights, Progress
+from orchestrator.config import CheckpointConfig
+from orchestrator.runtime import Event, Runtime
+from orchestrator.storage import Storage
+from orchestrator.strategy import training_state
+
+
+class Checkpoints(Callback):
+    """Owns the way between the training state and its checkpoints.
+
+    Args:
+        tokens_per_step: Over all workers.
+        seed: Decides the initial weights of a run without checkpoints.
+    """
+
+    def __init__(
+        self, storage: Storage, run_name: str, config: CheckpointConfig, runtime: Runtime, tokens_per_step: int, seed: int
+    ) -> None:
+        self._storage, self._run_name, self._config, self._runtime = storage, run_name, config, runtime
+        self._tokens_per_step, self._seed = tokens_per_step, seed
+        self.stall_seconds = 0.0
+        """Time that training has waited for saves, since this process started."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Fill weights and moments, from the newest checkpoint or from the seed; set the step everywhere."""
+        found = checkpoint.newest_valid(self._storage, self._run_name) if self._runtime.rank == 0 else None
+        name = trainer.strategy.broadcast(found)
+        state = training_state(trainer, pl_module.model)
+        if name is None:
+            shapes = self._shapes(pl_module)
+            state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, self._seed), 0)
+            return
+        opened = checkpoint.open_checkpoint(self._storage, name)
+        state.load(opened.reader, opened.progress.step)
+        _set_step(trainer, pl_module, opened.progress.step)
+        self._emit({"kind": "note", "text": f"continues from the checkpoint after step {pl_module.step}"})
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
+        """Save at the interval and at the end."""
+        if (index + 1) % pl_module.accumulation_steps:
+            return
+        if pl_module.step % self._config.interval_steps == 0 or pl_module.step == trainer.max_steps:
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: Trainer, module: GPTModule) -> None:
+        started = time.perf_counter()
+        name = checkpoint.name_of(self._run_name, module.step)
+        shapes = {parameter: list(shape) for parameter, shape in self._shapes(module).items()}
+        progress = Progress(module.step, module.step * self._tokens_per_step)
+        checkpoint.save(self._storage, name, training_state(trainer, module.model), shapes, progress)
+        if self._runtime.rank == 0:
+            checkpoint.prune(self._storage, self._run_name, self._config.keep_last)
+        seconds = time.perf_counter() - started
+        self.stall_seconds += seconds
+        self._emit({"kind": "checkpoint", "step": module.step, "seconds": seconds})
+
+    @staticmethod
+    def _shapes(module: GPTModule) -> dict[str, tuple[int, ...]]:
+        # under ZeRO-3 a parameter's own shape is that of an empty shard
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in module.model.named_parameters()}
+
+    def _emit(self, event: Event) -> None:
+        if self._runtime.rank == 0:
+            self._runtime.emit(event)
+
+
+def _set_step(trainer: Trainer, module: GPTModule, step: int) -> None:
+    """Set our step, which decides everything, and make Lightning's own counters equal to it."""
+    module.step = step
+    loop = trainer.fit_loop.epoch_loop
+    progress = loop.automatic_optimization.optim_progress.optimizer.step.total
+    progress.ready = progress.completed = step
+    batches = loop.batch_progress.total
+    batches.ready = batches.started = batches.processed = batches.completed = step * module.accumulation_steps

@@ -1,0 +1,33 @@
+"""The norm of the whole gradient: measured each step, and clipped where DeepSpeed does not do it itself."""
+
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from torch.optim import Optimizer
+
+from modules.gpt_module import GPTModule
+from orchestrator.strategy import gradient_norm
+
+
+class ClipGradients(Callback):
+    """One process and DDP: clips the gradient to `max_norm` (None only measures it)."""
+
+    def __init__(self, max_norm: float | None) -> None:
+        self._max_norm = math.inf if max_norm is None else max_norm
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: GPTModule, optimizer: Optimizer) -> None:
+        """Clip after accumulation and unscaling, just before the weights move."""
+        norm = torch.nn.utils.clip_grad_norm_(pl_module.parameters(), self._max_norm)
+        pl_module.last_metrics["optimizer/grad_norm"] = norm
+
+
+class DeepSpeedGradientNorm(Callback):
+    """ZeRO: DeepSpeed clips by its own configuration and tells the norm afterwards."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, *args: Any) -> None:
+        """Take over the norm of the step that has just finished."""
+        norm = gradient_norm(trainer)
+        if norm is not None:
+            pl_module.last_metrics["optimizer/grad_norm"] = norm

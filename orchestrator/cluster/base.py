@@ -1,0 +1,35 @@
+"""What starts the workers of a run. Every backend does the same: calls `train(job, runtime)` in each worker."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from orchestrator.config import PretrainConfig
+from orchestrator.errors import HardwareError
+from orchestrator.run import Job
+from orchestrator.runtime import Event
+
+
+class Launcher(Protocol):
+    """Starts the workers of one run and waits for them.
+
+    Made from a PretrainConfig; raises HardwareError then, before anything is written or waited for, when there is
+    less hardware than the workers ask for.
+    """
+
+    def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
+        """Run `job` on every worker until all are done; rank 0's events reach `emit`.
+
+        Raises:
+            WorkerError: a worker failed; the message is the worker's own, with rank and node.
+        """
+        ...
+
+
+def check_device(config: PretrainConfig, use_gpu: bool) -> None:
+    """Refuse what this kind of device cannot compute.
+
+    Raises:
+        HardwareError: float16 was asked for without GPUs.
+    """
+    if config.training.precision == "16" and not use_gpu:
+        raise HardwareError("training.precision=16: float16 needs a GPU; choose bf16 or 32 on CPU")

@@ -1,0 +1,27 @@
+"""`orchestrator pretrain`: text to a trained model."""
+
+from orchestrator import run as runs
+from orchestrator.cluster import launcher_for
+from orchestrator.config import PretrainConfig
+from orchestrator.console import ProgressDisplay, prepare_progress, show_results
+from orchestrator.data import prepared_data
+from orchestrator.run import Job
+from orchestrator.storage import Storage
+from orchestrator.tracking import where_to_look
+
+
+def run(config: PretrainConfig) -> None:
+    """Prepare the data, train, and show what came of it; a run that is complete is only shown."""
+    storage = Storage(config.storage.root)
+    launcher = launcher_for(config)
+    with prepare_progress() as progress:
+        data_name = prepared_data(
+            storage, config.data, config.tokenizer, max_vocab_size=config.model.vocab_size, progress=progress
+        )
+    this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
+    if this_run.metrics(storage) is None:
+        runs.begin(storage, this_run, config)
+        job = Job(config.model_dump(mode="json"), this_run, data_name)
+        with ProgressDisplay() as display:
+            launcher.launch(job, display)
+    show_results(this_run.name, this_run.metrics(storage), _places(storage, this_run, config))

@@ -1,0 +1,57 @@
+"""Keeps secrets out of messages, logs and tracked values."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^\s@/:]*:(?!\d+/)[^\s@]*@")
+"""User and password before the host; an AWS secret may hold slashes, a port is digits and a slash."""
+_TOKEN = re.compile(r"(?P<scheme>(?:https?|s3a?|gs|gcs)://)[^\s@/]+@")
+"""A bare token before the host; `container@account` of Azure and `user@host` of ssh are none."""
+_QUERY = re.compile(r"(?P<url>[A-Za-z][\w+.-]*://[^\s?'\"]*)\?[^\s'\"=]*=[^\s'\"]*")
+"""A signed URL keeps its signature in the query."""
+_SECRET_NAME = re.compile(
+    r"(?:^|[^a-z])(?:(?:api|access|private)?keys?|token|(?:access|auth)token|secrets?|passw(?:or)?ds?|credentials?)(?:$|[^a-z])"
+)
+"""Whole words only: `tokenizer`, `num_tokens` and `max_new_tokens` are no secrets."""
+_SHORTEST_SECRET = 8
+
+
+def redact(text: str) -> str:
+    """`text` with the credentials of every URL in it struck out."""
+    text = _PASSWORD.sub(r"\g<scheme>***@", text)
+    text = _TOKEN.sub(r"\g<scheme>***@", text)
+    return _QUERY.sub(r"\g<url>?***", text)
+
+
+def has_credentials(url: str) -> bool:
+    """Whether `url` holds a user's password or token before the host (a signed query does not count)."""
+    return bool(_PASSWORD.search(url) or _TOKEN.search(url))
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting or an environment variable called `name` would hold a secret."""
+    return bool(_SECRET_NAME.search(name.lower()))
+
+
+def without_secrets(value: Any) -> Any:
+    """Plain data without what must not be tracked.
+
+    Settings whose name says secret are left out; in texts, the credentials of URLs and the values of the
+    environment's own secrets are struck out.
+    """
+    known = [text for name, text in os.environ.items() if is_secret_name(name) and len(text) >= _SHORTEST_SECRET]
+    return _scrubbed(value, known)
+
+
+def _scrubbed(value: Any, known: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _scrubbed(item, known) for key, item in value.items() if not is_secret_name(str(key))}
+    if isinstance(value, list | tuple):
+        return [_scrubbed(item, known) for item in value]
+    if isinstance(value, str):
+        for secret in known:
+            value = value.replace(secret, "***")
+        return redact(value)
+    return value

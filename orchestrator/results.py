@@ -1,0 +1,54 @@
+"""What rank 0 makes of a run while it goes on: figures to W&B and to the progress display, and the last ones kept."""
+
+import time
+
+from torch import Tensor
+
+from modules.data.tokenizer import Tokenizer
+from orchestrator.run import Run
+from orchestrator.runtime import Event, Runtime
+from orchestrator.storage import Storage
+from orchestrator.tracking import Tracker
+
+
+class Results:
+    """Receives every figure of the run. On other ranks than 0 it keeps silent."""
+
+    def __init__(self, run: Run, storage: Storage, tokenizer: Tokenizer, tracker: Tracker, runtime: Runtime) -> None:
+        self._run, self._storage, self._tokenizer = run, storage, tokenizer
+        self._tracker, self._runtime = tracker, runtime
+        self._last: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def emit(self, event: Event) -> None:
+        """Send an event to the progress display."""
+        if self._runtime.rank == 0:
+            self._runtime.emit(event)
+
+    def start(self, num_steps: int) -> None:
+        """Announce the training."""
+        self.emit({"kind": "start", "run": self._run.name, "num_steps": num_steps})
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Take the figures of a step."""
+        self._last.update(metrics)
+        self._tracker.log(metrics, step)
+        self.emit({"kind": "step", "step": step, "metrics": metrics})
+
+    def validation(self, step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
+        """Take the figures of a validation, and token ids sampled after it, int64 [num_sequences, T]."""
+        if self._runtime.rank:
+            return
+        self._last.update(metrics)
+        self._tracker.log(metrics, step)
+        if samples is not None:
+            self._tracker.log_samples([self._tokenizer.decode(row.tolist()) for row in samples], step)
+        self.emit({"kind": "validation", "step": step, "metrics": metrics})
+
+    def finish(self, data_name: str) -> None:
+        """Keep the last figures, log model and data by reference, and close the W&B run."""
+        self._tracker.log_artifact(self._run.name, "model", self._storage.url(self._run.model_name), self._run.recipe)
+        self._tracker.log_artifact(data_name.rpartition("/")[2], "dataset", self._storage.url(data_name), {})
+        self._tracker.finish(self._last)
+        self._run.write_metrics(self._storage, self._last)
+        self.emit({"kind": "end", "seconds": time.monotonic() - self._started})

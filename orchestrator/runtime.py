@@ -1,0 +1,25 @@
+"""A worker's place in the run, whoever started it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Event = dict[str, Any]
+
+
+def ignore(event: Event) -> None:
+    """Receive an event and do nothing."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One worker's place in the run. MASTER_ADDR and MASTER_PORT are in its environment if there are several."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    node_rank: int = 0
+    device: str = "cpu"
+    """`cpu` or `cuda:<index>`."""
+    emit: Callable[[Event], None] = field(default=ignore, repr=False)
+    """Sends an event to whoever shows progress; used by rank 0."""

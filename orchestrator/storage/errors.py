@@ -1,0 +1,36 @@
+"""What went wrong in a store, in one short message with the mend."""
+
+import errno
+
+from orchestrator.errors import StorageError
+from orchestrator.redaction import redact
+from orchestrator.storage.retry import WAITS_SECONDS, is_transient
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED_CLASSES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
+
+
+class NotFoundError(StorageError):
+    """There is nothing at this place in the store."""
+
+
+def explain(error: Exception, verb: str, url: str) -> StorageError:
+    """The error to show for `error`, met on the way to `verb` ("read", "write", …) `url`."""
+    start = f"cannot {verb} {redact(url)}: "
+    number = getattr(error, "errno", None)
+    if number in _FULL:
+        return StorageError(start + "the disk is full; free space there or choose another storage.root")
+    if isinstance(error, PermissionError) or number in _DENIED or type(error).__name__ in _DENIED_CLASSES:
+        return StorageError(start + "permission denied; check the rights there and the keys in the environment")
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(start + "no such file, folder or bucket; correct the name or create it")
+    if is_transient(error):
+        attempts = len(WAITS_SECONDS) + 1
+        return StorageError(f"{start}no answer in {attempts} attempts ({_short(error)}); check the network, then rerun")
+    return StorageError(start + _short(error))
+
+
+def _short(error: Exception) -> str:
+    text = redact(str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

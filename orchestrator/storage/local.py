@@ -1,0 +1,40 @@
+"""Writes on a local disk that are whole or not there at all."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Makes `path` a file that holds `data`, whole and on the disk, or leaves what was there."""
+    _replace(path, lambda temporary: temporary.write_bytes(data))
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Makes `path` a copy of `source`, whole and on the disk, or leaves what was there."""
+    _replace(path, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def sync(path: Path) -> None:
+    """Waits until the file or folder `path` is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)

@@ -1,0 +1,182 @@
+"""Folders and files below one root, on a local disk or in any store with a URL."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from orchestrator.errors import StorageError
+from orchestrator.redaction import redact
+from orchestrator.storage.access import (
+    check_url,
+    is_local,
+    open_url,
+    path_of,
+    protocol_of,
+    run_on_url,
+)
+from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.local import copy_file, write_file
+
+T = TypeVar("T")
+
+_STORES_WITHOUT_FOLDERS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory")
+
+
+class Storage:
+    """A root folder, local or remote; names below it are '/'-separated paths.
+
+    Local writes are whole or not there at all: a temporary file beside the place, fsync, rename, fsync of the
+    folder. Object stores do the same by their nature. Passing trouble (timeouts, throttling, 5xx, lost
+    connections) is waited out. It holds no connection: it can be pickled, and used after a fork and by threads.
+    """
+
+    def __init__(self, root: str) -> None:
+        """Opens nothing yet.
+
+        Args:
+            root: a folder, made absolute here so that workers in another folder agree, or an fsspec URL.
+
+        Raises:
+            UserError: `root` holds a password or names a kind of store that fsspec does not know.
+        """
+        check_url(root)
+        self.is_local = is_local(root)
+        self._protocol = protocol_of(root)
+        self._root = os.path.abspath(os.path.expanduser(path_of(root))) if self.is_local else root.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Storage({redact(self._root)!r})"
+
+    def url(self, name: str = "") -> str:
+        """Where `name` lies: an absolute path or a URL, with any credential struck out."""
+        return redact(self._join(name))
+
+    def local_path(self, name: str = "") -> Path | None:
+        """The path of `name`, or None when the store is not local."""
+        return Path(self._join(name)) if self.is_local else None
+
+    def exists(self, name: str) -> bool:
+        """Whether `name` is a file or a folder with something in it."""
+        try:
+            self._run("look at", name, lambda fs, path: fs.info(path))
+        except NotFoundError:
+            return False
+        return True
+
+    def num_bytes(self, name: str) -> int:
+        """Size of the file `name`."""
+        return int(self._run("look at", name, lambda fs, path: fs.info(path))["size"])
+
+    def list(self, name: str = "", hidden: bool = False) -> list[str]:
+        """Sorted names of the children of folder `name`; empty when it is missing or a file.
+
+        Args:
+            hidden: also those that start with a dot, such as staging folders.
+        """
+        try:
+            paths = self._run("list", name, lambda fs, path: _children(fs, path))
+        except NotFoundError:
+            return []
+        names = {path.rstrip("/").rsplit("/", 1)[-1] for path in paths}
+        return sorted(child for child in names if hidden or not child.startswith("."))
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole file `name`.
+
+        Raises:
+            NotFoundError: it does not exist.
+        """
+        return self._run("read", name, lambda fs, path: fs.cat_file(path))
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes `[start, stop)` of the file `name`.
+
+        Raises:
+            StorageError: the file ends before `stop`.
+        """
+        if start == stop:
+            return b""
+        data = self._run("read", name, lambda fs, path: fs.cat_file(path, start=start, end=stop))
+        if len(data) != stop - start:
+            raise StorageError(f"cannot read {self.url(name)}: it ends before byte {stop}")
+        return data
+
+    def open_read(self, name: str) -> BinaryIO:
+        """The file `name` for reading, opened again at the same byte when the connection is lost."""
+        return open_url(self._join(name))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Makes `name` a file that holds `data`, replacing what was there."""
+        if self.is_local:
+            self._run("write", name, lambda _, path: write_file(Path(path), data))
+        else:
+            self._run("write", name, lambda fs, path: (self._make_parent(fs, path), fs.pipe_file(path, data)))
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copies a local file, or each file below a local folder, to `name`."""
+        pairs = [(file, f"{name}/{relative}" if relative else name) for file, relative in _files_below(local)]
+        if self.is_local:
+            for file, target in pairs:
+                self._run("write", target, lambda _, path, file=file: copy_file(file, Path(path)))
+        else:
+            self._run("write", name, lambda fs, _: self._put(fs, pairs))
+
+    def download(self, name: str, local: Path) -> None:
+        """Copies the file `name`, or each file below the folder `name`, to `local`."""
+        self._run("read", name, lambda fs, path: _get(fs, path, local))
+
+    def remove(self, name: str) -> None:
+        """Removes the file or folder `name` with all it holds; one that is missing is fine."""
+        try:
+            self._run("remove", name, lambda fs, path: fs.rm(path, recursive=True))
+        except NotFoundError:
+            return
+
+    def _join(self, name: str) -> str:
+        name = name.strip("/")
+        if ".." in name.split("/"):
+            raise StorageError(f"the name {name!r} leads out of {redact(self._root)}")
+        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+
+    def _run(self, verb: str, name: str, action: Callable[[Any, str], T]) -> T:
+        return run_on_url(verb, self._join(name), action)
+
+    def _put(self, fs: Any, pairs: Sequence[tuple[Path, str]]) -> None:
+        targets = [fs._strip_protocol(self._join(target)) for _, target in pairs]
+        for target in targets:
+            self._make_parent(fs, target)
+        fs.put([str(file) for file, _ in pairs], targets)
+
+    def _make_parent(self, fs: Any, path: str) -> None:
+        # On object stores it would try to create the bucket.
+        if self._protocol not in _STORES_WITHOUT_FOLDERS:
+            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+
+
+def _files_below(local: Path) -> Iterator[tuple[Path, str]]:
+    if local.is_file():
+        yield local, ""
+    else:
+        for file in sorted(local.rglob("*")):
+            if file.is_file():
+                yield file, file.relative_to(local).as_posix()
+
+
+def _children(fs: Any, path: str) -> list[str]:
+    entries = fs.ls(path, detail=False)
+    return [entry for entry in entries if entry.rstrip("/") != path.rstrip("/")]
+
+
+def _get(fs: Any, path: str, local: Path) -> None:
+    if fs.isfile(path):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        fs.get_file(path, str(local))
+        return
+    sources = fs.find(path)
+    if not sources:
+        raise FileNotFoundError(path)
+    targets = [local / source[len(path.rstrip("/")) + 1 :] for source in sources]
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    fs.get(sources, [str(target) for target in targets])

@@ -1,0 +1,303 @@
+"""The only speaker of DeepSpeed: a strategy's name becomes a Lightning strategy, on CPU and on GPU.
+
+`training_state` gives the other half: float32 master weights and optimizer moments as flat ranges of each
+parameter, alike for one process, DDP and every ZeRO stage. Checkpoints and initial weights use nothing else.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.plugins.environments import ClusterEnvironment
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor, nn
+
+from orchestrator.config import StrategyConfig
+from orchestrator.runtime import Runtime
+
+MASTER = "master"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class RuntimeEnvironment(ClusterEnvironment):
+    """Tells Lightning the place that the launcher gave this worker; processes are already there."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__()
+        self._runtime = runtime
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return os.environ["MASTER_ADDR"]
+
+    @property
+    def main_port(self) -> int:
+        return int(os.environ["MASTER_PORT"])
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self._runtime.world_size
+
+    def set_world_size(self, size: int) -> None:
+        """Fixed by the launcher: Lightning's own figure (nodes x devices) is wrong on uneven nodes."""
+
+    def global_rank(self) -> int:
+        return self._runtime.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Fixed by the launcher, as above."""
+
+    def local_rank(self) -> int:
+        return self._runtime.local_rank
+
+    def node_rank(self) -> int:
+        return self._runtime.node_rank
+
+
+class _DDP(DDPStrategy):
+    def __init__(self, device: torch.device, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._device = device
+
+    @property
+    def root_device(self) -> torch.device:
+        return self._device
+
+
+def build_strategy(config: StrategyConfig, runtime: Runtime, gradient_clip_norm: float | None) -> Strategy:
+    """Return the Lightning strategy of this worker."""
+    device = torch.device(runtime.device)
+    if config.name == "single":
+        return SingleDeviceStrategy(device)
+    environment = RuntimeEnvironment(runtime)
+    if config.name == "ddp":
+        # one bucket view less to copy, and the graph is the same in every step of a phase
+        return _DDP(device, cluster_environment=environment, gradient_as_bucket_view=True)
+    return _deepspeed_strategy(config, device, environment, gradient_clip_norm)
+
+
+def deepspeed_config(config: StrategyConfig, gradient_clip_norm: float | None) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; the user's own settings win, group by group."""
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    ours: dict[str, Any] = {
+        "zero_optimization": zero,
+        "gradient_clipping": gradient_clip_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+        # torch's fused AdamW on the CPU needs no compiler, DeepSpeed's own does
+        "zero_force_ds_cpu_optimizer": False,
+        "train_micro_batch_size_per_gpu": 1,
+    }
+    for key, value in config.deepspeed.items():
+        both = isinstance(value, dict) and isinstance(ours.get(key), dict)
+        ours[key] = {**ours[key], **value} if both else value
+    return ours
+
+
+def _deepspeed_strategy(
+    config: StrategyConfig, device: torch.device, environment: ClusterEnvironment, gradient_clip_norm: float | None
+) -> Strategy:
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from pytorch_lightning.strategies import DeepSpeedStrategy
+
+    class _DeepSpeed(DeepSpeedStrategy):
+        @property
+        def root_device(self) -> torch.device:
+            # the engine compares the index with 0, and a bare cpu device has none
+            return torch.device(device.type, device.index or 0)
+
+        def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            # Lightning has divided by the accumulated micro-batches, and the engine would do it again
+            return super().backward(closure_loss, *args, scale_wrt_gas=False, **kwargs)
+
+    class _CpuDeepSpeed(_DeepSpeed):
+        def setup_environment(self) -> None:
+            # Lightning's own version only refuses what is not CUDA
+            DDPStrategy.setup_environment(self)  # type: ignore[arg-type]
+
+        def setup_distributed(self) -> None:
+            self.set_world_ranks()
+            _without_compiled_collectives()
+            self._init_deepspeed_distributed()
+
+        def model_to_device(self) -> None:
+            """Everything is on the CPU already."""
+
+    settings = deepspeed_config(config, gradient_clip_norm)
+    if device.type == "cpu":
+        return _CpuDeepSpeed(config=settings, cluster_environment=environment, process_group_backend="gloo")
+    return _DeepSpeed(config=settings, cluster_environment=environment)
+
+
+def _without_compiled_collectives() -> None:
+    """Keep DeepSpeed from compiling its shared-memory all-reduce.
+
+    Only inference uses it (deepspeed 0.19.8, `comm/torch.py`, `inference_all_reduce`), it takes a minute and a C++
+    compiler, and a build that is killed leaves a lock on which every later start waits for ever.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
+
+
+def gradient_norm(trainer: Trainer) -> float | None:
+    """Return the norm of the last step's whole gradient where DeepSpeed measured it, else None."""
+    engine = trainer.strategy.model
+    measure = getattr(engine, "get_global_grad_norm", None)
+    norm = measure() if measure else None
+    return None if norm is None else float(norm)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A flat float32 view of elements [start, stop) of one parameter's master weight or moment."""
+
+    parameter: str
+    kind: str
+    start: int
+    stop: int
+    view: Tensor
+
+
+class StateReader(Protocol):
+    """Gives any flat range of any parameter's state: a checkpoint, or the initial weights."""
+
+    def read(self, parameter: str, kind: str, start: int, stop: int) -> Tensor:
+        """Return elements [start, stop) as flat float32 on the CPU."""
+        ...
+
+
+class TrainingState(Protocol):
+    """The state of the whole training, or this rank's part of it."""
+
+    def owned(self) -> Iterator[Fragment]:
+        """Give the fragments that this rank writes: over all ranks every element occurs once."""
+        ...
+
+    def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        """Fill all that this rank holds; moments too if `optimizer_steps` is above 0."""
+        ...
+
+
+def training_state(trainer: Trainer, model: nn.Module) -> TrainingState:
+    """Return access to the state of `model`, which `trainer` is fitting."""
+    strategy = trainer.strategy
+    stage = getattr(strategy, "config", None) and strategy.config["zero_optimization"]["stage"]  # type: ignore[union-attr]
+    if not stage:
+        return _WholeState(model, strategy.optimizers[0], strategy.global_rank, strategy.world_size)
+    zero_optimizer = strategy.model.optimizer  # type: ignore[union-attr]
+    return (_Zero3State if stage == 3 else _Zero12State)(model, zero_optimizer)
+
+
+class _WholeState:
+    """One process or DDP: every rank holds everything, and writes an equal share of each tensor."""
+
+    def __init__(self, model: nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._state = getattr(optimizer, "optimizer", optimizer).state
+        self._rank, self._world_size = rank, world_size
+
+    def owned(self) -> Iterator[Fragment]:
+        for name, parameter in self._parameters.items():
+            start, stop = (parameter.numel() * (self._rank + i) // self._world_size for i in (0, 1))
+            for kind, tensor in self._tensors(parameter).items():
+                yield Fragment(name, kind, start, stop, tensor.detach().view(-1)[start:stop])
+
+    def _tensors(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self._state.get(parameter, {})
+        return {MASTER: parameter, **{kind: state[kind] for kind in MOMENTS if kind in state}}
+
+    def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        for name, parameter in self._parameters.items():
+            if optimizer_steps:
+                self._state[parameter] = _fresh_moments(parameter, optimizer_steps)
+            for kind, tensor in self._tensors(parameter).items():
+                tensor.detach().view(-1).copy_(reader.read(name, kind, 0, parameter.numel()))
+
+
+class _Zero12State:
+    """ZeRO stages 1 and 2: each rank owns a range of the flattened float32 weights and their moments."""
+
+    def __init__(self, model: nn.Module, zero_optimizer: Any) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._zero = zero_optimizer
+
+    def owned(self) -> Iterator[Fragment]:
+        for name, parameter in self._parameters.items():
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                continue
+            address = mapping.lp_fragment_address
+            for kind in (MASTER, *(mapping.optim_fragment or ())):
+                view = mapping.get_hp_fragment(None if kind == MASTER else kind)
+                yield Fragment(name, kind, address.start, address.start + address.numel, view.detach())
+
+    def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        if optimizer_steps:
+            for flat in self._zero.single_partition_of_fp32_groups:
+                self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
+            self._zero._lazy_init_hp_params_optimizer_state()
+        for fragment in self.owned():
+            fragment.view.copy_(reader.read(fragment.parameter, fragment.kind, fragment.start, fragment.stop))
+        for name, parameter in self._parameters.items():
+            # whole, since the working weights that other ranks own are stale too
+            parameter.data.view(-1).copy_(reader.read(name, MASTER, 0, parameter.numel()))
+
+
+class _Zero3State:
+    """ZeRO stage 3: rank r owns elements [r k, r k + k) of every parameter; the last range ends in padding."""
+
+    def __init__(self, model: nn.Module, zero_optimizer: Any) -> None:
+        self._parameters: dict[str, Any] = dict(model.named_parameters())
+        self._zero = zero_optimizer
+
+    def owned(self) -> Iterator[Fragment]:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        for name, parameter in self._parameters.items():
+            start, stop = self._range(parameter)
+            if start == stop:
+                continue
+            views = {MASTER: safe_get_local_fp32_param(parameter)}
+            with suppress(KeyError, ValueError):  # no moments before the first step
+                views |= {kind: safe_get_local_optimizer_state(parameter, kind) for kind in MOMENTS}
+            for kind, view in views.items():
+                if view is not None:
+                    yield Fragment(name, kind, start, stop, view.detach().view(-1)[: stop - start])
+
+    @staticmethod
+    def _range(parameter: Any) -> tuple[int, int]:
+        size = parameter.ds_tensor.ds_numel
+        rank = torch.distributed.get_rank(parameter.ds_process_group)
+        return min(rank * size, parameter.ds_numel), min((rank + 1) * size, parameter.ds_numel)
+
+    def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        if optimizer_steps:
+            for flat in self._zero.fp32_partitioned_groups_flat:
+                self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
+        for fragment in self.owned():
+            values = reader.read(fragment.parameter, fragment.kind, fragment.start, fragment.stop)
+            fragment.view.copy_(values)
+            if fragment.kind == MASTER:
+                working = self._parameters[fragment.parameter].ds_tensor.data
+                working.view(-1)[: values.numel()].copy_(values)
+
+
+def _fresh_moments(parameter: Tensor, optimizer_steps: int) -> dict[str, Tensor]:
+    """Return AdamW's state as torch makes it before a first step, with the step counter set."""
+    step = torch.tensor(float(optimizer_steps), dtype=torch.float32, device=parameter.device)
+    return {"step": step, **{kind: torch.zeros_like(parameter, requires_grad=False) for kind in MOMENTS}}

@@ -1,0 +1,173 @@
+"""One worker's way through a training: build the parts, fit, hand over the results. The same under every launcher."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+
+from modules.data.batches import Batches, ValidationBatches
+from modules.data.shards import TokenData
+from modules.gpt_module import GPTModule
+from modules.objectives import Batch, phase_ends
+from orchestrator import artifact, checkpoint
+from orchestrator.callbacks.checkpoints import Checkpoints
+from orchestrator.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
+from orchestrator.callbacks.metrics import Metrics
+from orchestrator.callbacks.throughput import Throughput
+from orchestrator.callbacks.validation import Validation
+from orchestrator.config import PretrainConfig, accumulation_steps, micro_batch_size
+from orchestrator.export import export_model
+from orchestrator.results import Results
+from orchestrator.run import Job
+from orchestrator.runtime import Runtime
+from orchestrator.storage import Storage
+from orchestrator.strategy import build_strategy
+from orchestrator.tracking import make_tracker
+
+_LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def train(job: Job, runtime: Runtime) -> None:
+    """Train `job` on this worker, from its newest checkpoint to its last step; rank 0 exports the model.
+
+    Raises:
+        OrchestratorError: a checkpoint or the data is damaged, or a store cannot be written.
+    """
+    _quiet_libraries()
+    config = PretrainConfig.model_validate(job.config)
+    storage = Storage(config.storage.root)
+    data = TokenData.open(artifact.local_copy(storage, job.data_name, cache_folder()))
+    module = _build_module(config, data, runtime)
+    tracker = make_tracker(config.tracking, job, storage, runtime)
+    results = Results(job.run, storage, data.tokenizer, tracker, runtime)
+    trainer = _build_trainer(config, runtime, _callbacks(config, job, storage, data, runtime, results))
+    results.start(config.training.num_steps)
+    trainer.fit(module, _StepBatches(module, _batches(config, data, runtime)))
+    if runtime.rank == 0:
+        last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, module.step))
+        export_model(storage, job.run.model_name, last, config.model, data.tokenizer, job.run.recipe)
+        results.finish(job.data_name)
+
+
+def cache_folder() -> Path:
+    """Return where this machine keeps copies of remote artifacts."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gpt-orchestrator"
+
+
+def _build_module(config: PretrainConfig, data: TokenData, runtime: Runtime) -> GPTModule:
+    return GPTModule(
+        model=config.model,
+        vocab_size=config.model.vocab_size or data.tokenizer.vocab_size,
+        token_num_bytes=data.tokenizer.token_num_bytes(),
+        objective=config.objective,
+        optimizer=config.optimizer,
+        training=config.training,
+        accumulation_steps=accumulation_steps(config, runtime.world_size),
+        dropout_seed=hash((config.run.seed, runtime.rank)),
+    )
+
+
+def _batch_settings(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
+    training = config.training
+    return {
+        "sequence_length": training.sequence_length,
+        "global_batch_size": training.global_batch_size,
+        "micro_batch_size": micro_batch_size(config, runtime.world_size),
+        "seed": config.run.seed,
+        "rank": runtime.rank,
+        "world_size": runtime.world_size,
+        "objective": config.objective,
+        "with_documents": training.attention_scope == "document",
+    }
+
+
+def _batches(config: PretrainConfig, data: TokenData, runtime: Runtime) -> Batches:
+    masked = any(phase.weights.get("mlm") for phase in config.objective.phases)
+    return Batches(data.train, data.tokenizer, with_masked=masked, **_batch_settings(config, runtime))
+
+
+class _StepBatches:
+    """The batches from the module's step on: by the time that Lightning asks, a checkpoint may have set it."""
+
+    def __init__(self, module: GPTModule, batches: Batches) -> None:
+        self._module, self._batches = module, batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches.from_step(self._module.step)
+
+
+def _callbacks(
+    config: PretrainConfig, job: Job, storage: Storage, data: TokenData, runtime: Runtime, results: Results
+) -> list[Callback]:
+    """Return the callbacks in the order in which they act after a step: what fails last has lost least."""
+    training = config.training
+    tokens_per_step = training.global_batch_size * training.sequence_length
+    throughput = Throughput(tokens_per_step=tokens_per_step, sequence_length=training.sequence_length)
+    checkpoints = Checkpoints(storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed)
+    gradients = DeepSpeedGradientNorm() if config.strategy.zero_stage else ClipGradients(config.optimizer.gradient_clip_norm)
+
+    def extra() -> dict[str, float]:
+        return {**throughput.metrics(), "checkpoint/stall_seconds": checkpoints.stall_seconds}
+
+    return [
+        gradients,
+        throughput,
+        checkpoints,
+        Metrics(training.log_interval_steps, tokens_per_step, extra, results.step),
+        _validation(config, data, runtime, results),
+    ]
+
+
+def _validation(config: PretrainConfig, data: TokenData, runtime: Runtime, results: Results) -> Validation:
+    training = config.training
+    batches = ValidationBatches(
+        data.val, data.tokenizer, num_batches=training.val_batches, **_batch_settings(config, runtime)
+    )
+    ends = set(phase_ends(config.objective, training.num_steps))
+    prompt = {
+        "prompt_ids": [data.tokenizer.end_of_text_id],
+        "num_sequences": config.tracking.num_samples,
+        "max_new_tokens": min(64, training.sequence_length - 1),
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": None,
+        "seed": config.run.seed,
+        "stop_id": None,
+    }
+    return Validation(
+        batches,
+        due=lambda step: step % training.val_interval_steps == 0 or step in ends,
+        prompt=prompt if config.tracking.num_samples and config.tracking.mode != "disabled" else None,
+        report=results.validation,
+    )
+
+
+def _build_trainer(config: PretrainConfig, runtime: Runtime, callbacks: list[Callback]) -> Trainer:
+    return Trainer(
+        accelerator="gpu" if runtime.device.startswith("cuda") else "cpu",
+        devices=1,
+        strategy=build_strategy(config.strategy, runtime, config.optimizer.gradient_clip_norm),
+        precision=_LIGHTNING_PRECISION[config.training.precision],  # type: ignore[arg-type]
+        max_steps=config.training.num_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulation_steps(config, runtime.world_size),
+        callbacks=callbacks,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' notices off the terminal: what a user should know, we say."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "DeepSpeed", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|deepspeed|torch)\b")
