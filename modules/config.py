@@ -19,7 +19,7 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 class Config(BaseModel):
     """A validated, immutable part of the configuration: unknown keys are mistakes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataConfig(Config):

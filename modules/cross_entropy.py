@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# 2^25 logits are 128 MiB in float32: chunks this large multiply at full speed (measured on CPU from 512 rows on).
-_CHUNK_ELEMENTS = 2**25
+from modules.linear import product
+
+# On CPU the logits of a chunk stay in the cache, and below the size from which malloc maps fresh pages each time:
+# 2^22 of them took two thirds of the time of 2^24 (8,192 tokens of vocabulary). On GPU large products fill the device.
+_CHUNK_ELEMENTS = {"cpu": 2**22}
+_CHUNK_ELEMENTS_ELSEWHERE = 2**26
 _MIN_CHUNK_ROWS = 256
 
 
@@ -36,17 +40,10 @@ def linear_cross_entropy(
 
     Source: the chunking follows Apple's Cut Cross-Entropy, arXiv 2411.09009, and Liger Kernel, arXiv 2410.10989.
     """
-    wants_grad = torch.is_grad_enabled()
-    return _LinearCrossEntropy.apply(
-        hidden,
-        weight,
-        targets,
-        vocab_size,
-        chunk_size or chunk_rows(weight.shape[0]),
-        _compute_dtype(hidden),
-        wants_grad and hidden.requires_grad,
-        wants_grad and weight.requires_grad,
-    )
+    rows = chunk_size or chunk_rows(len(weight), weight.device.type)
+    if not torch.is_grad_enabled():
+        return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows)[0] / len(targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, vocab_size, rows, _compute_dtype(hidden))
 
 
 @torch.no_grad()
@@ -57,19 +54,21 @@ def linear_cross_entropy_stats(
 
     Takes what `linear_cross_entropy` takes and computes no gradients.
     """
-    rows = chunk_size or chunk_rows(weight.shape[0])
+    rows = chunk_size or chunk_rows(len(weight), weight.device.type)
     dtype = _compute_dtype(hidden)
     sum_loss = torch.zeros((), dtype=_sum_dtype(dtype), device=hidden.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-    for _, chunk_targets, _, log_probs in _chunks(hidden, weight, targets, vocab_size, rows, dtype):
-        sum_loss -= log_probs.gather(1, chunk_targets[:, None]).sum()
-        num_correct += (log_probs.argmax(-1) == chunk_targets).sum()
+    with torch.autocast(hidden.device.type, enabled=False):
+        for chunk, _, log_probs in _chunks(hidden.to(dtype), weight.to(dtype), vocab_size, rows):
+            index = targets[chunk, None]
+            sum_loss -= log_probs.gather(1, index).sum()
+            num_correct += (log_probs.argmax(-1, keepdim=True) == index).sum()
     return sum_loss, num_correct
 
 
-def chunk_rows(num_columns: int) -> int:
+def chunk_rows(num_columns: int, device_type: str) -> int:
     """Tokens of a chunk for a vocabulary of `num_columns`: a bounded number of logits, and enough rows to be fast."""
-    return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS // num_columns)
+    return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device_type, _CHUNK_ELEMENTS_ELSEWHERE) // num_columns)
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -82,63 +81,36 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _chunks(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, rows: int, dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Yields (rows, targets [C], logits [C, V], log probabilities [C, V]) in buffers that the next chunk overwrites.
+    hidden: Tensor, weight: Tensor, vocab_size: int, rows: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yields (rows, logits [C, V], log probabilities [C, V]); the next chunk overwrites the last.
 
-    Fresh pages for every chunk cost four times the softmax itself on CPU (measured), hence the buffers.
+    Fresh pages for every chunk cost four times the softmax itself on CPU (measured), hence the buffer.
     """
-    num_tokens, num_columns = hidden.shape[0], weight.shape[0]
-    num_chunks = -(-num_tokens // rows)
-    rows = -(-num_tokens // num_chunks)
-    logits_buffer = hidden.new_empty(rows, num_columns, dtype=dtype)
-    log_probs_buffer = hidden.new_empty(rows, num_columns, dtype=_sum_dtype(dtype))
-    with torch.autocast(hidden.device.type, enabled=False):
-        columns = weight.to(dtype).t()
-        for start in range(0, num_tokens, rows):
-            chunk = slice(start, min(start + rows, num_tokens))
-            count = chunk.stop - chunk.start
-            logits, log_probs = logits_buffer[:count], log_probs_buffer[:count]
-            torch.mm(hidden[chunk].to(dtype), columns, out=logits)
-            logits[:, vocab_size:] = float("-inf")
-            torch.log_softmax(logits, -1, dtype=log_probs.dtype, out=log_probs)
-            yield chunk, targets[chunk], logits, log_probs
+    num_chunks = -(-len(hidden) // rows)
+    rows = -(-len(hidden) // num_chunks)
+    buffer = hidden.new_empty(rows, len(weight), dtype=_sum_dtype(hidden.dtype))
+    for start in range(0, len(hidden), rows):
+        chunk = slice(start, min(start + rows, len(hidden)))
+        logits = product(hidden[chunk], weight.t())
+        logits[:, vocab_size:] = float("-inf")
+        log_probs = buffer[: len(logits)]
+        torch.log_softmax(logits, -1, dtype=log_probs.dtype, out=log_probs)
+        yield chunk, logits, log_probs
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        vocab_size: int,
-        rows: int,
-        dtype: torch.dtype,
-        wants_hidden_grad: bool,
-        wants_weight_grad: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, rows: int, dtype: torch.dtype
     ) -> Tensor:
-        sum_dtype = _sum_dtype(dtype)
-        sum_loss = torch.zeros((), dtype=sum_dtype, device=hidden.device)
-        # Neither 1/N nor the loss scale enters before the end: half-precision gradients would lose small values.
-        hidden_grad = torch.empty_like(hidden, dtype=dtype) if wants_hidden_grad else None
-        weight_grad = torch.zeros_like(weight, dtype=sum_dtype) if wants_weight_grad else None
-        for chunk, chunk_targets, logits, log_probs in _chunks(hidden, weight, targets, vocab_size, rows, dtype):
-            index = chunk_targets[:, None]
-            sum_loss -= log_probs.gather(1, index).sum()
-            if not (wants_hidden_grad or wants_weight_grad):
-                continue
-            grad = log_probs.exp_()
-            grad.scatter_add_(1, index, grad.new_full((), -1.0).expand(index.shape))
-            grad = grad if dtype == sum_dtype else logits.copy_(grad)
-            with torch.autocast(hidden.device.type, enabled=False):
-                if hidden_grad is not None:
-                    torch.mm(grad, weight.to(dtype), out=hidden_grad[chunk])
-                if weight_grad is not None:
-                    _add_product(weight_grad, grad.t(), hidden[chunk].to(dtype))
-        ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.num_tokens, ctx.hidden_dtype, ctx.weight_dtype = hidden.shape[0], hidden.dtype, weight.dtype
-        return sum_loss / hidden.shape[0]
+        ctx.num_tokens, ctx.hidden_dtype, ctx.weight_dtype = len(hidden), hidden.dtype, weight.dtype
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, *grads = _loss_and_gradients(
+                hidden.to(dtype), weight.to(dtype), targets, vocab_size, rows, *ctx.needs_input_grad[:2]
+            )
+        ctx.save_for_backward(*grads)
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -149,11 +121,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_grad = (hidden_grad.to(scale.dtype) * scale).to(ctx.hidden_dtype)
         if weight_grad is not None:
             weight_grad = (weight_grad * scale).to(ctx.weight_dtype)
-        return hidden_grad, weight_grad, None, None, None, None, None, None
+        return hidden_grad, weight_grad, None, None, None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)
+def _loss_and_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, rows: int, wants_hidden: bool, wants_weight: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The mean loss and the gradients of the summed loss.
+
+    Neither 1/N nor the loss scale is in the gradients: in half precision small values would be lost.
+    """
+    sum_loss = torch.zeros((), dtype=_sum_dtype(hidden.dtype), device=hidden.device)
+    hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+    weight_grad = None
+    for chunk, logits, log_probs in _chunks(hidden, weight, vocab_size, rows):
+        index = targets[chunk, None]
+        sum_loss -= log_probs.gather(1, index).sum()
+        probs = log_probs.exp_()
+        probs.scatter_add_(1, index, probs.new_full((), -1.0).expand(index.shape))
+        grad = probs if probs.dtype == logits.dtype else logits.copy_(probs)
+        if hidden_grad is not None:
+            hidden_grad[chunk] = product(grad, weight)
+        if wants_weight:
+            weight_grad = _add_product(weight_grad, grad.t(), hidden[chunk])
+    return sum_loss / len(hidden), hidden_grad, weight_grad
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """`total + left @ right`, in place, float32 at least: the sum over chunks must not round to half precision."""
+    if total is None:
+        return product(left, right).to(_sum_dtype(left.dtype))
+    return total.addmm_(left, right) if total.dtype == left.dtype else total.add_(left @ right)

@@ -189,7 +189,7 @@ class _Weights:
             except (OSError, SafetensorError) as error:
                 raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
             # The hub's own gpt2 files hold the bare Transformer, whose names lack the prefix.
-            self._file_of |= {_full_name(name): (opened, name) for name in opened.keys()}
+            self._file_of |= {_full_name(name): (opened, name) for name in list(opened.keys())}
 
     def read(self, name: str) -> Tensor:
         if name not in self._file_of:

@@ -82,8 +82,6 @@ def save(
     Raises:
         OrchestratorError: some rank could not write; raised on all of them, and nothing is committed.
     """
-    if artifact.is_committed(storage, name):
-        return
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     parts = _gather(_attempt(lambda: _write_part(storage, name, state, rank)))
     _raise_first(parts)
@@ -165,6 +163,13 @@ def newest_valid(storage: Storage, run_name: str) -> str | None:
     if faults:
         raise ArtifactError("no checkpoint of this run is whole: " + "; ".join(faults))
     return None
+
+
+def discard_after(storage: Storage, run_name: str, step: int) -> None:
+    """Take the commit from all checkpoints after `step`: the run goes on from there and writes them anew."""
+    for later in steps_of(storage, run_name):
+        if later > step:
+            storage.remove(f"{name_of(run_name, later)}/{artifact.COMMITTED}")
 
 
 def open_checkpoint(storage: Storage, name: str) -> Checkpoint:

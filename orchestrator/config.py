@@ -152,6 +152,8 @@ class EvaluateConfig(Config):
     storage: StorageConfig = StorageConfig()
     data: DataConfig | None = None
     """Null takes the data that the model was trained on, from its recipe."""
+    part: Literal["held_out", "all"] = "held_out"
+    """`held_out`: what data.val_fraction holds out; `all`: the whole text, for a test set of its own."""
     sequence_length: Annotated[int, Field(gt=1)] | None = None
     """Tokens in a window; null takes the length that the model was trained with."""
     batch_size: Annotated[int, Field(gt=0)] = 16

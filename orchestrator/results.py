@@ -50,5 +50,6 @@ class Results:
         self._tracker.log_artifact(self._run.name, "model", self._storage.url(self._run.model_name), self._run.recipe)
         self._tracker.log_artifact(data_name.rpartition("/")[2], "dataset", self._storage.url(data_name), {})
         self._tracker.finish(self._last)
+        self._run.write_identity(self._storage, self._tracker.describe())
         self._run.write_metrics(self._storage, self._last)
         self.emit({"kind": "end", "seconds": time.monotonic() - self._started})

@@ -33,13 +33,27 @@ class Run:
         """The exported model's artifact, relative to the storage root."""
         return f"{self.folder}/model"
 
+    @property
+    def metrics_name(self) -> str:
+        """The file of the final figures, relative to the storage root."""
+        return f"{self.folder}/{_METRICS}"
+
     def metrics(self, storage: Storage) -> dict[str, float] | None:
         """Return the final figures; None until the run is complete."""
-        return _read_json(storage, f"{self.folder}/{_METRICS}")
+        return _read_json(storage, self.metrics_name)
+
+    def where_to_look(self, storage: Storage) -> list[str]:
+        """Return lines that tell where the tracked data is and how to look at it."""
+        return (_read_json(storage, f"{self.folder}/{_IDENTITY}") or {}).get("where_to_look", [])
+
+    def write_identity(self, storage: Storage, where_to_look: list[str]) -> None:
+        """Write what stays the same through all restarts."""
+        identity = {"wandb_run_id": self.wandb_run_id, "where_to_look": where_to_look}
+        storage.write_bytes(f"{self.folder}/{_IDENTITY}", _json(identity))
 
     def write_metrics(self, storage: Storage, metrics: dict[str, float]) -> None:
         """Write the final figures: the last thing that a run does."""
-        storage.write_bytes(f"{self.folder}/{_METRICS}", _json(metrics))
+        storage.write_bytes(self.metrics_name, _json(metrics))
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ def begin(storage: Storage, run: Run, config: PretrainConfig) -> None:
     """Write what was asked into the run's folder, the recipe last: a run has begun when it is there."""
     asked = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     storage.write_bytes(f"{run.folder}/{_CONFIG}", asked.encode())
-    storage.write_bytes(f"{run.folder}/{_IDENTITY}", _json({"wandb_run_id": run.wandb_run_id}))
+    run.write_identity(storage, [])
     storage.write_bytes(f"{run.folder}/{_RECIPE}", _json(run.recipe))
 
 

@@ -4,6 +4,7 @@ import logging
 import netrc
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,13 +54,13 @@ class Tracker(Protocol):
 class NullTracker:
     """Tells nothing, and imports nothing."""
 
-    def log(self, *_: Any) -> None:
+    def log(self, *_: Any, **__: Any) -> None:
         return
 
-    def log_samples(self, *_: Any) -> None:
+    def log_samples(self, *_: Any, **__: Any) -> None:
         return
 
-    def log_artifact(self, *_: Any) -> None:
+    def log_artifact(self, *_: Any, **__: Any) -> None:
         return
 
     def finish(self, *_: Any, **__: Any) -> None:
@@ -91,7 +92,12 @@ def make_tracker(
     mode = resolve_mode(config)
     if mode == "disabled":
         return NullTracker()
-    return WandbTracker(config, mode, run_name, run_id, folder, config_dict, say)
+    try:
+        return WandbTracker(config, mode, run_name, run_id, folder, config_dict, say)
+    except Exception as error:
+        say(f"W&B did not start ({_short(error)}); the run goes on untracked")
+        _LOG.debug("W&B did not start", exc_info=True)
+        return NullTracker()
 
 
 def resolve_mode(config: TrackingConfig) -> Literal["online", "offline", "disabled"]:
@@ -105,7 +111,7 @@ def resolve_mode(config: TrackingConfig) -> Literal["online", "offline", "disabl
 
 
 class WandbTracker:
-    """A W&B run. Trouble with W&B never ends the training: it is said once, and tracking stops."""
+    """A W&B run. Trouble with W&B is said in one line and never ends the training."""
 
     def __init__(
         self,
@@ -136,11 +142,12 @@ class WandbTracker:
             self._run = self._start_online(arguments)
         if self._run is None:
             self._run = _start(arguments, "offline")
+        self._open = True
         self._offline = bool(self._run.offline)
         self._url = self._run.url
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._tell({name: float(value) for name, value in metrics.items()}, step)
+        self._tell(lambda: {name: float(value) for name, value in metrics.items()}, step)
 
     def log_samples(self, samples: Sequence[str], step: int) -> None:
         def table() -> dict[str, Any]:
@@ -160,7 +167,8 @@ class WandbTracker:
             artifact.add_reference(place, checksum=False)
             run.log_artifact(artifact)
 
-        self._safely(tell)
+        if self._open:
+            self._safely(tell, f"linking {name}")
 
     def finish(self, summary: Mapping[str, float], exit_code: int = 0) -> None:
         def tell(run: Any) -> None:
@@ -171,36 +179,35 @@ class WandbTracker:
             # Offline, wandb 0.31.0 returns from `finish` about 0.1 s before the file is written; this waits for it.
             wandb.teardown()
 
-        self._safely(tell)
-        self._run = None
+        if self._run is not None:
+            self._safely(tell, "finishing")
+        self._run, self._open = None, False
 
     def describe(self) -> list[str]:
+        folder = shlex.quote(str(self._folder))
+        look = f"  look at it:  wandb leet {folder}"
         if self._offline:
-            return [
-                f"W&B data (offline): {self._folder}",
-                f"  look at it:  wandb leet {self._folder}",
-                f"  upload it:   wandb sync {self._folder}",
-            ]
-        return [f"W&B run: {self._url}", f"  look at it here:  wandb leet {self._folder}"]
+            return [f"W&B data (offline): {folder}", look, f"  upload it:   wandb sync {folder}"]
+        return [f"W&B run: {self._url}", look]
 
-    def _tell(self, values: Mapping[str, Any] | Callable[[], Mapping[str, Any]], step: int) -> None:
+    def _tell(self, values: Callable[[], Mapping[str, Any]], step: int) -> None:
         def tell(run: Any) -> None:
             # W&B keeps no second value for a step: what a restart repeats was told before.
             if step >= run.step:
-                run.log(dict(values() if callable(values) else values), step=step)
+                run.log(dict(values()), step=step)
 
-        self._safely(tell)
+        # The background process may have died, or the disk be full: said once, not at every step.
+        self._open = self._open and self._safely(tell, "logging")
 
-    def _safely(self, tell: Callable[[Any], None]) -> None:
-        if self._run is None:
-            return
+    def _safely(self, tell: Callable[[Any], None], what: str) -> bool:
+        """Whether `tell` went well; if not, the user is told that `what` failed."""
         try:
             tell(self._run)
         except Exception as error:
-            # W&B's background process may die, or the disk may fill; neither is worth the run.
-            self._run = None
-            self._say(f"W&B stopped ({_short(error)}); training goes on untracked")
-            _LOG.debug("W&B stopped", exc_info=True)
+            self._say(f"W&B: {what} failed ({_short(error)}); the run goes on")
+            _LOG.debug("W&B: %s failed", what, exc_info=True)
+            return False
+        return True
 
     def _start_online(self, arguments: dict[str, Any]) -> Any:
         import wandb

@@ -26,7 +26,7 @@ from orchestrator.run import Job
 from orchestrator.runtime import Runtime
 from orchestrator.storage import Storage
 from orchestrator.strategy import build_strategy
-from orchestrator.tracking import make_tracker
+from orchestrator.tracking import NullTracker, Tracker, make_tracker
 
 _LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -42,8 +42,7 @@ def train(job: Job, runtime: Runtime) -> None:
     storage = Storage(config.storage.root)
     data = TokenData.open(artifact.local_copy(storage, job.data_name, cache_folder()))
     module = _build_module(config, data, runtime)
-    tracker = make_tracker(config.tracking, job, storage, runtime)
-    results = Results(job.run, storage, data.tokenizer, tracker, runtime)
+    results = Results(job.run, storage, data.tokenizer, _tracker(config, job, storage, runtime), runtime)
     trainer = _build_trainer(config, runtime, _callbacks(config, job, storage, data, runtime, results))
     results.start(config.training.num_steps)
     trainer.fit(module, _StepBatches(module, _batches(config, data, runtime)))
@@ -57,6 +56,20 @@ def cache_folder() -> Path:
     """Return where this machine keeps copies of remote artifacts."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "gpt-orchestrator"
+
+
+def _tracker(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> Tracker:
+    if runtime.rank:
+        return NullTracker()
+    folder = storage.local_path(job.run.folder) or cache_folder() / job.run.folder
+    return make_tracker(
+        config.tracking,
+        job.run.name,
+        job.run.wandb_run_id,
+        folder,
+        job.config,
+        say=lambda text: runtime.emit({"kind": "note", "text": text}),
+    )
 
 
 def _build_module(config: PretrainConfig, data: TokenData, runtime: Runtime) -> GPTModule:
@@ -126,7 +139,7 @@ def _callbacks(
 def _validation(config: PretrainConfig, data: TokenData, runtime: Runtime, results: Results) -> Validation:
     training = config.training
     batches = ValidationBatches(
-        data.val, data.tokenizer, num_batches=training.val_batches, **_batch_settings(config, runtime)
+        data.val, data.tokenizer, num_batches=training.val_batches, with_masked=True, **_batch_settings(config, runtime)
     )
     ends = set(phase_ends(config.objective, training.num_steps))
     prompt = {

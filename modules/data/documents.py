@@ -16,8 +16,8 @@ MAX_LINE_BYTES = 2**28
 """Longest line of a .jsonl or .csv file, so that memory stays bounded."""
 
 PLAIN_TEXT = (
-    "txt text md markdown rst tex log html htm xml css py pyi c h cc cpp hpp cs java js ts go rs rb php sh sql toml yaml "
-    "yml ini cfg r jl lua pl scala swift kt"
+    "txt text md markdown rst tex log html htm xml css py pyi c h cc cpp hpp cs java js ts go rs rb php sh sql toml "
+    "yaml yml ini cfg r jl lua pl scala swift kt"
 )
 PLAIN_TEXT_ENDINGS = frozenset(f".{ending}" for ending in PLAIN_TEXT.split())
 
@@ -28,13 +28,16 @@ class SourceFile(Protocol):
     @property
     def name(self) -> str:
         """What messages call it; its ending decides how it is read."""
+        ...
 
     @property
     def num_bytes(self) -> int:
         """Size as stored."""
+        ...
 
     def open(self) -> BinaryIO:
         """The raw bytes, seekable for .parquet."""
+        ...
 
 
 class Piece(NamedTuple):
@@ -95,7 +98,7 @@ def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
     """Cuts one document, given in chunks of any size, into pieces; where depends on the text alone.
 
     A cut before a single space between words is where the pre-tokenisers of GPT-2, GPT-4 and Llama 3 cut anyway, so
-    that the tokens are those of the whole text. Only text without such a gap in PIECE_CHARS characters is cut elsewhere.
+    that the tokens are those of the whole text. Only where PIECE_CHARS characters have no such gap is it cut elsewhere.
     """
     pending = ""
     for chunk in chunks:
@@ -127,8 +130,8 @@ def _reader(name: str) -> Callable[[BinaryIO, str, str], Iterator[Piece]]:
     rows = {".jsonl": _jsonl_texts, ".csv": _csv_texts, ".parquet": _parquet_texts}.get(ending)
     if rows is None:
         raise InputError(
-            f"{name}: unknown ending {ending or '(none)'!r}; known are .txt .md .rst .py and other plain text, .jsonl, .csv "
-            "and .parquet, each also with .gz or .zst"
+            f"{name}: unknown ending {ending or '(none)'!r}; known are .txt .md .rst .py and other plain text, .jsonl, "
+            ".csv and .parquet, each also with .gz or .zst"
         )
     return lambda stream, name, field: (piece for text in rows(stream, name, field) for piece in cut_pieces([text]))
 
@@ -160,7 +163,8 @@ def _decoded(chunks: Iterable[bytes], name: str) -> Iterator[str]:
 
 def _undecodable(name: str, offset: int, error: UnicodeDecodeError) -> InputError:
     return InputError(
-        f"{name}: byte {offset} (0x{error.object[error.start]:02x}) is not UTF-8 ({error.reason}); convert the file to UTF-8"
+        f"{name}: byte {offset} (0x{error.object[error.start]:02x}) is not UTF-8 ({error.reason}); "
+        "convert the file to UTF-8"
     )
 
 

@@ -9,11 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar, cast
 
 import numpy as np
 
-from modules.data.encoding import encode_texts, load_encoder, pack_texts, read_frame, write_frame
+from modules.data.encoder_process import pack_texts, read_frame, write_frame
+from modules.data.encoding import TextEncoder
 
 Tag = TypeVar("Tag")
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -72,9 +73,9 @@ class EncoderPool:
             yield future.result(), tag
 
     def _encode_here(self, batches: Iterable[tuple[list[str], Tag]]) -> Iterator[tuple[Encoded, Tag]]:
-        encoder = load_encoder(self._path.read_text(encoding="utf-8"))
+        encoder = TextEncoder(self._path.read_text(encoding="utf-8"), self._dtype)
         for texts, tag in batches:
-            yield encode_texts(encoder, texts, self._dtype), tag
+            yield encoder.encode(texts), tag
 
     def _encode_there(self, texts: list[str]) -> Encoded:
         process = self._idle.get()
@@ -85,8 +86,8 @@ class EncoderPool:
 
     def _ask(self, process: subprocess.Popen, texts: list[str]) -> Encoded:
         try:
-            write_frame(process.stdin, *pack_texts(texts))
-            frame = read_frame(process.stdout)
+            write_frame(cast(BinaryIO, process.stdin), *pack_texts(texts))
+            frame = read_frame(cast(BinaryIO, process.stdout))
         except BrokenPipeError:
             frame = None
         if frame is None:
@@ -100,11 +101,17 @@ class EncoderPool:
     def _start(self) -> None:
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
             "TOKENIZERS_PARALLELISM": "false",
         }
         process = subprocess.Popen(
-            [sys.executable, "-c", "from modules.data.encoding import main; main()", str(self._path), self._dtype.name],
+            [
+                sys.executable,
+                "-c",
+                "from modules.data.encoder_process import main; main()",
+                str(self._path),
+                self._dtype.name,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -39,8 +39,8 @@ class Masker:
             document_ids: int32 [B, T] where attention stays within documents.
 
         Returns:
-            Corrupted inputs int64 [B, T]; positions whose hidden states are used int64 [B, K], ascending; and the tokens
-            to predict int64 [B, K].
+            Corrupted inputs int64 [B, T]; positions whose hidden states are used int64 [B, K], ascending; and the
+            tokens to predict int64 [B, K].
         """
         chosen = self._choose(inputs, samples, document_ids)
         rows = np.arange(len(inputs))[:, None]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -60,15 +61,14 @@ def prepare_tokens(
     made = build_tokenizer(tokenizer, pieces.training_texts, tokenizer_file)
     made.save(folder / TOKENIZER_FILE)
     dtype = token_dtype(made.vocab_size)
-    writers: dict[Split, SplitWriter] = {
-        split: SplitWriter(folder, split, dtype, made.end_of_text_id) for split in ("train", "val")
-    }
-    num_processes = data.num_processes or num_cores()
-    with EncoderPool(folder / TOKENIZER_FILE, dtype, num_processes) as pool:
+    with ExitStack() as stack:
+        writers: dict[Split, SplitWriter] = {}
+        for split in ("train", "val"):
+            writers[split] = stack.enter_context(closing(SplitWriter(folder, split, dtype, made.end_of_text_id)))
+        pool = stack.enter_context(EncoderPool(folder / TOKENIZER_FILE, dtype, data.num_processes or num_cores()))
         _write_tokens(pool, pieces.assigned(), writers, progress)
-    splits = {split: writer.close() for split, writer in writers.items()}
     _check_splits(data, writers)
-    _write_description(folder, made, dtype, splits)
+    _write_description(folder, made, dtype, {split: writer.description() for split, writer in writers.items()})
 
 
 def num_cores() -> int:
@@ -180,9 +180,10 @@ def _check_splits(data: DataConfig, writers: dict[Split, SplitWriter]) -> None:
         raise InputError("data: there is no text in it")
     empty = [split for split, writer in writers.items() if writer.num_tokens == 0]
     if empty and data.val_fraction > 0:
+        mend = "data.split=position, which cuts inside a document, " if data.split == "document" else ""
         raise InputError(
-            f"data.val_fraction={data.val_fraction:g}: the {empty[0]} split is empty, by document with {num_documents} "
-            "documents; set data.split=position, which cuts inside a document, another data.val_fraction, or 0 for none"
+            f"data.val_fraction={data.val_fraction:g}: the {empty[0]} split is empty (data.split={data.split}, "
+            f"{num_documents} documents); set {mend}another data.val_fraction, or 0 to hold out none"
         )
 
 

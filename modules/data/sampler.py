@@ -82,8 +82,8 @@ class WindowOrder:
     """Which window of the token stream each sample is.
 
     Sample n belongs to epoch n // num_windows and is that epoch's window number permute(n % num_windows). Each epoch
-    shifts all windows by an offset of its own below `sequence_length`, so that later epochs cut the text elsewhere and
-    reach the tokens at its ends.
+    shifts all windows by an offset of its own, as far as the text allows (one to two windows): later epochs cut the
+    text elsewhere, and reach the tokens at its ends.
     """
 
     ORDER_STREAM = 1
@@ -95,7 +95,7 @@ class WindowOrder:
         self._seed = seed
         self.num_windows = max(1, (num_tokens - sequence_length) // sequence_length)
         """Samples in an epoch."""
-        self._num_offsets = min(sequence_length, num_tokens - self.num_windows * sequence_length)
+        self._num_offsets = num_tokens - self.num_windows * sequence_length
 
     def starts(self, samples: np.ndarray) -> np.ndarray:
         """First token of each sample's window of sequence_length + 1 tokens.

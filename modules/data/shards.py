@@ -71,10 +71,13 @@ class SplitWriter:
             self._shards[-1].close()
         self._shards.append(_File(self._folder / f"{self._split}_{len(self._shards):05d}.bin"))
 
-    def close(self) -> dict[str, Any]:
-        """Closes the files and describes the split for data.json."""
+    def close(self) -> None:
+        """Closes the files."""
         for file in (*self._shards, self._starts):
             file.close()
+
+    def description(self) -> dict[str, Any]:
+        """What data.json says of the split."""
         return {
             "documents": self.num_documents,
             "tokens": self.num_tokens,

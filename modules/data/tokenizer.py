@@ -54,9 +54,7 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int:
         """Number of a token such as `<|user|>`."""
-        number = self._encoder.token_to_id(token)
-        assert number is not None, token
-        return number
+        return self._encoder.get_vocab(with_added_tokens=True)[token]
 
     def token_num_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token stands for, int32 [vocab_size]; 0 for special tokens and unused numbers."""
@@ -122,11 +120,11 @@ def _train_bpe(config: TokenizerConfig, documents: Documents) -> tokenizers.Toke
 
 def _first_bytes(texts: Iterator[str], num_bytes: int) -> Iterator[str]:
     for text in texts:
-        if num_bytes <= 0:
+        taken = take_bytes(text, num_bytes)
+        yield taken
+        num_bytes -= len(taken.encode())
+        if num_bytes == 0 or len(taken) < len(text):
             return
-        text = take_bytes(text, num_bytes)
-        num_bytes -= len(text.encode())
-        yield text
 
 
 def take_bytes(text: str, num_bytes: int) -> str:
@@ -165,7 +163,8 @@ def byte_alphabet() -> list[str]:
 
 
 def _read_tokenizer(config: TokenizerConfig, file: bytes | None) -> tokenizers.Tokenizer:
-    assert file is not None, "kind=file comes with the file's content"
+    if file is None:
+        raise TypeError("kind=file takes the file's content")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(file.decode())
     except Exception as error:  # `tokenizers` raises a bare Exception for anything it cannot read

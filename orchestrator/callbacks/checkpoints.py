@@ -32,8 +32,7 @@ class Checkpoints(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Fill weights and moments, from the newest checkpoint or from the seed; set the step everywhere."""
-        found = checkpoint.newest_valid(self._storage, self._run_name) if self._runtime.rank == 0 else None
-        name = trainer.strategy.broadcast(found)
+        name = trainer.strategy.broadcast(self._newest() if self._runtime.rank == 0 else None)
         state = training_state(trainer, pl_module.model)
         if name is None:
             shapes = self._shapes(pl_module)
@@ -43,6 +42,13 @@ class Checkpoints(Callback):
         state.load(opened.reader, opened.progress.step)
         _set_step(trainer, pl_module, opened.progress.step)
         self._emit({"kind": "note", "text": f"continues from the checkpoint after step {pl_module.step}"})
+
+    def _newest(self) -> str | None:
+        name = checkpoint.newest_valid(self._storage, self._run_name)
+        if name is not None:
+            step = checkpoint.open_checkpoint(self._storage, name).progress.step
+            checkpoint.discard_after(self._storage, self._run_name, step)
+        return name
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Save at the interval and at the end."""

@@ -5,9 +5,8 @@ from orchestrator.cluster import launcher_for
 from orchestrator.config import PretrainConfig
 from orchestrator.console import ProgressDisplay, prepare_progress, show_results
 from orchestrator.data import prepared_data
-from orchestrator.run import Job
+from orchestrator.run import Job, Run
 from orchestrator.storage import Storage
-from orchestrator.tracking import where_to_look
 
 
 def run(config: PretrainConfig) -> None:
@@ -24,4 +23,15 @@ def run(config: PretrainConfig) -> None:
         job = Job(config.model_dump(mode="json"), this_run, data_name)
         with ProgressDisplay() as display:
             launcher.launch(job, display)
-    show_results(this_run.name, this_run.metrics(storage), _places(storage, this_run, config))
+    show_results(this_run.name, this_run.metrics(storage) or {}, _places(storage, this_run))
+
+
+def _places(storage: Storage, this_run: Run) -> list[str]:
+    """Return where everything lies, and how to look at it."""
+    model = storage.url(this_run.model_name)
+    return [
+        f"model: {model}",
+        f"metrics: {storage.url(this_run.metrics_name)}",
+        *this_run.where_to_look(storage),
+        f'try it: orchestrator generate model.path={model} prompt="import os"',
+    ]

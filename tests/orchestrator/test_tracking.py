@@ -75,10 +75,13 @@ def test_offline_run_holds_all_that_was_told(tmp_path: Path, capfd: pytest.Captu
     for step in (10, 20):
         tracker.log({"train/loss": 1 / step, "optimizer/lr": 0.5}, step)
     tracker.log_samples(["Once upon", "a time"], 20)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     tracker.log_artifact("my model!", "model", str(tmp_path / "model"), {"step": 20})
     tracker.log_artifact("data", "dataset", "s3://bucket/data", {})
     tracker.finish({"val/bits_per_byte": 1.25})
     tracker.log({"train/loss": 0.0}, 30)
+    assert said == []
 
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     records = read_records(file)
@@ -87,11 +90,11 @@ def test_offline_run_holds_all_that_was_told(tmp_path: Path, capfd: pytest.Captu
     assert {"model": {"num_layers": 4}}.items() <= config_of(run).items()
     history = history_of(records)
     assert [(row["_step"], row["train/loss"]) for row in history] == [(10, 0.1), (20, 0.05)]
-    assert history[1]["samples"]["nrows"] == 2
+    assert history[1]["samples/nrows"] == 2
     assert summary_of(records)["val/bits_per_byte"] == 1.25
     artifacts = {record.artifact.name: record.artifact for record in artifact_records(records)}
     assert artifacts["data"].manifest.contents[0].ref == "s3://bucket/data"
-    assert artifacts["my-model-"].manifest.contents[0].ref == (tmp_path / "model").as_uri()
+    assert artifacts["my-model-"].manifest.contents[0].ref == (tmp_path / "model" / "config.json").as_uri()
     assert json.loads(artifacts["my-model-"].metadata) == {"step": 20}
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
     assert json.loads(table.read_text())["data"] == [[20, 0, "Once upon"], [20, 1, "a time"]]
@@ -184,12 +187,32 @@ def test_trouble_with_wandb_is_said_once_and_does_not_raise(tmp_path: Path) -> N
         def log(self, *_: object, **__: object) -> None:
             raise BrokenPipeError("service is gone")
 
-    tracker._run.finish()
-    tracker._run = Broken()
+    working, tracker._run = tracker._run, Broken()
     tracker.log({"train/loss": 1.0}, 1)
     tracker.log({"train/loss": 1.0}, 2)
+    assert said == ["W&B: logging failed (service is gone); the run goes on"]
+    tracker._run = working
     tracker.finish({})
-    assert said == ["W&B stopped (service is gone); training goes on untracked"]
+
+
+def test_tracking_that_cannot_start_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    said: list[str] = []
+    tracker = make_tracker(OFFLINE, "name", "id7", tmp_path / "file" / "run", {}, said.append)
+    tracker.log({"train/loss": 1.0}, step=1)
+    assert len(said) == 1
+    assert said[0].startswith("W&B did not start (")
+
+
+def test_artifact_that_cannot_be_linked_stops_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    tracker = make_tracker(OFFLINE, "name", "id6", tmp_path, {}, said.append)
+    tracker.log_artifact("model", "model", str(tmp_path / "missing"), {})
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.finish({})
+    assert len(said) == 1
+    assert said[0].startswith("W&B: linking model failed (")
+    assert len(history_of(read_records(next(tmp_path.glob("wandb/offline-run-*/*.wandb"))))) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,201 @@
+"""Tokens per second, MFU, waiting for data and peak memory of the training process."""
+
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from modules.config import ModelConfig
+
+T = TypeVar("T")
+
+_PEAK_FLOPS = (
+    (r"B200", 2250e12),
+    (r"GH200|H200(?! NVL)|H100(?! (PCIe|NVL))", 989e12),
+    (r"H[12]00 NVL", 835e12),
+    (r"H100 PCIe", 756e12),
+    (r"A100", 312e12),
+    (r"A10G", 70e12),
+    (r"A10\b", 125e12),
+    (r"A30\b", 165e12),
+    (r"A40\b", 149.7e12),
+    (r"L40S", 362e12),
+    (r"L40\b", 181e12),
+    (r"L4\b", 121e12),
+    (r"RTX 6000 Ada", 364e12),
+    (r"RTX A6000", 154.8e12),
+    (r"RTX 4090", 165.2e12),
+    (r"RTX 3090", 71e12),
+    (r"V100", 125e12),
+    (r"T4\b", 65e12),
+)
+"""Dense bfloat16 (float16 on V100 and T4) with float32 sums, without sparsity. Source: NVIDIA's data sheets."""
+
+
+def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
+    """Returns floating-point operations that a training step needs for one token, forward and backward.
+
+    `6 N + 12 L D T`, N the weights of all matrix products, the output head among them; embeddings are looked up.
+    As usual for MFU it counts the whole T x T attention, of which causal attention needs half, and the head at
+    every position, of which masked prediction needs few: nothing that a kernel saves is counted against it.
+
+    Source: PaLM (Chowdhery et al. 2022, appendix B); nanoGPT `model.py`, `estimate_mfu`.
+    """
+    width, layers = model.hidden_dim, model.num_layers
+    key_value_dim = (model.num_kv_heads or model.num_heads) * model.head_dim
+    block = 2 * width * width + 2 * width * key_value_dim + 2 * width * model.feed_forward_dim
+    weights = layers * block + vocab_size * width
+    return 6.0 * weights + 12.0 * layers * width * sequence_length
+
+
+def peak_flops(device_name: str) -> float:
+    """Returns the highest half-precision rate of a GPU in operations per second; 0 where it is not known."""
+    for pattern, flops in _PEAK_FLOPS:
+        if re.search(pattern, device_name):
+            return flops
+    return 0.0
+
+
+class ThroughputMeter:
+    """Measures stretches of training; a step costs one addition.
+
+    Time is taken from one `metrics()` to the next, so that work still queued on a GPU is never missed: ask after
+    something that waits for the device, such as reading a loss.
+
+    Args:
+        tokens_per_step: Over all workers.
+        flops_per_token: See `flops_per_token`.
+        peak_flops: Of all workers' devices together; 0 where it is not known.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        tokens_per_step: int,
+        flops_per_token: float = 0.0,
+        peak_flops: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._tokens_per_step, self._flops_per_token, self._peak_flops = tokens_per_step, flops_per_token, peak_flops
+        self._clock = clock
+        self._last: dict[str, float] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Begin a stretch."""
+        self._started = self._clock()
+        self._steps = 0
+        self._data_seconds = self._paused_seconds = 0.0
+
+    def end_step(self) -> None:
+        """Count a finished optimizer step."""
+        self._steps += 1
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield `batches`, counting the time that each takes to come as waiting for data."""
+        iterator = iter(batches)
+        while True:
+            asked = self._clock()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._data_seconds += self._clock() - asked
+            yield batch
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out what happens within: a validation or a save is no training."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._paused_seconds += self._clock() - began
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures since the last call, by metric name, and begin a new stretch.
+
+        Without a finished step since then they are those of the stretch before; empty before the first step.
+        """
+        if self._steps:
+            seconds = max(self._clock() - self._started - self._paused_seconds, 1e-9)
+            rate = self._steps * self._tokens_per_step / seconds
+            self._last = {
+                "throughput/tokens_per_second": rate,
+                "throughput/mfu": rate * self._flops_per_token / self._peak_flops if self._peak_flops else 0.0,
+                "throughput/step_seconds": seconds / self._steps,
+                "throughput/data_wait_fraction": min(self._data_seconds / seconds, 1.0),
+            }
+            self.start()
+        return self._last
+
+
+class Throughput(Callback):
+    """A `ThroughputMeter` for Lightning; put it before callbacks that validate or save.
+
+    Args:
+        tokens_per_step: Over all workers.
+        sequence_length: Tokens that attend to each other.
+    """
+
+    def __init__(self, tokens_per_step: int, sequence_length: int) -> None:
+        self._tokens_per_step, self._sequence_length = tokens_per_step, sequence_length
+        self._device = torch.device("cpu")
+        self.meter = ThroughputMeter(tokens_per_step)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Learn what a token costs and what the devices can do."""
+        self._device = trainer.strategy.root_device
+        on_gpu = self._device.type == "cuda"
+        peak = peak_flops(torch.cuda.get_device_name(self._device)) if on_gpu else 0.0
+        cost = flops_per_token(pl_module.model_config, pl_module.vocab_size, self._sequence_length)
+        self.meter = ThroughputMeter(self._tokens_per_step, cost, peak * trainer.world_size)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Begin to measure."""
+        self.meter.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
+        """Count the step when its last micro-batch is done."""
+        if (index + 1) % pl_module.accumulation_steps == 0:
+            self.meter.end_step()
+
+    def watch(self, batches: Iterable[T]) -> Iterable[T]:
+        """Return `batches` with the time that they take to come counted as waiting for data."""
+        return _Watched(self, batches)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out a validation or a save, after what is still queued on the GPU."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        with self.meter.pause():
+            yield
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures since the last call, by metric name."""
+        return {**self.meter.metrics(), "memory/peak_bytes": float(peak_memory_bytes(self._device))}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Returns the most memory that this process has held: on its GPU, else in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # ru_maxrss is in KiB on Linux and in bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _Watched(Iterable[T]):
+    def __init__(self, throughput: Throughput, batches: Iterable[T]) -> None:
+        self._throughput, self._batches = throughput, batches
+
+    def __iter__(self) -> Iterator[T]:
+        # asked for here: the meter is made anew when the fit starts
+        return self._throughput.meter.watch(self._batches)

@@ -1,0 +1,352 @@
+"""The only speaker of Hydra: arguments -> Hydra composes -> plain dict -> validated configuration -> command."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from modules.errors import InputError
+from orchestrator.errors import ConfigError, OrchestratorError, UserError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from hydra._internal.hydra import Hydra
+    from omegaconf import DictConfig
+
+    from modules.config import Config
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a user types first; `orchestrator.commands.<name>.run` does it."""
+
+    summary: str
+    config: str
+    """Its class in orchestrator.config; conf/<name>.yaml is its primary configuration."""
+
+
+COMMANDS = {
+    "prepare": Command("turn text into token shards", "PrepareConfig"),
+    "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig"),
+    "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
+    "generate": Command("continue a prompt", "GenerateConfig"),
+}
+
+DONE, FAILURE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (DESIGN, "Command line").
+
+    Args:
+        argv: what follows the program's name; None takes it from sys.argv.
+    """
+    try:
+        with _termination_unwinds():
+            return _main(list(sys.argv[1:] if argv is None else argv))
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        return _failed("\n  ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else error, MISTAKE)
+    except (UserError, InputError) as error:
+        return _failed(error, MISTAKE)
+    except OrchestratorError as error:
+        return _failed(error, FAILURE)
+    except KeyboardInterrupt:
+        return _failed("interrupted", INTERRUPTED)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else FAILURE if stop.code else DONE
+    except Exception:
+        traceback.print_exc()
+        return FAILURE
+
+
+def conf_folder() -> Path:
+    """Return the folder of the options: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def _failed(error: object, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that what is open is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if first in ("--help", "-h", ""):
+        print(_overview(), file=sys.stdout if first else sys.stderr)
+        return DONE if first else MISTAKE
+    if first == "--version":
+        print(f"orchestrator {importlib.metadata.version('gpt-orchestrator')}")
+        return DONE
+    if first in ("--shell-completion", "-sc"):
+        return _complete(arguments)
+    if first not in COMMANDS:
+        raise UserError(_unknown_command(first))
+    _run_command(first, arguments[1:])
+    return DONE
+
+
+def _overview() -> str:
+    lines = [f"  {name:10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "orchestrator: raw text to a tracked, trained and evaluated GPT.",
+            "",
+            "Usage: orchestrator COMMAND [GROUP=OPTION ...] [FIELD=VALUE ...]",
+            "",
+            "Commands:",
+            *lines,
+            "",
+            "orchestrator COMMAND --help lists the command's groups, options and fields.",
+            "orchestrator --version prints the version.",
+            'eval "$(orchestrator -sc install=bash)" makes the shell complete (also zsh, fish).',
+        ]
+    )
+
+
+def _unknown_command(name: str) -> str:
+    from orchestrator.schema import nearest
+
+    near = nearest(name, list(COMMANDS))
+    mend = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
+    return f"{name}: no such command; {mend}"
+
+
+def _run_command(name: str, arguments: list[str]) -> None:
+    flags = _flags(name, arguments)
+    with _hydra(name, flags) as hydra:
+        session = _Session(hydra, name, flags)
+        if flags.help:
+            session.print_help()
+        elif flags.hydra_help:
+            hydra.hydra_help(config_name=session.primary, args_parser=_parser(name), args=flags)
+        elif flags.shell_completion:
+            hydra.shell_completion(config_name=session.primary, overrides=flags.overrides)
+        elif flags.cfg or flags.info:
+            session.print_composed()
+        elif session.sweeps:
+            session.run_all()
+        else:
+            session.run()
+
+
+def _parser(name: str) -> Any:
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.prog = f"orchestrator {name}"
+    return parser
+
+
+def _flags(name: str, arguments: list[str]) -> "Namespace":
+    flags = _parser(name).parse_intermixed_args(arguments)
+    if flags.experimental_rerun:
+        raise UserError("--experimental-rerun reads a pickle, which runs code; give the command's own overrides again")
+    if flags.resolve and not flags.cfg:
+        raise UserError("--resolve goes with --cfg")
+    if sum(map(bool, (flags.run, flags.cfg, flags.multirun, flags.info, flags.shell_completion))) > 1:
+        raise UserError("--run, --multirun, --cfg, --info and --shell-completion exclude each other; give one")
+    return flags
+
+
+@contextlib.contextmanager
+def _hydra(name: str, flags: "Namespace") -> Iterator["Hydra"]:
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    version.setbase("1.3")
+    search_path = create_config_search_path(str(Path(flags.config_path).resolve() if flags.config_path else conf_folder()))
+    if flags.config_dir:
+        folder = Path(flags.config_dir).resolve()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {flags.config_dir}: no such folder")
+        search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2(task_name=name, config_search_path=search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+class _Session:
+    """One command's arguments, and what Hydra makes of them."""
+
+    def __init__(self, hydra: "Hydra", name: str, flags: "Namespace") -> None:
+        from orchestrator import config
+
+        self.hydra, self.name, self.flags = hydra, name, flags
+        self.primary = flags.config_name or name
+        self.kind: type[Config] = getattr(config, COMMANDS[name].config)
+        self.sweeps = bool(flags.multirun) or "hydra.mode=MULTIRUN" in flags.overrides
+        self.groups = self._groups()
+        self.overrides, self.mistakes = self._read_overrides()
+
+    def run(self) -> None:
+        from orchestrator.mistakes import validated
+
+        _start(self.name, validated(self._composed(self.overrides), self.kind, earlier=self.mistakes))
+
+    def run_all(self) -> None:
+        """Run every combination of a sweep; nothing starts unless all of them are valid."""
+        import tempfile
+
+        self._check_all()
+        with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
+            # Hydra's sweeper writes its own record there, overrides included; the runs' folders are the commands'
+            own = [] if any(text.startswith("hydra.sweep.dir=") for text in self.overrides) else [folder]
+            overrides = [*self.overrides, "hydra.mode=MULTIRUN", *(f"hydra.sweep.dir={path}" for path in own)]
+            self.hydra.multirun(config_name=self.primary, task_function=self._run_one, overrides=overrides)
+
+    def print_composed(self) -> None:
+        """Print what --cfg or --info ask for, unless a key in it does not exist."""
+        from orchestrator.mistakes import mistakes_in
+
+        mistakes = self.mistakes + mistakes_in(self._composed(self.overrides), self.kind, missing_too=False)
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
+        where = {"config_name": self.primary, "overrides": self.overrides}
+        if self.flags.cfg:
+            flags = self.flags
+            self.hydra.show_cfg(**where, cfg_type=flags.cfg, package=flags.package, resolve=flags.resolve)
+        else:
+            self.hydra.show_info(self.flags.info, **where)
+
+    def print_help(self) -> None:
+        from orchestrator import command_help
+
+        folders = [Path(path) for path in (self.flags.config_dir, self.flags.config_path) if path]
+        raw = self._composed(self.overrides)
+        summary = COMMANDS[self.name].summary
+        command_help.print_help(self.name, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
+
+    def _groups(self) -> Any:
+        from hydra.core.object_type import ObjectType
+        from hydra.types import RunMode
+
+        from orchestrator.overrides import Groups
+
+        loader = self.hydra.config_loader
+        known = loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
+        ours = [group for group in self.hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
+        return Groups(
+            chosen={group: known[group] for group in ours if group in known},
+            options={group: tuple(sorted(loader.get_group_options(group, ObjectType.CONFIG))) for group in ours},
+            foreign=frozenset(group for group in ours if group not in known and (conf_folder() / group).is_dir()),
+        )
+
+    def _read_overrides(self) -> tuple[list[str], list[str]]:
+        from orchestrator.overrides import Reader
+
+        reader = Reader(self.name, self.kind, self.groups, self.sweeps)
+        overrides, mistakes = [], []
+        for text in self.flags.overrides:
+            try:
+                overrides.append(reader.rewritten(text, _parsed(text)))
+            except ConfigError as mistake:
+                mistakes.append(str(mistake))
+        return overrides, mistakes
+
+    def _composed(self, overrides: Sequence[str]) -> Any:
+        """Return the composed values as plain containers.
+
+        Raises:
+            ConfigError: Hydra cannot compose them.
+        """
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            return _plain(self.hydra.compose_config(self.primary, list(overrides), RunMode.RUN))
+        except (HydraException, OmegaConfBaseException) as error:
+            cause = str(error).strip() or str(error.__cause__).strip()
+            raise ConfigError("\n".join([*self.mistakes, cause.splitlines()[0]])) from error
+
+    def _check_all(self) -> None:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        from orchestrator.mistakes import mistakes_in
+
+        parsed = [override for text in self.overrides if (override := _parsed(text)) and not override.is_hydra_override()]
+        fixed = [text for text in self.overrides if text.startswith("hydra")]
+        mistakes = list(self.mistakes)
+        for job in BasicSweeper.split_arguments(parsed, None)[0]:
+            mistakes += mistakes_in(self._composed([*job, *fixed]), self.kind)
+        if mistakes:
+            raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+
+    def _run_one(self, cfg: "DictConfig") -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from orchestrator.mistakes import validated
+
+        print(" ".join([f"[{HydraConfig.get().job.num}]", *HydraConfig.get().overrides.task]), flush=True)
+        _start(self.name, validated(_plain(cfg), self.kind))
+
+
+def _start(name: str, config: "Config") -> None:
+    importlib.import_module(f"orchestrator.commands.{name}").run(config)
+
+
+def _parsed(text: str) -> Any:
+    """Return what Hydra's grammar makes of `text`, or None."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
+
+
+def _plain(cfg: "DictConfig") -> Any:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict
+
+    if "hydra" in cfg:
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            cfg.pop("hydra")
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _complete(arguments: list[str]) -> int:
+    """Answer the shell's question what may come next, or print what installs the asking."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if "query" not in "".join(arguments) or len(words) > 2:
+        name = words[1] if len(words) > 1 and words[1] in COMMANDS else next(iter(COMMANDS))
+        os.environ["COMP_LINE"] = " ".join(words[:1] + words[2:])
+        _run_command(name, arguments)
+    else:
+        print(" ".join(name for name in COMMANDS if name.startswith("".join(words[1:]))))
+    return DONE

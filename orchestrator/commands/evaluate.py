@@ -1,0 +1,58 @@
+"""`orchestrator evaluate`: how well a model predicts held-out text."""
+
+from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
+from modules.data.shards import TokenData, TokenStream
+from orchestrator import artifact
+from orchestrator.config import EvaluateConfig
+from orchestrator.console import evaluate_progress, prepare_progress, show_evaluation
+from orchestrator.data import prepared_data
+from orchestrator.errors import UserError
+from orchestrator.evaluation import Windows, compression, evaluate
+from orchestrator.models import TrainedModel, load_model
+from orchestrator.storage import Storage
+from orchestrator.train import cache_folder
+
+
+def run(config: EvaluateConfig) -> None:
+    """Load the model, find or prepare the text, and show the figures."""
+    trained = load_model(config.model.path)
+    stream = _text(config, trained)
+    trained_length = trained.recipe.get("training", {}).get("sequence_length")
+    length = config.sequence_length or trained_length or trained.model.config.max_positions
+    if length > trained.model.config.max_positions:
+        raise UserError(f"sequence_length={length}: the model has {trained.model.config.max_positions} positions")
+    windows = Windows.of(stream, length, config.batch_size, config.max_sequences)
+    objective = _objective(config, trained)
+    with evaluate_progress(windows.count) as progress:
+        metrics = evaluate(trained, windows, objective, config.run.seed, progress)
+    show_evaluation(config.model.path, metrics, compression(trained, windows))
+
+
+def _text(config: EvaluateConfig, trained: TrainedModel) -> TokenStream:
+    storage = Storage(config.storage.root)
+    if config.data is None:
+        name = trained.recipe.get("data")
+        if name is None or not artifact.is_committed(storage, name):
+            raise UserError(
+                f"data: the text that {config.model.path} was trained on is not in {storage.url()}; "
+                "name a text with data=files data.path=…, or its storage.root"
+            )
+    else:
+        name = _prepared(config.data, config, trained, storage)
+    data = TokenData.open(artifact.local_copy(storage, name, cache_folder()))
+    return data.train if config.data is not None and config.part == "all" else data.val
+
+
+def _prepared(data: DataConfig, config: EvaluateConfig, trained: TrainedModel, storage: Storage) -> str:
+    if config.part == "all":
+        data = data.model_copy(update={"val_fraction": 0.0})
+    tokenizer = TokenizerConfig(kind="file", path=str(trained.tokenizer_file))
+    with prepare_progress() as progress:
+        return prepared_data(storage, data, tokenizer, max_vocab_size=None, progress=progress)
+
+
+def _objective(config: EvaluateConfig, trained: TrainedModel) -> ObjectiveConfig:
+    objective = ObjectiveConfig.model_validate(trained.recipe.get("objective", {}))
+    if config.mlm_probability is None:
+        return objective
+    return objective.model_copy(update={"mlm_probability": config.mlm_probability})

@@ -1,0 +1,33 @@
+"""Figures as people read them."""
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def count(value: float) -> str:
+    """`1.23M`: three digits and a decimal prefix; whole numbers below 1000 as they are."""
+    # From 999.5 on it would round to 1000 of its own prefix.
+    for unit, prefix in _PREFIXES:
+        if abs(value) >= 0.9995 * unit:
+            scaled = value / unit
+            return f"{scaled:.{2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0}f}{prefix}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.3g}"
+
+
+def size(num_bytes: float) -> str:
+    """`1.23 MB`, decimal as disks and networks are sold."""
+    text = count(num_bytes)
+    return f"{text[:-1]} {text[-1]}B" if text[-1] in "TGMk" else f"{text} B"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `1 min 20 s`, `2 h 05 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds >= 0.1 or seconds == 0 else f"{1000 * seconds:.2g} ms"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def percent(fraction: float) -> str:
+    """`12.3 %`."""
+    return f"{100 * fraction:.1f} %"

