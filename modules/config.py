@@ -110,7 +110,9 @@ class ModelConfig(Config):
                 f"nearest: {' or '.join(map(str, nearest))}"
             )
         if self.num_kv_heads not in (None, self.num_heads):
-            raise ValueError(f"num_kv_heads {self.num_kv_heads}: the gpt2 family needs num_heads ({self.num_heads}) or null")
+            raise ValueError(
+                f"num_kv_heads {self.num_kv_heads}: the gpt2 family needs num_heads ({self.num_heads}) or null"
+            )
         return self
 
     @property
@@ -206,7 +208,9 @@ class OptimizerConfig(Config):
     @model_validator(mode="after")
     def _minimum_is_below_maximum(self) -> Self:
         if self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}")
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}"
+            )
         return self
 
 

@@ -80,9 +80,7 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(
-    hidden: Tensor, weight: Tensor, vocab_size: int, rows: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _chunks(hidden: Tensor, weight: Tensor, vocab_size: int, rows: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yields (rows, logits [C, V], log probabilities [C, V]); the next chunk overwrites the last.
 
     Fresh pages for every chunk cost four times the softmax itself on CPU (measured), hence the buffer.

@@ -111,7 +111,6 @@ class _Window:
         self._size = min(model.config.max_positions, len(prompt) + max_new_tokens)
         self._tokens = prompt[-self._size :].expand(num_sequences, -1)
         self._cache = self._new_cache(num_sequences)
-        self._num_computed = 0
 
     def next_logits(self) -> Tensor:
         """Logits [B, V] of the token after the last."""
@@ -119,7 +118,9 @@ class _Window:
             self._tokens = self._tokens[:, -(self._size // 2 + 1) :]
             self._cache = self._new_cache(len(self._tokens))
         new = self._tokens[:, self._cache.length :]
-        hidden = self._model(new, cache=self._cache)
+        # A compiled model would be compiled again for each length.
+        with torch.compiler.set_stance("force_eager"):
+            hidden = self._model(new, cache=self._cache)
         return self._model.head.logits(hidden[:, -1])
 
     def append(self, tokens: Tensor) -> None:

@@ -56,7 +56,7 @@ class GPTModule(LightningModule):
         self._micro_losses: list[dict[str, Tensor]] = []
 
     def configure_model(self) -> None:
-        """Build the model here, since ZeRO-3 shards parameters while they are built; values come from `initial_values`."""
+        """Build the model here: ZeRO-3 shards parameters while they are built. Values come from `initial_values`."""
         if not hasattr(self, "model"):
             self.model = GPT(self.model_config, self.vocab_size)
             if self.training_config.compile:

@@ -5,6 +5,7 @@ Shapes: B batch, T positions, S positions seen (T and those in the cache), D wid
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,8 +149,8 @@ class GPT(nn.Module):
         self.dropout = _dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = _norm(config)
-        tied = config.tie_embeddings
-        weight = self.token_embedding.weight if tied else nn.Parameter(torch.empty(num_rows, config.hidden_dim))
+        tied: Any = self.token_embedding.weight
+        weight = tied if config.tie_embeddings else nn.Parameter(torch.empty(num_rows, config.hidden_dim))
         self.head = OutputHead(weight, vocab_size)
 
     def forward(

@@ -17,9 +17,9 @@ Batch = Mapping[str, Any]
 class LossSums(NamedTuple):
     """Sums over a batch that add up over batches and workers."""
 
-    nats: Tensor
+    nats: Tensor | float
     """Sum of the losses, float32 scalar."""
-    correct: Tensor
+    correct: Tensor | int
     """Targets that the model finds likeliest, int64 scalar."""
     count: int
     """Targets."""

@@ -74,9 +74,7 @@ def name_of(run_name: str, step: int) -> str:
     return f"{folder_of(run_name)}/step_{step:08d}"
 
 
-def save(
-    storage: Storage, name: str, state: TrainingState, shapes: dict[str, list[int]], progress: Progress
-) -> None:
+def save(storage: Storage, name: str, state: TrainingState, shapes: dict[str, list[int]], progress: Progress) -> None:
     """Write this rank's fragments, then commit once every rank has written. All ranks call it together.
 
     Raises:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.metadata
+import logging
 import os
 import signal
 import sys
@@ -141,7 +142,7 @@ def _unknown_command(name: str) -> str:
 
 def _run_command(name: str, arguments: list[str]) -> None:
     flags = _flags(name, arguments)
-    with _hydra(name, flags) as hydra:
+    with _hydra(name, flags) as hydra, _plain_refusal():
         session = _Session(hydra, name, flags)
         if flags.help:
             session.print_help()
@@ -185,7 +186,8 @@ def _hydra(name: str, flags: "Namespace") -> Iterator["Hydra"]:
     from hydra.core.global_hydra import GlobalHydra
 
     version.setbase("1.3")
-    search_path = create_config_search_path(str(Path(flags.config_path).resolve() if flags.config_path else conf_folder()))
+    conf = Path(flags.config_path).resolve() if flags.config_path else conf_folder()
+    search_path = create_config_search_path(str(conf))
     if flags.config_dir:
         folder = Path(flags.config_dir).resolve()
         if not folder.is_dir():
@@ -225,7 +227,9 @@ class _Session:
             # Hydra's sweeper writes its own record there, overrides included; the runs' folders are the commands'
             own = [] if any(text.startswith("hydra.sweep.dir=") for text in self.overrides) else [folder]
             overrides = [*self.overrides, "hydra.mode=MULTIRUN", *(f"hydra.sweep.dir={path}" for path in own)]
-            self.hydra.multirun(config_name=self.primary, task_function=self._run_one, overrides=overrides)
+            with _same_logging_after():
+                logging.getLogger("hydra").setLevel(logging.WARNING)  # below, its launcher logs every override
+                self.hydra.multirun(config_name=self.primary, task_function=self._run_one, overrides=overrides)
 
     def print_composed(self) -> None:
         """Print what --cfg or --info ask for, unless a key in it does not exist."""
@@ -239,7 +243,8 @@ class _Session:
             flags = self.flags
             self.hydra.show_cfg(**where, cfg_type=flags.cfg, package=flags.package, resolve=flags.resolve)
         else:
-            self.hydra.show_info(self.flags.info, **where)
+            with _same_logging_after():
+                self.hydra.show_info(self.flags.info, **where)
 
     def print_help(self) -> None:
         from orchestrator import command_help
@@ -282,25 +287,23 @@ class _Session:
         Raises:
             ConfigError: Hydra cannot compose them.
         """
-        from hydra.errors import HydraException
         from hydra.types import RunMode
-        from omegaconf.errors import OmegaConfBaseException
 
         try:
-            return _plain(self.hydra.compose_config(self.primary, list(overrides), RunMode.RUN))
-        except (HydraException, OmegaConfBaseException) as error:
-            cause = str(error).strip() or str(error.__cause__).strip()
-            raise ConfigError("\n".join([*self.mistakes, cause.splitlines()[0]])) from error
+            with _plain_refusal():
+                return _plain(self.hydra.compose_config(self.primary, list(overrides), RunMode.RUN))
+        except ConfigError as error:
+            raise ConfigError("\n".join([*self.mistakes, str(error)])) from error
 
     def _check_all(self) -> None:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         from orchestrator.mistakes import mistakes_in
 
-        parsed = [override for text in self.overrides if (override := _parsed(text)) and not override.is_hydra_override()]
         fixed = [text for text in self.overrides if text.startswith("hydra")]
+        swept = [override for text in self.overrides if text not in fixed and (override := _parsed(text))]
         mistakes = list(self.mistakes)
-        for job in BasicSweeper.split_arguments(parsed, None)[0]:
+        for job in BasicSweeper.split_arguments(swept, None)[0]:
             mistakes += mistakes_in(self._composed([*job, *fixed]), self.kind)
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
@@ -309,13 +312,41 @@ class _Session:
         from hydra.core.hydra_config import HydraConfig
 
         from orchestrator.mistakes import validated
+        from orchestrator.redaction import redact
 
-        print(" ".join([f"[{HydraConfig.get().job.num}]", *HydraConfig.get().overrides.task]), flush=True)
+        job = HydraConfig.get()
+        print(redact(" ".join([f"[{job.job.num}]", *(text.lstrip("+") for text in job.overrides.task)])), flush=True)
         _start(self.name, validated(_plain(cfg), self.kind))
 
 
 def _start(name: str, config: "Config") -> None:
     importlib.import_module(f"orchestrator.commands.{name}").run(config)
+
+
+@contextlib.contextmanager
+def _same_logging_after() -> Iterator[None]:
+    """Take back what is done to the loggers: --info prints through the root, as records of level DEBUG."""
+    root, hydra = logging.getLogger(), logging.getLogger("hydra")
+    levels, handlers = (root.level, hydra.level), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(levels[0])
+        hydra.setLevel(levels[1])
+        root.handlers[:] = handlers
+
+
+@contextlib.contextmanager
+def _plain_refusal() -> Iterator[None]:
+    """Say in one line why Hydra refuses."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = str(error).strip() or str(error.__cause__)
+        raise ConfigError(cause.splitlines()[0]) from error
 
 
 def _parsed(text: str) -> Any:

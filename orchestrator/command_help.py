@@ -1,5 +1,6 @@
 """`orchestrator COMMAND --help`: groups, options and fields, each with its line of explanation."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ def _first_comment(group: str, option: str, folders: Sequence[Path]) -> str:
     for folder in folders:
         file = folder / group / f"{option}.yaml"
         if file.is_file():
-            comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
-            return next((comment for comment in comments if not comment.startswith("@")), "")
+            lines = file.read_text(encoding="utf-8").splitlines()
+            return next((line[1:].strip() for line in lines if re.match(r"#(?! *@)", line)), "")
     return ""
 
 

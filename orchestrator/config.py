@@ -1,5 +1,6 @@
 """How and where a command runs, each command's whole configuration, and the rules that cross groups."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -21,10 +22,19 @@ StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offloa
 class RunConfig(Config):
     """One named execution."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: str | None = None
     """The run's folder and its name in W&B; null makes one from the recipe, so the same command continues it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234
     """Decides initial weights, data order, masks and samples."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_can_be_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError(
+                "must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores"
+            )
+        return value
 
 
 class StorageConfig(Config):
@@ -221,9 +231,7 @@ def _batch_mistakes(training: TrainingConfig, num_workers: int) -> list[str]:
         return []
     nearest = [n for n in (size // unit * unit, (size // unit + 1) * unit) if n > 0]
     product = f"{num_workers} workers" + (f" x micro_batch_size {micro}" if training.micro_batch_size else "")
-    return [
-        f"training.global_batch_size={size}: not divisible by {product}; nearest: {' or '.join(map(str, nearest))}"
-    ]
+    return [f"training.global_batch_size={size}: not divisible by {product}; nearest: {' or '.join(map(str, nearest))}"]
 
 
 def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:

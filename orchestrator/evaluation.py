@@ -11,7 +11,6 @@ import torch
 from modules.config import ObjectiveConfig
 from modules.data.batches import BatchMaker
 from modules.data.shards import TokenStream
-from modules.objectives import causal_statistics
 from modules.validation import validation_metrics, validation_sums
 from orchestrator.models import TrainedModel
 
@@ -63,18 +62,9 @@ def evaluate(
         samples = np.arange(first, min(first + windows.batch_size, windows.count))
         batch = maker.make(samples * windows.length, samples, 0)
         on_device = {name: v.to(trained.device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
-        total += _sums(trained, on_device, table).cpu()
+        total += validation_sums(trained.model, on_device, table).cpu()
         progress(int(samples[-1]) + 1)
-    metrics = validation_metrics(total)
-    return metrics if trained.knows_mask else {k: v for k, v in metrics.items() if "mlm" not in k}
-
-
-def _sums(trained: TrainedModel, batch: dict, table: torch.Tensor) -> torch.Tensor:
-    if trained.knows_mask:
-        return validation_sums(trained.model, batch, table)
-    causal = causal_statistics(trained.model, batch)
-    values = (causal.nats, causal.count, table[batch["targets"]].sum(), 0.0, 1.0, 0.0)
-    return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=table.device) for v in values])
+    return validation_metrics(total)
 
 
 def compression(trained: TrainedModel, windows: Windows) -> dict[str, float]:

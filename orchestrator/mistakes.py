@@ -18,6 +18,9 @@ Path = tuple[str | int, ...]
 MISSING = "???"
 """What Hydra puts where a value must be given."""
 
+_APART = frozenset({"run", "storage", "data", "checkpoint", "tracking"})
+"""Groups that no rule joins with others: their mistakes need not hide those between the rest."""
+
 _RULES = {
     "int": "must be a whole number",
     "float": "must be a number",
@@ -25,15 +28,15 @@ _RULES = {
     "string": "must be text",
     "tuple": "must be a list, [a,b]",
     "list": "must be a list, [a,b]",
-    "dict": "must be fields and values, {field:value}",
-    "model": "must be fields and values, {field:value}",
+    "dict": "must be fields and values, {{field:value}}",
+    "model": "must be fields and values, {{field:value}}",
     "finite_number": "must be a finite number",
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
-    "too_short": "must have at least {min_length} values",
-    "too_long": "must have at most {max_length} values",
+    "too_short": "must have {min_length} or more values",
+    "too_long": "must have {max_length} or fewer values",
     "string_pattern_mismatch": "must match {pattern}",
     "missing": "must be given",
 }
@@ -66,7 +69,7 @@ def mistakes_in(raw: Mapping[str, Any], kind: type[Config], *, missing_too: bool
     known = _without(raw, {_path(error, raw) for error in unknown})
     errors = [error for error in _errors(known, kind) if _path(error, known) not in missing]
     lines += _lines(unknown, raw, kind) + _lines(errors, known, kind)
-    return list(dict.fromkeys(lines + ([] if errors else _cross_group(known, kind))))
+    return list(dict.fromkeys(lines + _cross_group(known, kind, {error["loc"][0] for error in errors})))
 
 
 def _errors(raw: Mapping[str, Any], kind: type[Config]) -> list[ErrorDetails]:
@@ -90,10 +93,11 @@ def _missing_line(path: Path, kind: type[Config]) -> str:
     return f"{dotted(path)}: must be given, as {dotted(path)}=VALUE" + (f" ({what})" if what else "")
 
 
-def _cross_group(known: Mapping[str, Any], kind: type[Config]) -> list[str]:
-    if not issubclass(kind, PretrainConfig):
+def _cross_group(known: Mapping[str, Any], kind: type[Config], unusable: set[str | int]) -> list[str]:
+    if not issubclass(kind, PretrainConfig) or not unusable <= _APART:
         return []
-    return cross_group_mistakes(kind.model_validate(known))
+    joined = {name: group for name, group in known.items() if name not in _APART}
+    return cross_group_mistakes(kind.model_validate(joined))
 
 
 def _without(value: Any, paths: set[Path], path: Path = ()) -> Any:
@@ -120,7 +124,7 @@ def _path(error: ErrorDetails, raw: Mapping[str, Any]) -> Path:
     for part in error["loc"]:
         if (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int)):
             path = (*path, part)
-            value = value[part] if isinstance(value, Mapping) or int(part) < len(value) else None
+            value = _value(value, (part,))
         elif isinstance(value, Mapping) and part == error["loc"][-1] and error["type"] == "missing":
             path = (*path, part)
     return path
@@ -134,7 +138,10 @@ def _of_fitting_alternatives(errors: list[ErrorDetails], raw: Mapping[str, Any])
         value = _value(raw, error["loc"][: error["loc"].index(tag)]) if tag else None
         return not tag or tag.startswith("tuple[") == isinstance(value, list)
 
-    return [error for error in errors if fits(error)]
+    found = [error for error in errors if fits(error)]
+    outer = {error["loc"][:length] for error in found for length in range(len(error["loc"]))}
+    # pydantic leaves bad items out, and then calls the list too short, too
+    return [error for error in found if error["type"] != "too_short" or error["loc"] not in outer]
 
 
 def _value(raw: Any, path: Sequence[str | int]) -> Any:
@@ -150,9 +157,9 @@ def _subject_and_rule(error: ErrorDetails, raw: Mapping[str, Any], kind: type[Co
     path = _path(error, raw)
     if error["type"] == "extra_forbidden":
         path = _to_the_leaf(raw, path)
-        return f"{dotted(path)}={shown(_value(raw, path))}", _unknown_key(path, raw, kind)
+        return f"{dotted(path)}={shown(_value(raw, path))}", _unknown_key(path, kind)
     if error["type"] in ("value_error", "assertion_error"):
-        return _own_rule(str(error.get("ctx", {}).get("error", error["msg"])), path, raw, kind)
+        return _own_rule(str(error.get("ctx", {}).get("error", error["msg"])), path, raw)
     if error["loc"] and error["loc"][-1] == "[key]":
         return f"{dotted(path)}={shown(_value(raw, path))}", _choice("unknown; the names are", error, str(path[-1]))
     subject = dotted(path) if error["type"] == "missing" else f"{dotted(path)}={shown(error['input'])}"
@@ -165,7 +172,7 @@ def _to_the_leaf(raw: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def _unknown_key(path: Path, raw: Mapping[str, Any], kind: type[Config]) -> str:
+def _unknown_key(path: Path, kind: type[Config]) -> str:
     known = next(n for n, part in enumerate(path, 1) if isinstance(part, str) and field_at(kind, path[:n]) is None)
     near = nearest_keys(kind, path[:known]) or nearest_keys(kind, path)
     if near:
@@ -175,14 +182,15 @@ def _unknown_key(path: Path, raw: Mapping[str, Any], kind: type[Config]) -> str:
     return f"unknown; {where} has {', '.join(parent.model_fields) if parent else 'no fields'}"
 
 
-def _own_rule(message: str, path: Path, raw: Mapping[str, Any], kind: type[Config]) -> tuple[str, str]:
+def _own_rule(message: str, path: Path, raw: Mapping[str, Any]) -> tuple[str, str]:
     """Move the field and the value that our own rule's message begins with to the front."""
     fields = _value(raw, path)
     start = re.match(r"(\w+)(?:[ =]|: )(.*)", message, re.DOTALL)
     if start and isinstance(fields, Mapping) and start[1] in fields:
         value = shown(fields[start[1]])
-        rest = start[2].removeprefix(value).lstrip(": ") if start[2].startswith((value + " ", value + ":")) else start[2]
-        return f"{dotted((*path, start[1]))}={value}", rest
+        rest = start[2]
+        repeated = rest.startswith((f"{value} ", f"{value}:"))
+        return f"{dotted((*path, start[1]))}={value}", rest.removeprefix(value).lstrip(": ") if repeated else rest
     subject = dotted(path) if isinstance(fields, Mapping) else f"{dotted(path)}={shown(fields)}"
     return subject, message
 

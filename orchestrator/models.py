@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from modules.data.tokenizer import Tokenizer, build_tokenizer
 from modules.config import TokenizerConfig
+from modules.data.tokenizer import Tokenizer, build_tokenizer
 from modules.errors import InputError
 from modules.huggingface import load_huggingface
 from modules.model import GPT
@@ -77,7 +77,9 @@ def _plain_copy(storage: Storage, name: str) -> Path:
     place = storage.local_path(name)
     if place is not None:
         return place
-    raise UserError(f"model.path={storage.url(name)}: not committed by orchestrator; download it and name the local folder")
+    raise UserError(
+        f"model.path={storage.url(name)}: not committed by orchestrator; download it and name the local folder"
+    )
 
 
 def _from_hub(name: str) -> Path:

@@ -1,7 +1,7 @@
 """What a user may type after a command, made fit for Hydra, or the mistake in it.
 
 Hydra stops at the first key that it does not know. So `key=value` becomes `++key=value`, which sets any key, and
-validation finds all that do not exist at once. Text is taken word for word: prompt=Hello, world needs no quotes of its own.
+validation finds all that do not exist at once. Text is taken word for word: prompt=Hello, you needs no further quotes.
 """
 
 import re
@@ -99,11 +99,12 @@ class Reader:
             if self.sweeps and parsed.is_choice_sweep():
                 return list(parsed.sweep_string_iterator())
             raise ConfigError(f"{parsed.input_line}: one option is expected; add --multirun to run each")
-        return [] if value == "null" else [value]
+        return [value]
 
     def _no_such_group(self, group: str, value: str) -> str:
-        if class_at(self.kind, [group]):
-            return f"{self.command} has no options for {group}{self._field_meant(group, value)}"
+        if kind := class_at(self.kind, [group]):
+            fields = ", ".join(f"{group}.{name}" for name in kind.model_fields)
+            return f"{self.command} has no options for {group}{self._field_meant(group, value) or f'; set {fields}'}"
         near = nearest(group, list(self.groups.chosen)) or next(iter(nearest_keys(self.kind, [group])), None)
         return f"{self.command} has no such group; " + (f"did you mean {near}?" if near else self._all_groups())
 
@@ -123,7 +124,7 @@ class Reader:
         if meant is None and "path" in fields and re.search(r"[./*]", value):
             meant = "path"
         if meant is None:
-            return f"; set its fields: {', '.join(f'{group}.{name}' for name in fields)}" if fields else ""
+            return ""
         option = "files" if (group, meant) == ("data", "path") and "files" in self.groups.options[group] else None
         return f"; did you mean {f'{group}={option} ' if option else ''}{group}.{meant}={shown(value)}?"
 

@@ -184,7 +184,7 @@ def evaluate_progress(num_windows: int) -> Iterator[Callable[[int], None]]:
     """Give a function that takes the windows done; shown on a terminal only."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        yield lambda done: None
+        yield lambda _: None
         return
     with _bar(console, "{task.completed:,.0f}/{task.total:,.0f} windows", transient=True) as live:
         task = live.add_task("evaluate", total=num_windows, text="")

@@ -115,10 +115,10 @@ def _mismatch(name: str, begun: dict[str, Any], asked: dict[str, Any]) -> str:
     before, now = _flat(begun), _flat(asked)
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
-    return "\n".join(
-        [f"run.name={name}: a run of this name was begun with other settings; choose another run.name or restore them:"]
-        + lines
+    title = (
+        f"run.name={name}: a run of this name was begun with other settings; choose another run.name or restore them:"
     )
+    return "\n".join([title, *lines])
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -51,8 +51,7 @@ def leaves(root: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInf
 
 def group_class(field: FieldInfo) -> type[Config] | None:
     """Return the class of a field that is itself a group of fields, or None."""
-    found = next((part for part in _alternatives(field.annotation) if config_classes(part) == [part]), None)
-    return found
+    return next((part for part in _alternatives(field.annotation) if config_classes(part) == [part]), None)
 
 
 def explanation(field: FieldInfo | None) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.plugins.environments import ClusterEnvironment
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 
@@ -151,7 +151,8 @@ def _without_compiled_collectives() -> None:
     """
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
+    ops: Any = deepspeed.ops
+    ops.__compatible_ops__ = defaultdict(bool)
 
 
 def gradient_norm(trainer: Trainer) -> float | None:
@@ -195,11 +196,11 @@ class TrainingState(Protocol):
 
 def training_state(trainer: Trainer, model: nn.Module) -> TrainingState:
     """Return access to the state of `model`, which `trainer` is fitting."""
-    strategy = trainer.strategy
-    stage = getattr(strategy, "config", None) and strategy.config["zero_optimization"]["stage"]  # type: ignore[union-attr]
+    strategy: Any = trainer.strategy
+    stage = getattr(strategy, "config", None) and strategy.config["zero_optimization"]["stage"]
     if not stage:
         return _WholeState(model, strategy.optimizers[0], strategy.global_rank, strategy.world_size)
-    zero_optimizer = strategy.model.optimizer  # type: ignore[union-attr]
+    zero_optimizer = strategy.model.optimizer
     return (_Zero3State if stage == 3 else _Zero12State)(model, zero_optimizer)
 
 
@@ -233,7 +234,7 @@ class _Zero12State:
     """ZeRO stages 1 and 2: each rank owns a range of the flattened float32 weights and their moments."""
 
     def __init__(self, model: nn.Module, zero_optimizer: Any) -> None:
-        self._parameters = dict(model.named_parameters())
+        self._parameters: dict[str, Any] = dict(model.named_parameters())
         self._zero = zero_optimizer
 
     def owned(self) -> Iterator[Fragment]:

@@ -49,6 +49,7 @@ class Tracker(Protocol):
 
     def describe(self) -> list[str]:
         """Lines that say where the data lies and how to look at it."""
+        ...
 
 
 class NullTracker:
@@ -153,7 +154,7 @@ class WandbTracker:
         def table() -> dict[str, Any]:
             import wandb
 
-            rows = [[step, number, text] for number, text in enumerate(samples)]
+            rows: list[Any] = [[step, number, text] for number, text in enumerate(samples)]
             return {"samples": wandb.Table(columns=["step", "number", "text"], data=rows)}
 
         self._tell(table, step)
@@ -224,13 +225,13 @@ class WandbTracker:
         return None
 
 
-def _start(arguments: dict[str, Any], mode: str) -> Any:
+def _start(arguments: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     import wandb
 
-    quiet = {"silent": True, "quiet": True, "console": "off"}
+    quiet: dict[str, Any] = {"silent": True, "quiet": True, "console": "off"}
     # The login speaks before the run's own settings count.
     wandb.setup(settings=wandb.Settings(**quiet))
-    nothing_scraped = {
+    nothing_scraped: dict[str, Any] = {
         "disable_git": True,
         "disable_code": True,
         "save_code": False,
@@ -240,7 +241,7 @@ def _start(arguments: dict[str, Any], mode: str) -> Any:
         "host": "",
         "program": "",
     }
-    patience = {"init_timeout": _START_SECONDS, "finish_timeout": _FINISH_SECONDS}
+    patience: dict[str, Any] = {"init_timeout": _START_SECONDS, "finish_timeout": _FINISH_SECONDS}
     return wandb.init(**arguments, settings=wandb.Settings(mode=mode, **quiet, **nothing_scraped, **patience))
 
 

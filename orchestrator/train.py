@@ -43,9 +43,10 @@ def train(job: Job, runtime: Runtime) -> None:
     data = TokenData.open(artifact.local_copy(storage, job.data_name, cache_folder()))
     module = _build_module(config, data, runtime)
     results = Results(job.run, storage, data.tokenizer, _tracker(config, job, storage, runtime), runtime)
-    trainer = _build_trainer(config, runtime, _callbacks(config, job, storage, data, runtime, results))
+    throughput = _throughput(config)
+    trainer = _build_trainer(config, runtime, _callbacks(config, job, storage, data, runtime, results, throughput))
     results.start(config.training.num_steps)
-    trainer.fit(module, _StepBatches(module, _batches(config, data, runtime)))
+    trainer.fit(module, throughput.watch(_StepBatches(module, _batches(config, data, runtime))))
     if runtime.rank == 0:
         last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, module.step))
         export_model(storage, job.run.model_name, last, config.model, data.tokenizer, job.run.recipe)
@@ -95,13 +96,13 @@ def _batch_settings(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
         "rank": runtime.rank,
         "world_size": runtime.world_size,
         "objective": config.objective,
+        "with_masked": any(phase.weights.get("mlm") for phase in config.objective.phases),
         "with_documents": training.attention_scope == "document",
     }
 
 
 def _batches(config: PretrainConfig, data: TokenData, runtime: Runtime) -> Batches:
-    masked = any(phase.weights.get("mlm") for phase in config.objective.phases)
-    return Batches(data.train, data.tokenizer, with_masked=masked, **_batch_settings(config, runtime))
+    return Batches(data.train, data.tokenizer, **_batch_settings(config, runtime))
 
 
 class _StepBatches:
@@ -114,32 +115,50 @@ class _StepBatches:
         return self._batches.from_step(self._module.step)
 
 
+def _throughput(config: PretrainConfig) -> Throughput:
+    return Throughput(_tokens_per_step(config), config.training.sequence_length)
+
+
+def _tokens_per_step(config: PretrainConfig) -> int:
+    return config.training.global_batch_size * config.training.sequence_length
+
+
 def _callbacks(
-    config: PretrainConfig, job: Job, storage: Storage, data: TokenData, runtime: Runtime, results: Results
+    config: PretrainConfig,
+    job: Job,
+    storage: Storage,
+    data: TokenData,
+    runtime: Runtime,
+    results: Results,
+    throughput: Throughput,
 ) -> list[Callback]:
     """Return the callbacks in the order in which they act after a step: what fails last has lost least."""
-    training = config.training
-    tokens_per_step = training.global_batch_size * training.sequence_length
-    throughput = Throughput(tokens_per_step=tokens_per_step, sequence_length=training.sequence_length)
-    checkpoints = Checkpoints(storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed)
-    gradients = DeepSpeedGradientNorm() if config.strategy.zero_stage else ClipGradients(config.optimizer.gradient_clip_norm)
+    training, clip_norm = config.training, config.optimizer.gradient_clip_norm
+    tokens_per_step = _tokens_per_step(config)
+    checkpoints = Checkpoints(
+        storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed, throughput.pause
+    )
 
     def extra() -> dict[str, float]:
         return {**throughput.metrics(), "checkpoint/stall_seconds": checkpoints.stall_seconds}
 
     return [
-        gradients,
+        DeepSpeedGradientNorm() if config.strategy.zero_stage else ClipGradients(clip_norm),
         throughput,
         checkpoints,
         Metrics(training.log_interval_steps, tokens_per_step, extra, results.step),
-        _validation(config, data, runtime, results),
+        *_validation(config, data, runtime, results, throughput),
     ]
 
 
-def _validation(config: PretrainConfig, data: TokenData, runtime: Runtime, results: Results) -> Validation:
+def _validation(
+    config: PretrainConfig, data: TokenData, runtime: Runtime, results: Results, throughput: Throughput
+) -> list[Validation]:
     training = config.training
+    if len(data.val) == 0:  # data.val_fraction=0
+        return []
     batches = ValidationBatches(
-        data.val, data.tokenizer, num_batches=training.val_batches, with_masked=True, **_batch_settings(config, runtime)
+        data.val, data.tokenizer, num_batches=training.val_batches, **_batch_settings(config, runtime)
     )
     ends = set(phase_ends(config.objective, training.num_steps))
     prompt = {
@@ -152,12 +171,15 @@ def _validation(config: PretrainConfig, data: TokenData, runtime: Runtime, resul
         "seed": config.run.seed,
         "stop_id": None,
     }
-    return Validation(
-        batches,
-        due=lambda step: step % training.val_interval_steps == 0 or step in ends,
-        prompt=prompt if config.tracking.num_samples and config.tracking.mode != "disabled" else None,
-        report=results.validation,
-    )
+    return [
+        Validation(
+            batches,
+            due=lambda step: step % training.val_interval_steps == 0 or step in ends,
+            prompt=prompt if config.tracking.num_samples and config.tracking.mode != "disabled" else None,
+            report=results.validation,
+            pause=throughput.pause,
+        )
+    ]
 
 
 def _build_trainer(config: PretrainConfig, runtime: Runtime, callbacks: list[Callback]) -> Trainer:

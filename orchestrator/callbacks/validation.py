@@ -1,6 +1,7 @@
 """Validates at an interval, at the end of each phase and at the end, and shows generated samples beside it."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from modules.validation import validation_metrics
 
 
 class Validation(Callback):
-    """Measures both objectives on the same held-out batches each time, whatever the phase.
+    """Measures the objectives of all phases on the same held-out batches each time, whatever the phase.
 
     Lightning's own loop knows only one interval; phases end where they end.
 
@@ -22,6 +23,7 @@ class Validation(Callback):
         due: Tells whether a validation follows the step just finished.
         prompt: What is sampled after each validation, arguments of `generation.sample`; None samples nothing.
         report: Receives the metrics, by name, and the sampled token ids, int64 [num_sequences, T].
+        pause: Keeps the time of a validation out of the throughput.
     """
 
     def __init__(
@@ -30,8 +32,9 @@ class Validation(Callback):
         due: Callable[[int], bool],
         prompt: dict[str, Any] | None,
         report: Callable[[int, dict[str, float], Tensor | None], None],
+        pause: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._batches, self._due, self._prompt, self._report = batches, due, prompt, report
+        self._batches, self._due, self._prompt, self._report, self._pause = batches, due, prompt, report, pause
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """A run that was complete but for its last figures gets them now."""
@@ -41,11 +44,12 @@ class Validation(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Validate when it is due."""
         if (index + 1) % pl_module.accumulation_steps == 0 and self._due(pl_module.step):
-            self._validate(trainer, pl_module)
+            with self._pause():
+                self._validate(trainer, pl_module)
 
     @torch.no_grad()
     def _validate(self, trainer: Trainer, module: GPTModule) -> None:
-        strategy = trainer.strategy
+        strategy: Any = trainer.strategy
         module.eval()
         sums = torch.stack(
             [strategy.validation_step(strategy.batch_to_device(batch), i) for i, batch in enumerate(self._batches)]
@@ -57,4 +61,3 @@ class Validation(Callback):
 
     def _sample(self, trainer: Trainer) -> Tensor:
         return torch.stack(trainer.strategy.predict_step(self._prompt, 0), dim=1).cpu()
-

@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
@@ -76,12 +77,12 @@ def _worker(job: Job, use_gpu: bool) -> None:
 
 
 def _message(failure: ProcessFailure) -> str:
-    message = failure.message
+    message: Any = failure.message
     return message["message"] if isinstance(message, dict) else str(message)
 
 
 def _traceback(failure: ProcessFailure) -> str:
-    message = failure.message
+    message: Any = failure.message
     return message["extraInfo"]["py_callstack"] if isinstance(message, dict) else ""
 
 

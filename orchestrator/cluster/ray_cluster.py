@@ -5,7 +5,7 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ def _cluster(config: ClusterConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-def _present_resources(config: ClusterConfig) -> dict[str, float]:
+def _present_resources(config: ClusterConfig) -> Mapping[str, float]:
     """Return what there is, by Ray's names; an embedded Ray has this machine and need not start for it."""
     if config.address is None and not ray.is_initialized():
         return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
@@ -91,7 +91,7 @@ def _present_resources(config: ClusterConfig) -> dict[str, float]:
         return ray.cluster_resources()
 
 
-def _check_resources(config: ClusterConfig, present: dict[str, float]) -> None:
+def _check_resources(config: ClusterConfig, present: Mapping[str, float]) -> None:
     fewest = min(config.worker_counts)
     wanted = {"CPU": fewest * config.cpus_per_worker, "GPU": float(fewest * (config.gpus_per_worker or 0))}
     for kind, number in wanted.items():
@@ -102,7 +102,7 @@ def _check_resources(config: ClusterConfig, present: dict[str, float]) -> None:
             )
 
 
-def _use_gpu(config: ClusterConfig, present: dict[str, float]) -> bool:
+def _use_gpu(config: ClusterConfig, present: Mapping[str, float]) -> bool:
     if config.gpus_per_worker is None:
         return present.get("GPU", 0) >= max(config.worker_counts)
     return bool(config.gpus_per_worker)

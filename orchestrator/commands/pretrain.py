@@ -1,5 +1,7 @@
 """`orchestrator pretrain`: text to a trained model."""
 
+from typing import Any
+
 from orchestrator import run as runs
 from orchestrator.cluster import launcher_for
 from orchestrator.config import PretrainConfig
@@ -20,10 +22,15 @@ def run(config: PretrainConfig) -> None:
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     if this_run.metrics(storage) is None:
         runs.begin(storage, this_run, config)
-        job = Job(config.model_dump(mode="json"), this_run, data_name)
+        job = Job(_for_workers(config, storage), this_run, data_name)
         with ProgressDisplay() as display:
             launcher.launch(job, display)
     show_results(this_run.name, this_run.metrics(storage) or {}, _places(storage, this_run))
+
+
+def _for_workers(config: PretrainConfig, storage: Storage) -> dict[str, Any]:
+    """Return the configuration with an absolute root: workers may start in other folders."""
+    return {**config.model_dump(mode="json"), "storage": {"root": storage.url()}}
 
 
 def _places(storage: Storage, this_run: Run) -> list[str]:

@@ -54,7 +54,7 @@ def run_on_url(verb: str, url: str, action: Callable[[Any, str], T]) -> T:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for `url`, and the path in it.
+    """Fsspec's file system for `url`, and the path in it.
 
     Raises:
         UserError: the package for this kind of store is not installed.

@@ -47,8 +47,10 @@ def test_padding_rows_get_no_probability_and_no_gradient() -> None:
     with torch.no_grad():
         weight[VOCAB:] = 1e4
     linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
-    assert weight.grad is not None and not weight.grad[VOCAB:].any()
-    assert hidden.grad is not None and hidden.grad.abs().max() < 10
+    assert weight.grad is not None
+    assert not weight.grad[VOCAB:].any()
+    assert hidden.grad is not None
+    assert hidden.grad.abs().max() < 10
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
@@ -60,7 +62,9 @@ def test_a_frozen_input_changes_no_gradient_of_the_other(frozen: str) -> None:
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
     linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
     found = (weight if frozen == "hidden" else hidden).grad
-    assert expected is not None and found is not None and torch.equal(found, expected)
+    assert expected is not None
+    assert found is not None
+    assert torch.equal(found, expected)
 
 
 def test_loss_without_gradients_is_the_same() -> None:
@@ -68,16 +72,21 @@ def test_loss_without_gradients_is_the_same() -> None:
     loss = linear_cross_entropy(hidden, weight, targets, VOCAB)
     with torch.no_grad():
         without = linear_cross_entropy(hidden, weight, targets, VOCAB)
-    assert not without.requires_grad and torch.equal(without, loss.detach())
+    assert not without.requires_grad
+    assert torch.equal(without, loss.detach())
 
 
 def test_two_calls_add_their_gradients_up() -> None:
     hidden, weight, targets = inputs()
-    (linear_cross_entropy(hidden, weight, targets, VOCAB) + linear_cross_entropy(hidden, weight, targets, VOCAB)).backward()
+    (
+        linear_cross_entropy(hidden, weight, targets, VOCAB) + linear_cross_entropy(hidden, weight, targets, VOCAB)
+    ).backward()
     twice = weight.grad
     hidden, weight, targets = inputs()
     linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
-    assert twice is not None and weight.grad is not None and torch.allclose(twice, 2 * weight.grad, rtol=1e-6, atol=0)
+    assert twice is not None
+    assert weight.grad is not None
+    assert torch.allclose(twice, 2 * weight.grad, rtol=1e-6, atol=0)
 
 
 def test_backward_never_touches_the_weight() -> None:
@@ -110,7 +119,9 @@ def test_float16_gradients_survive_a_large_loss_scale_and_many_tokens() -> None:
     exact_hidden, exact_weight = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     (scale * plain(exact_hidden, exact_weight, targets)).backward()
     for found, exact in ((hidden.grad, exact_hidden.grad), (weight.grad, exact_weight.grad)):
-        assert found is not None and exact is not None and found.dtype == torch.float16
+        assert found is not None
+        assert exact is not None
+        assert found.dtype == torch.float16
         assert relative_error(found, exact) < 5e-3
 
 
@@ -128,10 +139,13 @@ def test_loss_of_an_impossible_token_is_exact_and_finite() -> None:
     assert loss.item() == pytest.approx(200.0)
 
 
-@pytest.mark.parametrize(("num_columns", "device"), [(128, "cpu"), (8192, "cpu"), (50304, "cpu"), (128, "cuda"), (50304, "cuda")])
+@pytest.mark.parametrize(
+    ("num_columns", "device"), [(128, "cpu"), (8192, "cpu"), (50304, "cpu"), (128, "cuda"), (50304, "cuda")]
+)
 def test_chunks_hold_a_bounded_number_of_logits(num_columns: int, device: str) -> None:
     rows = chunk_rows(num_columns, device)
-    assert rows >= 256 and (rows == 256 or rows * num_columns <= 2**26)
+    assert rows >= 256
+    assert rows == 256 or rows * num_columns <= 2**26
 
 
 def test_small_vocabularies_are_computed_in_one_chunk() -> None:

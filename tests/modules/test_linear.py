@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import modules.linear
 from modules.linear import linear, product
+
+
+@pytest.fixture(autouse=True, params=["onednn", "mkl"])
+def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules.linear, "_onednn_is_faster", lambda: request.param == "onednn")
 
 
 @pytest.mark.parametrize(("in_dim", "out_dim"), [(24, 8), (8, 24), (16, 16)])
@@ -18,7 +24,10 @@ def test_linear_and_its_gradients_equal_torch(in_dim: int, out_dim: int, with_bi
     upstream = torch.randn(3, 5, out_dim)
     found, expected = linear(x, weight, bias), F.linear(x, weight, bias)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    grads, expected_grads = torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream)
+    grads, expected_grads = (
+        torch.autograd.grad(found, leaves, upstream),
+        torch.autograd.grad(expected, leaves, upstream),
+    )
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-5)
         assert grad.is_contiguous()

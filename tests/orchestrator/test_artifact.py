@@ -2,7 +2,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,11 +19,11 @@ FILES = {"weights.bin": b"0123456789" * 1000, "deep/part.bin": b"abc", "empty.tx
 
 
 @pytest.fixture(params=["local", "memory"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
-    yield Storage("memory://root" if request.param == "memory" else str(tmp_path / "root"))
+    return Storage("memory://root" if request.param == "memory" else str(tmp_path / "root"))
 
 
 @pytest.fixture

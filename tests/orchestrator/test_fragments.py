@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -16,13 +17,16 @@ def values():
 
 @pytest.fixture
 def folder(tmp_path, values):
-    """The parameter cut into uneven ranges over three files."""
+    """
+
+    import itertools
+    The parameter cut into uneven ranges over three files."""
     cuts = [0, 13, 50, 97]
     indexes = [
         write_fragments(
             [Fragment("w", MASTER, start, stop, values[start:stop])], tmp_path / f"rank_{rank:05d}.safetensors"
         )
-        for rank, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False))
+        for rank, (start, stop) in enumerate(itertools.pairwise(cuts))
     ]
     return tmp_path, merge_indexes(reversed(indexes))
 

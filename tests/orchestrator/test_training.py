@@ -7,7 +7,6 @@ import shutil
 import pytest
 from worker_pool import WorkerPool
 
-from modules.config import DataConfig, TokenizerConfig
 from orchestrator import artifact
 from orchestrator import run as runs
 from orchestrator.config import PretrainConfig
@@ -45,7 +44,8 @@ class Workshop:
 
     def __init__(self, folder, pools):
         self.folder, self.pools = folder, pools
-        words = random.Random(0).choices("the quick brown fox jumps over a lazy dog and then sleeps".split(), k=6000)
+        text = "the quick brown fox jumps over a lazy dog and then sleeps"
+        words = random.Random(0).choices(text.split(" "), k=6000)
         (folder / "text.txt").write_text(" ".join(words))
         self._done = {}
 

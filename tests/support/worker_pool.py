@@ -58,9 +58,6 @@ def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     import torch
 
-    import sys; sys.path.insert(0,'/tmp/w')
-    try: import orchestrator.callbacks.throughput
-    except ImportError: import throughput_stub
     from orchestrator.runtime import Runtime
     from orchestrator.train import train
 

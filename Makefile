@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))))
+BIN := .venv/bin
+DEMO := outputs/runs/quickstart
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+.PHONY: setup
+setup: .venv/.installed  ## Make .venv with the locked requirements and the command `orchestrator` (the others do it, too)
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) infra/check_machine.py
+	@echo "Setting up .venv (some minutes, most of it downloads) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.PHONY: demo
+demo: setup  ## Pretrain, evaluate and sample a small model, from nothing, in a few minutes
+	@$(BIN)/orchestrator pretrain +experiment=quickstart
+	@$(BIN)/orchestrator evaluate model.path=$(DEMO)/model
+	@$(BIN)/orchestrator generate model.path=$(DEMO)/model prompt="import os" num_sequences=5
+	@echo
+	@echo "model:    $(DEMO)/model"
+	@echo "metrics:  $(DEMO)/metrics.json"
+	@for data in $(DEMO)/wandb/*run-*; do [ ! -d $$data ] || echo "W&B data: $$data" \
+		"(look: $(BIN)/wandb leet $$data; upload: $(BIN)/wandb sync $$data)"; done
+
+.PHONY: test
+test: setup  ## Run the whole test suite
+	@$(BIN)/python -m pytest
+
+.PHONY: check
+check: setup  ## Check format, lint, types and import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: bench
+bench: setup  ## Measure against peers on the same work, and print one table of ratios
+	@$(BIN)/python tests/benchmarks/run.py

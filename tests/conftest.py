@@ -1,0 +1,41 @@
+"""What all tests share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# workers of one test run share the cores; it is read when torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+# W&B otherwise reports on itself to its makers, from whatever is tested here
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+_SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have a W&B account: nothing is sent to it."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make an empty folder the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def shared_file() -> Callable[[str], Path]:
+    """Return the path of a file of shared data by name; the test is skipped where there is none."""
+
+    def find(name: str) -> Path:
+        path = _SHARED / name
+        if not path.exists():
+            pytest.skip(f"no {name} in shared data")
+        return path
+
+    return find

@@ -1,0 +1,185 @@
+"""Sampling beside transformers' generate()."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modules.config import ModelConfig
+from modules.errors import InputError
+from modules.generation import sample, sampling_probabilities
+from modules.huggingface import save_huggingface
+from modules.model import GPT
+
+CONFIG = ModelConfig(num_layers=2, num_heads=2, hidden_dim=32, max_positions=40)
+VOCAB = 60
+PROMPT = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(0)
+    model = GPT(CONFIG, VOCAB)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return pytest.importorskip("transformers")
+
+
+def continuation(model: GPT, prompt: list[int] = PROMPT, **changes: Any) -> Tensor:
+    """int64 [num_sequences, tokens]"""
+    settings = {
+        "num_sequences": 1,
+        "max_new_tokens": 20,
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": None,
+        "seed": 7,
+        "stop_id": None,
+    }
+    return torch.stack(list(sample(model, prompt, **{**settings, **changes})), dim=1)
+
+
+@torch.no_grad()
+def greedy_without_cache(model: GPT, prompt: list[int], count: int) -> list[int]:
+    model.eval()
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(model.head.logits(model(torch.tensor([tokens])))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_greedy_equals_transformers_generate(model: GPT, transformers: Any, tmp_path: Path) -> None:
+    save_huggingface(tmp_path, CONFIG, VOCAB, model.named_parameters())
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([PROMPT])
+    expected = peer.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    assert continuation(model, temperature=0, max_new_tokens=30)[0].tolist() == expected[0, len(PROMPT) :].tolist()
+
+
+def test_greedy_with_cache_equals_greedy_without(model: GPT) -> None:
+    assert continuation(model, temperature=0)[0].tolist() == greedy_without_cache(model, PROMPT, 20)
+
+
+def test_same_seed_same_text_and_another_seed_another(model: GPT) -> None:
+    assert torch.equal(continuation(model), continuation(model))
+    assert not torch.equal(continuation(model), continuation(model, seed=8))
+
+
+def test_a_sequence_does_not_depend_on_how_many_there_are(model: GPT) -> None:
+    assert torch.equal(continuation(model, num_sequences=5)[:2], continuation(model, num_sequences=2))
+
+
+def test_sequences_differ_from_one_another(model: GPT) -> None:
+    assert len({tuple(row) for row in continuation(model, num_sequences=5).tolist()}) == 5
+
+
+def test_samples_follow_the_distribution(model: GPT) -> None:
+    count = 4000
+    found = continuation(model, num_sequences=count, max_new_tokens=1)[:, 0].bincount(minlength=VOCAB) / count
+    with torch.no_grad():
+        expected = model.head.logits(model(torch.tensor([PROMPT])))[0, -1].softmax(-1)
+    assert (found - expected).abs().max() < 4 * (expected * (1 - expected) / count).sqrt().max()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        (1.0, None, None),
+        (0.7, None, None),
+        (1.0, 5, None),
+        (1.0, None, 0.8),
+        (1.5, 12, 0.6),
+        (1.0, 500, None),
+        (1.0, 1, 1e-6),
+    ],
+)
+def test_probabilities_equal_transformers(
+    transformers: Any, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(1)) * 3
+    warpers = [transformers.TemperatureLogitsWarper(temperature)]
+    warpers += [transformers.TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [transformers.TopPLogitsWarper(top_p)] if top_p else []
+    expected = transformers.LogitsProcessorList(warpers)(None, logits.clone()).softmax(-1)
+    torch.testing.assert_close(sampling_probabilities(logits, temperature, top_k, top_p), expected, rtol=1e-5, atol=0)
+
+
+def test_top_k_of_one_is_greedy(model: GPT) -> None:
+    assert torch.equal(continuation(model, top_k=1), continuation(model, temperature=0))
+
+
+def test_sequences_end_with_the_stop_token_and_stay_ended(model: GPT) -> None:
+    stop_id = int(continuation(model, num_sequences=4)[2, 5])
+    found = continuation(model, num_sequences=4, stop_id=stop_id).tolist()
+    free = continuation(model, num_sequences=4).tolist()
+    for row, expected in zip(found, free, strict=True):
+        end = expected.index(stop_id) + 1 if stop_id in expected else len(row)
+        assert row[:end] == expected[: min(end, len(row))]
+        assert all(token == stop_id for token in row[end:])
+
+
+def test_sampling_ends_as_soon_as_all_have(model: GPT) -> None:
+    stop_id = int(continuation(model, temperature=0)[0, 3])
+    first = continuation(model, temperature=0)[0].tolist().index(stop_id)
+    assert continuation(model, temperature=0, stop_id=stop_id).shape == (1, first + 1)
+
+
+def test_text_goes_on_past_the_positions_as_if_its_start_had_been_dropped(model: GPT) -> None:
+    count, size = 60, CONFIG.max_positions
+    found = continuation(model, temperature=0, max_new_tokens=count)[0].tolist()
+    tokens = [*PROMPT, *found[: size - len(PROMPT) + 1]]
+    rest = found[size - len(PROMPT) + 1 :]
+    assert rest[:10] == greedy_without_cache(model, tokens[-(size // 2 + 1) :], 10)
+    assert len(found) == count
+
+
+def test_of_a_prompt_longer_than_the_positions_the_end_counts(model: GPT) -> None:
+    long = [token % VOCAB for token in range(100)]
+    found = continuation(model, long, temperature=0, max_new_tokens=1)[0].tolist()
+    assert found == greedy_without_cache(model, long[-CONFIG.max_positions :], 1)
+
+
+def test_sampling_leaves_the_training_mode_as_it_was(model: GPT) -> None:
+    model.train()
+    continuation(model)
+    assert model.training
+
+
+def test_sampling_works_under_autocast(model: GPT) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert continuation(model, num_sequences=2).shape == (2, 20)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_is_sampled_without_compiling_for_each_length(model: GPT) -> None:
+    expected = continuation(model)
+    compiled = GPT(CONFIG, VOCAB)
+    compiled.load_state_dict(model.state_dict())
+    compiled.compile(backend=_refuse)
+    assert torch.equal(continuation(compiled), expected)
+
+
+def _refuse(graph: Any, inputs: Any) -> Any:
+    raise AssertionError("compiled")
+
+
+def test_an_empty_prompt_is_refused(model: GPT) -> None:
+    with pytest.raises(InputError, match="no tokens"):
+        continuation(model, [])
+
+
+def test_a_token_that_the_model_lacks_is_refused(model: GPT) -> None:
+    with pytest.raises(InputError, match="token 60"):
+        continuation(model, [1, 60])

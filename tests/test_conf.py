@@ -1,0 +1,111 @@
+"""Every YAML file under conf/ composes, validates, explains itself and agrees with the configuration classes."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from modules.config import Config, DataConfig
+from orchestrator import config
+from orchestrator.cli import COMMANDS, conf_folder
+from orchestrator.config import EvaluateConfig, PretrainConfig
+from orchestrator.mistakes import validated
+from orchestrator.schema import leaves
+
+CONF = conf_folder()
+OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
+NEEDS = {
+    ("data", "files"): ["data.path=text.txt"],
+    ("data", "huggingface"): ["data.path=someone/something"],
+    ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
+    ("experiment", "shakespeare_char"): ["data.path=text.txt"],
+    ("experiment", "gpt2_124m"): ["data.path=text.txt"],
+}
+MODEL = {"evaluate": ["model.path=somewhere"], "generate": ["model.path=somewhere"]}
+
+
+def composed(command: str, *overrides: str) -> Config:
+    """Compose and validate as the command line does."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        raw = OmegaConf.to_container(compose(command, list(overrides)), resolve=True)
+    assert isinstance(raw, dict)
+    return validated({str(key): value for key, value in raw.items()}, getattr(config, COMMANDS[command].config))
+
+
+def explained(file: Path) -> Iterator[str]:
+    """Yield the path of every field that has a comment beside it, or whose group has one and no lines of its own."""
+    above: list[tuple[int, str]] = [(-1, file.parent.name)] if file.parent != CONF else []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        found = re.match(r"( *)(\w+):.*?(#.*)?$", line)
+        if not found or line.startswith("defaults:"):
+            continue
+        while above and above[-1][0] >= len(found[1]):
+            above.pop()
+        above.append((len(found[1]), found[2]))
+        if found[3]:
+            yield ".".join(name for _, name in above)
+
+
+def test_there_is_an_option_of_every_group() -> None:
+    groups = {group for group, _ in OPTIONS}
+    assert groups >= {"model", "objective", "data", "tokenizer", "optimizer", "strategy", "cluster", "experiment"}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(option) for option in OPTIONS])
+def test_option_composes_and_validates(group: str, option: str) -> None:
+    needs = NEEDS.get((group, option), [])
+    made = composed("pretrain", f"{group}={option}", *needs)
+    assert isinstance(made, PretrainConfig)
+    if group in ("strategy", "cluster"):
+        assert getattr(made, group).name == option
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_defaults_in_conf_are_those_of_the_classes(command: str) -> None:
+    made = composed(command, *MODEL.get(command, []))
+    kind = getattr(config, COMMANDS[command].config)
+    assert made == kind.model_validate({"model": {"path": "somewhere"}} if command in MODEL else {})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_field_has_a_line_of_explanation(command: str) -> None:
+    files = [file for file in CONF.glob("*.yaml") if file.stem == "shared" or file.stem == command]
+    told = {path for file in [*files, *CONF.glob("*/*.yaml")] for path in explained(file)}
+    kind = getattr(config, COMMANDS[command].config)
+    fields = list(leaves(kind))
+    assert [path for path, _ in fields if path not in told] == []
+    assert [path for path, field in fields if not field.description] == []
+
+
+def test_every_option_says_what_it_is_in_its_first_comment() -> None:
+    for file in CONF.glob("**/*.yaml"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        first = next(line for line in lines if not line.startswith("# @package"))
+        assert re.match(r"# .{5}", first), file
+
+
+def test_evaluate_takes_the_data_of_the_model_unless_told_otherwise() -> None:
+    unsaid, said = composed("evaluate", "model.path=x"), composed("evaluate", "model.path=x", "data=stdlib")
+    assert isinstance(unsaid, EvaluateConfig)
+    assert isinstance(said, EvaluateConfig)
+    assert (unsaid.data, said.data) == (None, DataConfig())
+
+
+def test_shakespeare_is_the_published_setting() -> None:
+    made = composed("pretrain", "experiment=shakespeare_char", "data.path=text.txt")
+    assert isinstance(made, PretrainConfig)
+    model, training, optimizer = made.model, made.training, made.optimizer
+    assert (model.num_layers, model.num_heads, model.hidden_dim, model.dropout) == (4, 4, 128, 0)
+    assert (training.sequence_length, training.global_batch_size, training.num_steps) == (64, 12, 2000)
+    assert (optimizer.learning_rate, optimizer.min_learning_rate, optimizer.warmup_steps) == (1e-3, 1e-4, 100)
+    assert optimizer.betas == (0.9, 0.99)
+    assert (made.data.split, made.data.val_fraction, made.tokenizer.kind) == ("position", 0.1, "char")
+
+
+def test_gpt2_recipe_fits_its_eight_workers() -> None:
+    made = composed("pretrain", "experiment=gpt2_124m", "data.path=text.txt")
+    assert isinstance(made, PretrainConfig)
+    assert config.accumulation_steps(made, 8) * 8 * config.micro_batch_size(made, 8) == 480

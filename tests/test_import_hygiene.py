@@ -1,0 +1,50 @@
+"""What is imported for what (DESIGN, invariant 8)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAINING_LIBRARIES = {"torch", "ray", "deepspeed", "wandb"}
+
+
+def imported_by(script: str) -> set[str]:
+    """Return the top-level packages that a new interpreter has after `script`."""
+    tail = "\nimport json, sys\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script + tail]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT / "tests", check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_help_of_a_command_imports_no_training_library() -> None:
+    loaded = imported_by("from orchestrator.cli import main; assert main(['pretrain', '--help']) == 0")
+    assert "hydra" in loaded
+    assert loaded & TRAINING_LIBRARIES == set()
+
+
+def test_a_mistake_is_found_before_any_training_library_is_imported() -> None:
+    loaded = imported_by("from orchestrator.cli import main; assert main(['pretrain', 'model.nope=1']) == 2")
+    assert loaded & TRAINING_LIBRARIES == set()
+
+
+def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
+    assert imported_by("import orchestrator.config") & {*TRAINING_LIBRARIES, "hydra", "omegaconf"} == set()
+
+
+@pytest.mark.parametrize("module", ["prepare", "pretrain", "evaluate", "generate"])
+def test_command_module_imports_neither_ray_nor_deepspeed_nor_wandb(module: str) -> None:
+    loaded = imported_by(f"import orchestrator.commands.{module}")
+    assert loaded & {"ray", "deepspeed", "wandb", "hydra"} == set()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "modules").rglob("*.py")), ids=lambda file: file.stem)
+def test_library_has_no_import_of_what_runs_it(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    for name in ("orchestrator", "ray", "hydra", "omegaconf", "deepspeed", "wandb"):
+        assert f"import {name}" not in text
+        assert f"from {name}" not in text
