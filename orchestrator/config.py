@@ -1,6 +1,7 @@
 """How and where a command runs, each command's whole configuration, and the rules that cross groups."""
 
 import re
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -204,24 +205,41 @@ def micro_batch_size(config: PretrainConfig, num_workers: int) -> int:
     return config.training.micro_batch_size or config.training.global_batch_size // num_workers
 
 
-def cross_group_mistakes(config: PretrainConfig) -> list[str]:
-    """Every rule between groups that `config` breaks, one line each: path, value, rule, mend."""
-    mistakes = []
-    training, model, cluster = config.training, config.model, config.cluster
-    for num_workers in cluster.worker_counts:
-        mistakes += _batch_mistakes(training, num_workers)
-    if training.sequence_length > model.max_positions:
-        mistakes.append(
-            f"training.sequence_length={training.sequence_length}: longer than model.max_positions "
-            f"({model.max_positions}); lower the one or raise the other"
-        )
-    if config.strategy.name == "single" and max(cluster.worker_counts) > 1:
-        mistakes.append(
-            f"strategy=single: trains one worker, and cluster.num_workers is {cluster.num_workers}; "
-            "choose strategy=ddp or zero1, zero2, zero3"
-        )
-    mistakes += _phase_mistakes(config.objective, training.num_steps)
-    return mistakes
+def cross_group_mistakes(config: PretrainConfig, unusable: Collection[str] = ()) -> list[str]:
+    """Every rule between groups that `config` breaks, one line each: path, value, rule, mend.
+
+    Args:
+        unusable: Groups that hold mistakes of their own; rules that read one of them are left out.
+    """
+    return [line for groups, rule in _RULES_BETWEEN if not groups & set(unusable) for line in rule(config)]
+
+
+def _batches_are_shared_out(config: PretrainConfig) -> list[str]:
+    lines = [_batch_mistakes(config.training, num_workers) for num_workers in config.cluster.worker_counts]
+    return [line for found in lines for line in found]
+
+
+def _sequence_fits(config: PretrainConfig) -> list[str]:
+    length, positions = config.training.sequence_length, config.model.max_positions
+    if length <= positions:
+        return []
+    return [
+        f"training.sequence_length={length}: longer than model.max_positions ({positions}); "
+        "lower the one or raise the other"
+    ]
+
+
+def _single_has_one_worker(config: PretrainConfig) -> list[str]:
+    if config.strategy.name != "single" or max(config.cluster.worker_counts) == 1:
+        return []
+    return [
+        f"strategy=single: trains one worker, and cluster.num_workers is {config.cluster.num_workers}; "
+        "choose strategy=ddp or zero1, zero2, zero3"
+    ]
+
+
+def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
+    return _phase_mistakes(config.objective, config.training.num_steps)
 
 
 def _batch_mistakes(training: TrainingConfig, num_workers: int) -> list[str]:
@@ -244,3 +262,12 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
         f"objective.phases: they cover {total:g} of training.num_steps={num_steps} steps; "
         "make the steps and fractions add up to it"
     ]
+
+
+_RULES_BETWEEN: tuple[tuple[frozenset[str], Callable[[PretrainConfig], list[str]]], ...] = (
+    (frozenset({"training", "cluster"}), _batches_are_shared_out),
+    (frozenset({"training", "model"}), _sequence_fits),
+    (frozenset({"strategy", "cluster"}), _single_has_one_worker),
+    (frozenset({"training", "objective"}), _phases_cover_the_steps),
+)
+"""Each rule with the groups that it reads."""

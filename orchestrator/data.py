@@ -1,14 +1,15 @@
 """Prepared data: found by the recipe's fingerprint, or made. The same text and settings give the same artifact."""
 
-from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.documents import SourceFile, check_formats
 from modules.data.prepare import prepare_tokens
+from modules.data.shards import TokenData, check_length
 from modules.data.sources import stdlib_files
-from modules.data.tokenizer import Tokenizer
 from orchestrator import artifact
 from orchestrator.errors import ConfigError
 from orchestrator.recipe import fingerprint
@@ -21,35 +22,65 @@ Progress = Callable[[int, int], None]
 """Receives bytes of text and tokens done."""
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a model asks of its data."""
+
+    max_vocab_size: int | None = None
+    """The model's vocabulary; None where it follows the tokenizer's."""
+    sequence_length: int | None = None
+    """Tokens of a sample; None where nothing is trained."""
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Refuse data that does not fit, by the `facts` in its manifest.
+
+        Raises:
+            ConfigError: the tokenizer is larger than the model's vocabulary.
+            InputError: a split has text, but not enough for one sample.
+        """
+        check_vocab_size(facts["vocab_size"], self.max_vocab_size)
+        for split, num_tokens in facts["num_tokens"].items():
+            if self.sequence_length is not None and (num_tokens or split == "train"):
+                check_length(num_tokens, self.sequence_length)
+
+
 def prepared_data(
     storage: Storage,
     data: DataConfig,
     tokenizer: TokenizerConfig,
-    *,
-    max_vocab_size: int | None,
+    needs: Needs,
     progress: Callable[[int], Progress],
 ) -> str:
     """Return the name of the prepared data; make it first if it is not there.
 
     Args:
-        max_vocab_size: The model's vocabulary; None where it follows the tokenizer's.
         progress: Is given the bytes to read, and gives what receives the progress.
 
     Raises:
-        UserError: the text cannot be used, or the tokenizer is too large; nothing is left behind.
+        UserError, InputError: the text cannot be used, or does not fit the needs; nothing is left behind.
     """
     files = _source_files(data)
     tokenizer_file = _tokenizer_file(tokenizer)
     recipe = data_recipe(data, tokenizer, files, tokenizer_file)
     name = f"data/{data.source}-{fingerprint(recipe)}"
     if artifact.is_committed(storage, name):
+        needs.check(artifact.read_manifest(storage, name))
         return name
     with staging_folder(storage, name) as folder:
         total = sum(file.num_bytes for file in files)
         prepare_tokens(files, data, tokenizer, tokenizer_file, folder, progress(min(total, data.max_bytes or total)))
-        check_vocab_size(Tokenizer.load(folder / "tokenizer.json").vocab_size, max_vocab_size)
-        artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe})
+        facts = _facts(folder)
+        needs.check(facts)
+        artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts})
     return name
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    data = TokenData.open(folder)
+    return {
+        "vocab_size": data.tokenizer.vocab_size,
+        "num_tokens": {"train": len(data.train), "val": len(data.val)},
+    }
 
 
 def data_recipe(

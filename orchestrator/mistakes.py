@@ -18,9 +18,6 @@ Path = tuple[str | int, ...]
 MISSING = "???"
 """What Hydra puts where a value must be given."""
 
-_APART = frozenset({"run", "storage", "data", "checkpoint", "tracking"})
-"""Groups that no rule joins with others: their mistakes need not hide those between the rest."""
-
 _RULES = {
     "int": "must be a whole number",
     "float": "must be a number",
@@ -69,7 +66,7 @@ def mistakes_in(raw: Mapping[str, Any], kind: type[Config], *, missing_too: bool
     known = _without(raw, {_path(error, raw) for error in unknown})
     errors = [error for error in _errors(known, kind) if _path(error, known) not in missing]
     lines += _lines(unknown, raw, kind) + _lines(errors, known, kind)
-    return list(dict.fromkeys(lines + _cross_group(known, kind, {error["loc"][0] for error in errors})))
+    return list(dict.fromkeys(lines + _cross_group(known, kind)))
 
 
 def _errors(raw: Mapping[str, Any], kind: type[Config]) -> list[ErrorDetails]:
@@ -93,11 +90,12 @@ def _missing_line(path: Path, kind: type[Config]) -> str:
     return f"{dotted(path)}: must be given, as {dotted(path)}=VALUE" + (f" ({what})" if what else "")
 
 
-def _cross_group(known: Mapping[str, Any], kind: type[Config], unusable: set[str | int]) -> list[str]:
-    if not issubclass(kind, PretrainConfig) or not unusable <= _APART:
+def _cross_group(known: Mapping[str, Any], kind: type[Config]) -> list[str]:
+    if not issubclass(kind, PretrainConfig):
         return []
-    joined = {name: group for name, group in known.items() if name not in _APART}
-    return cross_group_mistakes(kind.model_validate(joined))
+    unusable = {str(error["loc"][0]) for error in _errors(known, kind)}
+    usable = {name: group for name, group in known.items() if name not in unusable}
+    return cross_group_mistakes(kind.model_validate(usable), unusable)
 
 
 def _without(value: Any, paths: set[Path], path: Path = ()) -> Any:

@@ -18,7 +18,7 @@ STAGING_PREFIX = ".staging-"
 """Readers ignore names that start so."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
 _ABANDONED_AFTER_SECONDS = 60
 
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from orchestrator.config import StrategyConfig
 from orchestrator.runtime import Runtime
 
+_ANY_PORT = 0
+"""For a worker that meets nobody: the system gives it a free one."""
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -37,11 +39,11 @@ class RuntimeEnvironment(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        return os.environ["MASTER_ADDR"]
+        return os.environ.get("MASTER_ADDR", "localhost")
 
     @property
     def main_port(self) -> int:
-        return int(os.environ["MASTER_PORT"])
+        return int(os.environ.get("MASTER_PORT", _ANY_PORT))
 
     @staticmethod
     def detect() -> bool:

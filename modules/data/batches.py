@@ -11,7 +11,7 @@ import torch
 from modules.config import ObjectiveConfig
 from modules.data.masking import Masker
 from modules.data.sampler import WindowOrder
-from modules.data.shards import TokenStream
+from modules.data.shards import TokenStream, check_length
 from modules.data.tokenizer import Tokenizer
 from modules.errors import InputError
 
@@ -39,11 +39,7 @@ class BatchMaker:
         Raises:
             InputError: The stream is shorter than one sample.
         """
-        if len(stream) <= sequence_length:
-            raise InputError(
-                f"training.sequence_length={sequence_length}: the data has {len(stream)} tokens, and one sample takes "
-                f"{sequence_length + 1}; use more text, hold out another share (data.val_fraction), or shorten it"
-            )
+        check_length(len(stream), sequence_length)
         self._stream = stream
         self._length = sequence_length
         self._with_documents = with_documents

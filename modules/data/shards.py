@@ -9,6 +9,7 @@ import numpy as np
 import xxhash
 
 from modules.data.tokenizer import Tokenizer
+from modules.errors import InputError
 
 SHARD_TOKENS = 2**27
 """Tokens in a shard file: 256 or 512 MiB."""
@@ -191,6 +192,19 @@ class TokenData:
             tokenizer=Tokenizer.load(path / TOKENIZER_FILE),
             fingerprint=xxhash.xxh3_128_hexdigest(content),
             num_bytes={name: split["bytes"] for name, split in splits.items()},
+        )
+
+
+def check_length(num_tokens: int, sequence_length: int) -> None:
+    """Refuses text that has not even one sample.
+
+    Raises:
+        InputError: The text is shorter than a sequence and the token after it.
+    """
+    if num_tokens <= sequence_length:
+        raise InputError(
+            f"training.sequence_length={sequence_length}: the data has {num_tokens} tokens, and one sample takes "
+            f"{sequence_length + 1}; use more text, hold out another share (data.val_fraction), or shorten it"
         )
 
 

@@ -90,7 +90,7 @@ def _use_gpu(config: ClusterConfig, num_workers: int) -> bool:
     present = torch.cuda.device_count()
     if config.gpus_per_worker and present < num_workers:
         raise HardwareError(
-            f"cluster.gpus_per_worker={config.gpus_per_worker}: {num_workers} workers need {num_workers} GPUs, and "
-            f"this machine has {present}; lower cluster.num_workers or set cluster.gpus_per_worker=0"
+            f"cluster.gpus_per_worker={config.gpus_per_worker}: cluster.num_workers={num_workers} needs as many GPUs, "
+            f"and this machine has {present}; lower cluster.num_workers or set cluster.gpus_per_worker=0"
         )
     return present >= num_workers if config.gpus_per_worker is None else bool(config.gpus_per_worker)

@@ -5,7 +5,7 @@ from modules.data.shards import TokenData, TokenStream
 from orchestrator import artifact
 from orchestrator.config import EvaluateConfig
 from orchestrator.console import evaluate_progress, prepare_progress, show_evaluation
-from orchestrator.data import prepared_data
+from orchestrator.data import Needs, prepared_data
 from orchestrator.errors import UserError
 from orchestrator.evaluation import Windows, compression, evaluate
 from orchestrator.models import TrainedModel, load_model
@@ -48,7 +48,7 @@ def _prepared(data: DataConfig, config: EvaluateConfig, trained: TrainedModel, s
         data = data.model_copy(update={"val_fraction": 0.0})
     tokenizer = TokenizerConfig(kind="file", path=str(trained.tokenizer_file))
     with prepare_progress() as progress:
-        return prepared_data(storage, data, tokenizer, max_vocab_size=None, progress=progress)
+        return prepared_data(storage, data, tokenizer, Needs(), progress)
 
 
 def _objective(config: EvaluateConfig, trained: TrainedModel) -> ObjectiveConfig:

@@ -2,7 +2,7 @@
 
 from orchestrator.config import PrepareConfig
 from orchestrator.console import prepare_progress, say
-from orchestrator.data import prepared_data
+from orchestrator.data import Needs, prepared_data
 from orchestrator.storage import Storage
 
 
@@ -10,5 +10,5 @@ def run(config: PrepareConfig) -> None:
     """Prepare the data, or find it prepared, and say where it is."""
     storage = Storage(config.storage.root)
     with prepare_progress() as progress:
-        name = prepared_data(storage, config.data, config.tokenizer, max_vocab_size=None, progress=progress)
+        name = prepared_data(storage, config.data, config.tokenizer, Needs(), progress)
     say(f"data: {storage.url(name)}")

@@ -6,7 +6,7 @@ from orchestrator import run as runs
 from orchestrator.cluster import launcher_for
 from orchestrator.config import PretrainConfig
 from orchestrator.console import ProgressDisplay, prepare_progress, show_results
-from orchestrator.data import prepared_data
+from orchestrator.data import Needs, prepared_data
 from orchestrator.run import Job, Run
 from orchestrator.storage import Storage
 
@@ -15,10 +15,9 @@ def run(config: PretrainConfig) -> None:
     """Prepare the data, train, and show what came of it; a run that is complete is only shown."""
     storage = Storage(config.storage.root)
     launcher = launcher_for(config)
+    needs = Needs(max_vocab_size=config.model.vocab_size, sequence_length=config.training.sequence_length)
     with prepare_progress() as progress:
-        data_name = prepared_data(
-            storage, config.data, config.tokenizer, max_vocab_size=config.model.vocab_size, progress=progress
-        )
+        data_name = prepared_data(storage, config.data, config.tokenizer, needs, progress)
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     if this_run.metrics(storage) is None:
         runs.begin(storage, this_run, config)

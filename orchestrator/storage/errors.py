@@ -23,6 +23,8 @@ def explain(error: Exception, verb: str, url: str) -> StorageError:
         return StorageError(start + "the disk is full; free space there or choose another storage.root")
     if isinstance(error, PermissionError) or number in _DENIED or type(error).__name__ in _DENIED_CLASSES:
         return StorageError(start + "permission denied; check the rights there and the keys in the environment")
+    if isinstance(error, NotADirectoryError):
+        return StorageError(start + "a file stands where a folder should be; choose another storage.root")
     if isinstance(error, FileNotFoundError):
         return NotFoundError(start + "no such file, folder or bucket; correct the name or create it")
     if is_transient(error):

@@ -1,7 +1,5 @@
 """Mistakes in plain words: path, value, rule and mend, all at once."""
 
-import inspect
-import re
 from typing import Any
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from orchestrator import config
 from orchestrator.config import EvaluateConfig, GenerateConfig, PretrainConfig
 from orchestrator.errors import ConfigError
-from orchestrator.mistakes import _APART, mistakes_in, validated
+from orchestrator.mistakes import mistakes_in, validated
 
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"model": {"num_layer": 3}}, "model.num_layer=3: unknown; did you mean model.num_layers?"),
@@ -75,10 +73,25 @@ def test_rules_between_groups_are_told_beside_unknown_keys_and_mistakes_elsewher
     assert "model.nope=1" in text
 
 
-def test_no_rule_between_groups_reads_the_groups_that_are_left_out() -> None:
-    source = inspect.getsource(config)
-    rules = source[source.index("def accumulation_steps") :]
-    assert set(re.findall(r"config\.(\w+)", rules)) & _APART == set()
+def test_rules_between_groups_without_mistakes_are_told_beside_mistakes_in_other_groups() -> None:
+    raw = {"model": {"num_heads": 3}, "training": {"global_batch_size": 7, "micro_batch_size": 2}}
+    text = "\n".join(mistakes_in(raw, PretrainConfig))
+    assert "model.num_heads=3: does not divide" in text
+    assert "training.global_batch_size=7: not divisible by 1 workers x micro_batch_size 2; nearest: 6 or 8" in text
+    assert "sequence_length" not in text
+
+
+@pytest.mark.parametrize(("groups", "rule"), config._RULES_BETWEEN)
+def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any) -> None:
+    read = set()
+
+    class Spy:
+        def __getattr__(self, name: str) -> Any:
+            read.add(name)
+            return getattr(PretrainConfig(), name)
+
+    rule(Spy())
+    assert read == groups
 
 
 def test_earlier_mistakes_are_told_first() -> None:

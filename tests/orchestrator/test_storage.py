@@ -348,7 +348,8 @@ def test_relative_path_keeps_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     (file,) = find_files(["corpus"])
     assert file.name == "corpus/a.txt"
     monkeypatch.chdir("/")
-    assert file.open().read() == b"text"
+    with file.open() as stream:
+        assert stream.read() == b"text"
 
 
 class _Handler(BaseHTTPRequestHandler):

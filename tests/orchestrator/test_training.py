@@ -10,7 +10,7 @@ from worker_pool import WorkerPool
 from orchestrator import artifact
 from orchestrator import run as runs
 from orchestrator.config import PretrainConfig
-from orchestrator.data import prepared_data
+from orchestrator.data import Needs, prepared_data
 from orchestrator.run import Job
 from orchestrator.storage import Storage
 
@@ -100,9 +100,7 @@ class Workshop:
             }
         )
         storage = Storage(config.storage.root)
-        data_name = prepared_data(
-            storage, config.data, config.tokenizer, max_vocab_size=None, progress=lambda total: lambda *done: None
-        )
+        data_name = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda total: lambda *done: None)
         run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
         runs.begin(storage, run, config)
         outcome = self.pools[world_size].train(Job(config.model_dump(mode="json"), run, data_name))
