@@ -16,8 +16,8 @@ from orchestrator.recipe import fingerprint
 from orchestrator.staging import staging_folder
 from orchestrator.storage import Storage, find_files
 
-_FORMAT = 1
-"""Changes with the bytes that the same text and settings give."""
+_FORMAT = 2
+"""Changes with what the same text and settings give, manifest included."""
 Progress = Callable[[int, int], None]
 """Receives bytes of text and tokens done."""
 

@@ -1,5 +1,7 @@
 """What starts the workers of a run. Every backend does the same: calls `train(job, runtime)` in each worker."""
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Protocol
 
@@ -29,7 +31,13 @@ def check_device(config: PretrainConfig, use_gpu: bool) -> None:
     """Refuse what this kind of device cannot compute.
 
     Raises:
-        HardwareError: float16 was asked for without GPUs.
+        HardwareError: float16 was asked for without GPUs, or compilation on CPU without a compiler.
     """
+    compiler = os.environ.get("CXX", "g++")
+    if config.training.compile and not use_gpu and not shutil.which(compiler):
+        raise HardwareError(
+            f"training.compile=true: torch.compile needs a C++ compiler on CPU, and there is no {compiler}; "
+            "apt-get install g++ python3-dev, dnf install gcc-c++ python3-devel, or set training.compile=false"
+        )
     if config.training.precision == "16" and not use_gpu:
         raise HardwareError("training.precision=16: float16 needs a GPU; choose bf16 or 32 on CPU")

@@ -239,6 +239,7 @@ def write_bad_text(folder: Path) -> None:
         (["data.path=text.txt", "model.vocab_size=64"], "model.vocab_size=64: smaller than the tokenizer's 263"),
         (["data.path=text.txt", "training.precision=16"], "training.precision=16: float16 needs a GPU"),
         (["data.path=text.txt", "cluster.gpus_per_worker=1"], "cluster.gpus_per_worker=1: "),
+        (["data.path=text.txt", "training.compile=true"], "training.compile=true: torch.compile needs a C++ compiler"),
         (
             [
                 "data.path=text.txt",
@@ -255,8 +256,13 @@ def write_bad_text(folder: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_message_and_writes_nothing(
-    overrides: list[str], part: str, empty_folder: Path, capsys: pytest.CaptureFixture[str]
+    overrides: list[str],
+    part: str,
+    empty_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
     write_bad_text(empty_folder)
     before = set(empty_folder.rglob("*"))
     code = main(arguments(Path("text.txt"), Path("outputs"), *overrides))
