@@ -4,6 +4,8 @@ Shapes: B sequences, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,8 +120,7 @@ class _Window:
             self._tokens = self._tokens[:, -(self._size // 2 + 1) :]
             self._cache = self._new_cache(len(self._tokens))
         new = self._tokens[:, self._cache.length :]
-        # A compiled model would be compiled again for each length.
-        with torch.compiler.set_stance("force_eager"):
+        with _uncompiled(self._model):
             hidden = self._model(new, cache=self._cache)
         return self._model.head.logits(hidden[:, -1])
 
@@ -128,6 +129,13 @@ class _Window:
 
     def _new_cache(self, num_sequences: int) -> KeyValueCache:
         return KeyValueCache(self._model.config, num_sequences, self._size, self._model.token_embedding.weight)
+
+
+def _uncompiled(model: GPT) -> AbstractContextManager[Any]:
+    """Run a compiled model as it is written: it would be compiled again for each length."""
+    # the stance imports the compiler, which takes longer than a short text
+    compiled = model._compiled_call_impl is not None
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from modules.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from modules.generation import sample
 from modules.model import GPT
-from modules.objectives import Batch, causal_loss, masked_loss, objective_weights
+from modules.objectives import Batch, causal_loss, masked_loss, objective_weights, sum_of_losses
 from modules.optimizer import build_optimizer, learning_rate, parameter_groups
 from modules.validation import validation_sums
 
@@ -84,7 +84,7 @@ class GPTModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         weights = self.objective_weights
         losses = {name: _LOSSES[name](self.model, batch) for name in weights}
-        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        loss = sum_of_losses(losses, weights)
         self._micro_losses.append({"loss": loss.detach(), **{f"loss_{name}": v.detach() for name, v in losses.items()}})
         return loss
 

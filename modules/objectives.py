@@ -6,6 +6,7 @@ Shapes: B batch, T positions, K chosen positions, D width.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from modules.config import ObjectiveConfig
@@ -70,6 +71,13 @@ def objective_weights(config: ObjectiveConfig, step: int, num_steps: int) -> dic
     """Weights of the objectives, `clm` and `mlm`, that count in a step; those of weight 0 are left out."""
     weights = config.phases[phase_of_step(config, step, num_steps)].weights
     return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def sum_of_losses(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted sum that is minimised, a scalar; a single loss of weight 1 is itself, without a step of autograd."""
+    if len(losses) == 1 and set(weights.values()) == {1.0}:
+        return next(iter(losses.values()))
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
 def _causal_hidden(model: GPT, batch: Batch) -> Tensor:

@@ -45,9 +45,11 @@ class FileEntry:
 def digest(stream: BinaryIO) -> FileEntry:
     """Size and digest of what is left in `stream`, read piece by piece."""
     state, num_bytes = xxhash.xxh3_128(), 0
-    while chunk := stream.read(_CHUNK_BYTES):
-        state.update(chunk)
-        num_bytes += len(chunk)
+    # one buffer for all pieces: fresh memory for each took twice as long in a thread (measured)
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    while length := stream.readinto(buffer):  # type: ignore[attr-defined]
+        state.update(buffer[:length])
+        num_bytes += length
     return FileEntry(num_bytes, state.hexdigest())
 
 

@@ -1,7 +1,8 @@
 """Files of fragments: flat float32 ranges of parameters and moments in safetensors, written and read by the range."""
 
 import json
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,19 +103,24 @@ class FragmentReader:
         self._files = {file: FragmentFile(storage, f"{folder}/{file}") for file in files}
 
     def read(self, parameter: str, kind: str, start: int, stop: int) -> Tensor:
-        """Return elements [start, stop) as flat float32.
+        """Return elements [start, stop) as flat float32; it may be a view of a file, so it is only read.
 
         Raises:
             ArtifactError: some of them are in no file.
         """
-        values = np.empty(stop - start, dtype=np.float32)
+        parts = list(self._parts(parameter, kind, start, stop))
+        values = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype=np.float32), *parts])
+        if len(values) < stop - start:
+            raise ArtifactError(f"no file holds elements {start + len(values)} to {stop} of {kind} of {parameter}")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(values)
+
+    def _parts(self, parameter: str, kind: str, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Yield what lies from `start` on without a gap, a file at a time."""
         position = start
         for first, last, file in self._index.get(parameter, {}).get(kind, ()):
             if first <= position < last and position < stop:
                 until = min(last, stop)
-                part = self._files[file].read(fragment_key(parameter, kind, first), position - first, until - first)
-                values[position - start : until - start] = part
+                yield self._files[file].read(fragment_key(parameter, kind, first), position - first, until - first)
                 position = until
-        if position < stop:
-            raise ArtifactError(f"no file holds elements {position} to {stop} of {kind} of {parameter}")
-        return torch.from_numpy(values)

@@ -15,7 +15,7 @@ from modules.model import GPT
 from orchestrator import artifact
 from orchestrator.errors import UserError
 from orchestrator.storage import Storage
-from orchestrator.train import cache_folder
+from orchestrator.storage.local import cache_folder
 
 _NEEDED = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json", "recipe.json"]
 

@@ -1,10 +1,8 @@
 """One worker's way through a training: build the parts, fit, hand over the results. The same under every launcher."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
@@ -25,6 +23,7 @@ from orchestrator.results import Results
 from orchestrator.run import Job
 from orchestrator.runtime import Runtime
 from orchestrator.storage import Storage
+from orchestrator.storage.local import cache_folder
 from orchestrator.strategy import build_strategy
 from orchestrator.tracking import NullTracker, Tracker, make_tracker
 
@@ -51,12 +50,6 @@ def train(job: Job, runtime: Runtime) -> None:
         last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, module.step))
         export_model(storage, job.run.model_name, last, config.model, data.tokenizer, job.run.recipe)
         results.finish(job.data_name)
-
-
-def cache_folder() -> Path:
-    """Return where this machine keeps copies of remote artifacts."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gpt-orchestrator"
 
 
 def _tracker(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> Tracker:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from modules.gpt_module import GPTModule
@@ -16,10 +17,15 @@ class ClipGradients(Callback):
 
     def __init__(self, max_norm: float | None) -> None:
         self._max_norm = math.inf if max_norm is None else max_norm
+        self._parameters: list[Tensor] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Look the parameters up once: it costs more than the norm of a small model."""
+        self._parameters = list(pl_module.parameters())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: GPTModule, optimizer: Optimizer) -> None:
         """Clip after accumulation and unscaling, just before the weights move."""
-        norm = torch.nn.utils.clip_grad_norm_(pl_module.parameters(), self._max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         pl_module.last_metrics["optimizer/grad_norm"] = norm
 
 

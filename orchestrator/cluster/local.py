@@ -1,11 +1,13 @@
 """This machine: one worker in this process, or several under torch's elastic agent, as torchrun starts them."""
 
 import logging
+import multiprocessing
 import os
 import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
@@ -18,7 +20,6 @@ from orchestrator.console import ProgressDisplay
 from orchestrator.errors import HardwareError, WorkerError
 from orchestrator.run import Job
 from orchestrator.runtime import Event, Runtime
-from orchestrator.train import train
 
 
 class LocalLauncher:
@@ -28,10 +29,14 @@ class LocalLauncher:
         self._num_workers = max(config.cluster.worker_counts)
         self._use_gpu = _use_gpu(config.cluster, self._num_workers)
         check_device(config, self._use_gpu)
+        if self._num_workers > 1:
+            _preload_workers()
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
         """See `Launcher.launch`. With several workers rank 0 draws on this terminal itself, and `emit` gets nothing."""
         if self._num_workers == 1:
+            from orchestrator.train import train
+
             train(job, Runtime(device="cuda:0" if self._use_gpu else "cpu", emit=emit))
         else:
             self._launch_agent(job)
@@ -46,6 +51,7 @@ class LocalLauncher:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             local_addr="localhost",
+            start_method="forkserver",
         )
         # the agent's own account of a failure is pages long; ours is one message
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -58,8 +64,16 @@ class LocalLauncher:
             ) from None
 
 
+def _preload_workers() -> None:
+    """Start the process that workers are forked from: it imports what they need once, while the text is prepared."""
+    multiprocessing.set_forkserver_preload(["orchestrator.train", "torch._dynamo"])
+    forkserver.ensure_running()
+
+
 @record
 def _worker(job: Job, use_gpu: bool) -> None:
+    from orchestrator.train import train
+
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     runtime = Runtime(
         rank=rank,

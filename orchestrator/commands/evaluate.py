@@ -10,7 +10,7 @@ from orchestrator.errors import UserError
 from orchestrator.evaluation import Windows, compression, evaluate
 from orchestrator.models import TrainedModel, load_model
 from orchestrator.storage import Storage
-from orchestrator.train import cache_folder
+from orchestrator.storage.local import cache_folder
 
 
 def run(config: EvaluateConfig) -> None:

@@ -38,3 +38,9 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def cache_folder() -> Path:
+    """Return where this machine keeps copies of remote artifacts."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gpt-orchestrator"
