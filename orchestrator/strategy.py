@@ -240,6 +240,7 @@ class _Zero12State:
         self._zero = zero_optimizer
 
     def owned(self) -> Iterator[Fragment]:
+        self._link_moments()
         for name, parameter in self._parameters.items():
             mapping = parameter._hp_mapping
             if mapping is None:
@@ -249,11 +250,16 @@ class _Zero12State:
                 view = mapping.get_hp_fragment(None if kind == MASTER else kind)
                 yield Fragment(name, kind, address.start, address.start + address.numel, view.detach())
 
+    def _link_moments(self) -> None:
+        """Give every parameter its moments: DeepSpeed does it before any group but the first has some."""
+        if all(self._zero.optimizer.state.get(flat) for flat in self._zero.single_partition_of_fp32_groups):
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
         if optimizer_steps:
             for flat in self._zero.single_partition_of_fp32_groups:
                 self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
-            self._zero._lazy_init_hp_params_optimizer_state()
         for fragment in self.owned():
             fragment.view.copy_(reader.read(fragment.parameter, fragment.kind, fragment.start, fragment.stop))
         for name, parameter in self._parameters.items():
