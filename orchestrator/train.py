@@ -176,7 +176,7 @@ def _validation(
 
 
 def _build_trainer(config: PretrainConfig, runtime: Runtime, callbacks: list[Callback]) -> Trainer:
-    return Trainer(
+    trainer = Trainer(
         accelerator="gpu" if runtime.device.startswith("cuda") else "cpu",
         devices=1,
         strategy=build_strategy(config.strategy, runtime, config.optimizer.gradient_clip_norm),
@@ -192,6 +192,9 @@ def _build_trainer(config: PretrainConfig, runtime: Runtime, callbacks: list[Cal
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # Lightning's handler of SIGTERM broadcasts from within the signal: in the middle of another collective that aborts
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _quiet_libraries() -> None:

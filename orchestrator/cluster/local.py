@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import uuid
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from multiprocessing import forkserver
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -33,12 +35,13 @@ class LocalLauncher:
             _preload_workers()
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
-        """See `Launcher.launch`. With several workers rank 0 draws on this terminal itself, and `emit` gets nothing."""
+        """See `Launcher.launch`. With several workers rank 0 draws on this terminal itself, not through `emit`."""
         if self._num_workers == 1:
             from orchestrator.train import train
 
             train(job, Runtime(device="cuda:0" if self._use_gpu else "cpu", emit=emit))
         else:
+            emit({"kind": "note", "text": f"starting {self._num_workers} workers"})
             self._launch_agent(job)
 
     def _launch_agent(self, job: Job) -> None:
@@ -54,9 +57,13 @@ class LocalLauncher:
             start_method="forkserver",
         )
         # the agent's own account of a failure is pages long; ours is one message
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             elastic_launch(config, _worker)(job, self._use_gpu)
+        except SignalException as stopped:
+            # the agent takes over the signals, and has ended the workers
+            raise KeyboardInterrupt if stopped.sigval == signal.SIGINT else SystemExit(128 + stopped.sigval) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             raise WorkerError(

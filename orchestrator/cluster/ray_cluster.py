@@ -42,6 +42,7 @@ class RayLauncher:
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
         """See `Launcher.launch`; rank 0's events travel through a queue to this process."""
+        emit({"kind": "note", "text": _starting(self._config)})
         with _cluster(self._config), _events(emit) as queue, tempfile.TemporaryDirectory(prefix="ray-train-") as notes:
             use_gpu = _use_gpu(self._config, ray.cluster_resources())
             trainer = TorchTrainer(
@@ -62,6 +63,12 @@ class RayLauncher:
         if use_gpu:
             resources["GPU"] = 1
         return ScalingConfig(num_workers=self._config.num_workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def _starting(config: ClusterConfig) -> str:
+    workers = " to ".join(map(str, sorted({min(config.worker_counts), max(config.worker_counts)})))
+    where = f"the Ray cluster at {config.address}" if config.address else "an embedded Ray"
+    return f"starting {workers} worker{'s' if workers != '1' else ''} on {where}"
 
 
 @contextmanager
