@@ -1,5 +1,7 @@
 """What can go wrong, by whose doing: a UserError is mended by the user, any other by us or the system."""
 
+import signal
+
 
 class OrchestratorError(Exception):
     """Base of all errors that are told in one short message without a traceback."""
@@ -21,6 +23,10 @@ class RunMismatchError(UserError):
     """A run of this name exists with another recipe."""
 
 
+class LeaseError(UserError):
+    """Another driver runs this run."""
+
+
 class ArtifactError(OrchestratorError):
     """An artifact is missing, uncommitted or damaged."""
 
@@ -30,8 +36,26 @@ class StorageError(OrchestratorError):
 
 
 class WorkerError(OrchestratorError):
-    """A worker failed: its own short message with rank and node; `details` holds its traceback."""
+    """A worker failed: its own short message with rank and node.
 
-    def __init__(self, message: str, details: str = "") -> None:
+    Args:
+        message: What to show.
+        details: The worker's traceback.
+        is_final: A new attempt would fail in the same way.
+    """
+
+    def __init__(self, message: str, details: str = "", is_final: bool = False) -> None:
         super().__init__(message)
-        self.details = details
+        self.details, self.is_final = details, is_final
+
+
+class StoppedError(OrchestratorError):
+    """A run ended before its time on a notice of termination, after a last checkpoint."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"{name}: saved after step {step} and stopped; the same command goes on from there")
+        self.signal_number, self.step = signal_number, step
+
+    def __reduce__(self) -> tuple[type["StoppedError"], tuple[int, int]]:
+        return StoppedError, (self.signal_number, self.step)

@@ -15,6 +15,10 @@ class NotFoundError(StorageError):
     """There is nothing at this place in the store."""
 
 
+class ExistsError(StorageError):
+    """There is something at this place in the store already."""
+
+
 def explain(error: Exception, verb: str, url: str) -> StorageError:
     """The error to show for `error`, met on the way to `verb` ("read", "write", …) `url`."""
     start = f"cannot {verb} {redact(url)}: "
@@ -25,6 +29,8 @@ def explain(error: Exception, verb: str, url: str) -> StorageError:
         return StorageError(start + "permission denied; check the rights there and the keys in the environment")
     if isinstance(error, NotADirectoryError):
         return StorageError(start + "a file stands where a folder should be; choose another storage.root")
+    if isinstance(error, FileExistsError):
+        return ExistsError(start + "it exists already")
     if isinstance(error, FileNotFoundError):
         return NotFoundError(start + "no such file, folder or bucket; correct the name or create it")
     if is_transient(error):

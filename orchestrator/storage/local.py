@@ -13,6 +13,20 @@ def write_file(path: Path, data: bytes) -> None:
     _replace(path, lambda temporary: temporary.write_bytes(data))
 
 
+def create_file(path: Path, data: bytes) -> None:
+    """Makes `path` a file that holds `data`, whole and on the disk.
+
+    Raises:
+        FileExistsError: there is one already.
+    """
+
+    def place(temporary: Path) -> None:
+        os.link(temporary, path)
+        temporary.unlink()
+
+    _replace(path, lambda temporary: temporary.write_bytes(data), place)
+
+
 def copy_file(source: Path, path: Path) -> None:
     """Makes `path` a copy of `source`, whole and on the disk, or leaves what was there."""
     _replace(path, lambda temporary: shutil.copyfile(source, temporary))
@@ -27,13 +41,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def _replace(path: Path, write: Callable[[Path], Any], place: Callable[[Path], Any] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
         sync(temporary)
-        os.replace(temporary, path)
+        (place or (lambda made: os.replace(made, path)))(temporary)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

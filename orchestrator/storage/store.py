@@ -15,8 +15,8 @@ from orchestrator.storage.access import (
     protocol_of,
     run_on_url,
 )
-from orchestrator.storage.errors import NotFoundError
-from orchestrator.storage.local import copy_file, write_file
+from orchestrator.storage.errors import ExistsError, NotFoundError
+from orchestrator.storage.local import copy_file, create_file, write_file
 
 T = TypeVar("T")
 
@@ -113,6 +113,17 @@ class Storage:
         else:
             self._run("write", name, lambda fs, path: (self._make_parent(fs, path), fs.pipe_file(path, data)))
 
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """Makes `name` a file that holds `data` unless there is one; of several writers exactly one gets True."""
+        try:
+            if self.is_local:
+                self._run("write", name, lambda _, path: create_file(Path(path), data))
+            else:
+                self._run("write", name, lambda fs, path: self._create(fs, path, data))
+        except ExistsError:
+            return False
+        return True
+
     def upload(self, local: Path, name: str) -> None:
         """Copies a local file, or each file below a local folder, to `name`."""
         pairs = [(file, f"{name}/{relative}" if relative else name) for file, relative in _files_below(local)]
@@ -141,6 +152,10 @@ class Storage:
 
     def _run(self, verb: str, name: str, action: Callable[[Any, str], T]) -> T:
         return run_on_url(verb, self._join(name), action)
+
+    def _create(self, fs: Any, path: str, data: bytes) -> None:
+        self._make_parent(fs, path)
+        fs.pipe_file(path, data, mode="create")
 
     def _put(self, fs: Any, pairs: Sequence[tuple[Path, str]]) -> None:
         targets = [fs._strip_protocol(self._join(target)) for _, target in pairs]
