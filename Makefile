@@ -5,7 +5,7 @@ DEMO := outputs/runs/quickstart
 
 .PHONY: help
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 .PHONY: setup
 setup: .venv/.installed  ## Make .venv with the locked requirements and the command `orchestrator` (the others do it, too)
@@ -32,6 +32,10 @@ demo: setup  ## Pretrain, evaluate and sample a small model, from nothing, in a 
 .PHONY: test
 test: setup  ## Run the whole test suite
 	@$(BIN)/python -m pytest
+
+.PHONY: test-faults
+test-faults: setup  ## Run the long form of the fault tests: every strategy on every cluster, many times
+	@$(BIN)/python -m pytest -m long tests/faults
 
 .PHONY: check
 check: setup  ## Check format, lint, types and import rules

@@ -138,14 +138,17 @@ def _raise_first(parts: list[dict[str, Any]]) -> None:
 
 
 def steps_of(storage: Storage, run_name: str) -> list[int]:
-    """Return the steps of a run's committed checkpoints, ascending."""
+    """Return the steps of a run's committed checkpoints, ascending; whole or not: see `newest_valid`."""
     names = (entry for entry in storage.list(folder_of(run_name)) if entry.startswith("step_"))
     steps = sorted(int(entry.removeprefix("step_")) for entry in names)
-    return [step for step in steps if artifact.is_committed(storage, name_of(run_name, step))]
+    return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]
 
 
-def newest_valid(storage: Storage, run_name: str) -> str | None:
-    """Return the newest checkpoint that is whole, saying which were passed over; None for a run without any.
+def newest_valid(storage: Storage, run_name: str, say: Callable[[str], None]) -> str | None:
+    """Return the newest checkpoint that is whole; None for a run without any.
+
+    Args:
+        say: Is told of each that was passed over, and why.
 
     Raises:
         ArtifactError: there are checkpoints, and none is whole: nothing starts from scratch by itself.
@@ -156,7 +159,7 @@ def newest_valid(storage: Storage, run_name: str) -> str | None:
             artifact.verify(storage, name_of(run_name, step))
             return name_of(run_name, step)
         except ArtifactError as error:
-            log.warning("passed over a damaged checkpoint: %s", error)
+            say(f"passed over a damaged checkpoint: {error}")
             faults.append(str(error))
     if faults:
         raise ArtifactError("no checkpoint of this run is whole: " + "; ".join(faults))
@@ -177,9 +180,11 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
     return Checkpoint(name, progress, FragmentReader(storage, name, manifest["fragments"]), manifest["shapes"])
 
 
-def prune(storage: Storage, run_name: str, keep_last: int) -> None:
-    """Remove all but the newest committed checkpoints; a failed removal stops nothing."""
+def prune(storage: Storage, run_name: str, keep_last: int, keep_every_steps: int | None) -> None:
+    """Remove committed checkpoints but the newest and those at every so many steps; a failure stops nothing."""
     for step in steps_of(storage, run_name)[:-keep_last]:
+        if keep_every_steps and step % keep_every_steps == 0:
+            continue
         try:
             artifact.remove(storage, name_of(run_name, step))
         except OrchestratorError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modules.errors import InputError
-from orchestrator.errors import ConfigError, OrchestratorError, UserError
+from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed("\n  ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else error, MISTAKE)
     except (UserError, InputError) as error:
         return _failed(error, MISTAKE)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal_number
     except OrchestratorError as error:
         return _failed(error, FAILURE)
     except KeyboardInterrupt:

@@ -74,6 +74,8 @@ class ClusterConfig(Config):
     """CPUs that Ray sets aside for each worker."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = None
     """0 or 1; null takes one GPU for each worker where there are enough, else none."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts from the last checkpoint after lost or killed workers; the next one fails the run."""
     address: str | None = None
     """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
 
@@ -107,6 +109,10 @@ class CheckpointConfig(Config):
     """Save every this many steps, and at the end."""
     keep_last: Annotated[int, Field(gt=0)] = 2
     """Newest checkpoints that are kept."""
+    keep_every_steps: Annotated[int, Field(gt=0)] | None = None
+    """Checkpoints at multiples of this many steps are kept for good."""
+    grace_seconds: Annotated[float, Field(gt=0)] = 60
+    """After a notice of termination the workers have this long for the step in hand and a last checkpoint."""
 
 
 class TrackingConfig(Config):

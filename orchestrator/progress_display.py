@@ -20,11 +20,13 @@ class ProgressDisplay:
     """Draws a training from events, plain dicts that may come from other processes and on any thread.
 
     Nothing is shown before the first event. Events by `kind`, with their fields:
-        start: run, num_steps, and step where it goes on from one
+        start: run, num_steps
+        begin: step, above 0 where the training goes on from a checkpoint
         step: step, metrics (by metric name)
         validation: step, metrics
         checkpoint: step, seconds
-        note: text
+        note, fault, restart: text
+        stop: nothing more
         end: seconds
     Other kinds are passed over, so that an older display can show a newer run.
     """
@@ -53,12 +55,17 @@ class ProgressDisplay:
     def _show_start(self, event: Mapping[str, Any]) -> None:
         self._stop()
         self._num_steps = int(event["num_steps"])
-        step = int(event.get("step", 0))
-        self._line(f"training {event['run']}: {self._num_steps:,} steps" + (f" from step {step:,}" if step else ""))
+        self._line(f"training {event['run']}: {self._num_steps:,} steps")
         if self._console.is_terminal:
             self._live = _bar(self._console, "{task.completed:,.0f}/{task.total:,.0f}")
-            self._task = self._live.add_task("train", total=self._num_steps, completed=step, text="starting")
+            self._task = self._live.add_task("train", total=self._num_steps, completed=0, text="starting")
             self._live.start()
+
+    def _show_begin(self, event: Mapping[str, Any]) -> None:
+        if event["step"]:
+            self._line(f"continues from the checkpoint after step {event['step']:,}")
+        if self._live is not None:
+            self._live.update(self._task, completed=event["step"])
 
     def _show_step(self, event: Mapping[str, Any]) -> None:
         step, metrics = int(event["step"]), event["metrics"]
@@ -79,6 +86,11 @@ class ProgressDisplay:
 
     def _show_note(self, event: Mapping[str, Any]) -> None:
         self._line(str(event["text"]))
+
+    _show_fault = _show_restart = _show_note
+
+    def _show_stop(self, event: Mapping[str, Any]) -> None:
+        self._stop()
 
     def _show_end(self, event: Mapping[str, Any]) -> None:
         self._stop()

@@ -5,6 +5,9 @@ import time
 from torch import Tensor
 
 from modules.data.tokenizer import Tokenizer
+from orchestrator.errors import StoppedError
+from orchestrator.events import EventLog
+from orchestrator.goodput import goodput
 from orchestrator.run import Run
 from orchestrator.runtime import Event, Runtime
 from orchestrator.storage import Storage
@@ -14,9 +17,11 @@ from orchestrator.tracking import Tracker
 class Results:
     """Receives every figure of the run. On other ranks than 0 it keeps silent."""
 
-    def __init__(self, run: Run, storage: Storage, tokenizer: Tokenizer, tracker: Tracker, runtime: Runtime) -> None:
+    def __init__(
+        self, run: Run, storage: Storage, tokenizer: Tokenizer, tracker: Tracker, runtime: Runtime, events: EventLog
+    ) -> None:
         self._run, self._storage, self._tokenizer = run, storage, tokenizer
-        self._tracker, self._runtime = tracker, runtime
+        self._tracker, self._runtime, self._events = tracker, runtime, events
         self._last: dict[str, float] = {}
         self._started = time.monotonic()
 
@@ -45,11 +50,24 @@ class Results:
             self._tracker.log_samples([self._tokenizer.decode(row.tolist()) for row in samples], step)
         self.emit({"kind": "validation", "step": step, "metrics": metrics})
 
-    def finish(self, data_name: str) -> None:
-        """Keep the last figures, log model and data by reference, and close the W&B run."""
+    def stop(self, stop: StoppedError) -> None:
+        """Close the W&B run of a training that goes on another time."""
+        self.emit({"kind": "stop", "step": stop.step, "signal": stop.signal_number, "text": str(stop)})
+        self._tracker.finish(self._last, exit_code=128 + stop.signal_number)
+        if self._runtime.rank == 0:
+            self._run.write_identity(self._storage, self._tracker.describe())
+
+    def finish(self, data_name: str, step: int, training_seconds: float) -> None:
+        """Keep the last figures, log model and data by reference, and close the W&B run.
+
+        Args:
+            training_seconds: Spent in steps since this training began.
+        """
+        seconds = time.monotonic() - self._started
+        self.emit({"kind": "end", "step": step, "seconds": seconds, "training_seconds": training_seconds})
+        self._last |= goodput(self._events.read()).metrics()
         self._tracker.log_artifact(self._run.name, "model", self._storage.url(self._run.model_name), self._run.recipe)
         self._tracker.log_artifact(data_name.rpartition("/")[2], "dataset", self._storage.url(data_name), {})
         self._tracker.finish(self._last)
         self._run.write_identity(self._storage, self._tracker.describe())
         self._run.write_metrics(self._storage, self._last)
-        self.emit({"kind": "end", "seconds": time.monotonic() - self._started})

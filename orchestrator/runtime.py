@@ -11,6 +11,11 @@ def ignore(event: Event) -> None:
     """Receive an event and do nothing."""
 
 
+def nobody_asked() -> int:
+    """Tell that no process outside asked the run to stop."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Runtime:
     """One worker's place in the run. MASTER_ADDR and MASTER_PORT are in its environment if there are several."""
@@ -23,3 +28,5 @@ class Runtime:
     """`cpu` or `cuda:<index>`."""
     emit: Callable[[Event], None] = field(default=ignore, repr=False)
     """Sends an event to whoever shows progress; used by rank 0."""
+    stop_asked: Callable[[], int] = field(default=nobody_asked, repr=False)
+    """Gives the number of the signal by which another process asked the run to stop, or 0."""

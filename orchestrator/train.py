@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
@@ -15,9 +16,12 @@ from orchestrator import artifact, checkpoint
 from orchestrator.callbacks.checkpoints import Checkpoints
 from orchestrator.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
 from orchestrator.callbacks.metrics import Metrics
+from orchestrator.callbacks.preemption import Preemption
 from orchestrator.callbacks.throughput import Throughput
 from orchestrator.callbacks.validation import Validation
 from orchestrator.config import PretrainConfig, accumulation_steps, micro_batch_size
+from orchestrator.errors import StoppedError
+from orchestrator.events import EventLog
 from orchestrator.export import export_model
 from orchestrator.results import Results
 from orchestrator.run import Job
@@ -35,21 +39,29 @@ def train(job: Job, runtime: Runtime) -> None:
 
     Raises:
         OrchestratorError: a checkpoint or the data is damaged, or a store cannot be written.
+        StoppedError: a notice of termination reached some worker; raised on all of them, after a last checkpoint.
     """
     _quiet_libraries()
     config = PretrainConfig.model_validate(job.config)
     storage = Storage(config.storage.root)
+    events = EventLog(storage, job.run.folder)
+    if runtime.rank == 0:
+        runtime = replace(runtime, emit=events.and_then(runtime.emit))
     data = TokenData.open(artifact.local_copy(storage, job.data_name, cache_folder()))
     module = _build_module(config, data, runtime)
-    results = Results(job.run, storage, data.tokenizer, _tracker(config, job, storage, runtime), runtime)
+    results = Results(job.run, storage, data.tokenizer, _tracker(config, job, storage, runtime), runtime, events)
     throughput = _throughput(config)
     trainer = _build_trainer(config, runtime, _callbacks(config, job, storage, data, runtime, results, throughput))
     results.start(config.training.num_steps)
-    trainer.fit(module, throughput.watch(_StepBatches(module, _batches(config, data, runtime))))
+    try:
+        trainer.fit(module, throughput.watch(_StepBatches(module, _batches(config, data, runtime))))
+    except StoppedError as stop:
+        results.stop(stop)
+        raise
     if runtime.rank == 0:
         last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, module.step))
         export_model(storage, job.run.model_name, last, config.model, data.tokenizer, job.run.recipe)
-        results.finish(job.data_name)
+        results.finish(job.data_name, module.step, throughput.meter.training_seconds())
 
 
 def _tracker(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> Tracker:
@@ -129,7 +141,7 @@ def _callbacks(
     training, clip_norm = config.training, config.optimizer.gradient_clip_norm
     tokens_per_step = _tokens_per_step(config)
     checkpoints = Checkpoints(
-        storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed, throughput.pause
+        storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed, throughput
     )
 
     def extra() -> dict[str, float]:
@@ -141,6 +153,7 @@ def _callbacks(
         checkpoints,
         Metrics(training.log_interval_steps, tokens_per_step, extra, results.step),
         *_validation(config, data, runtime, results, throughput),
+        Preemption(checkpoints, runtime),
     ]
 
 

@@ -1,14 +1,13 @@
 """Continues from the newest whole checkpoint when a fit starts, and saves as it goes on."""
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 
 from modules.gpt_module import GPTModule
 from orchestrator import checkpoint
+from orchestrator.callbacks.throughput import Throughput
 from orchestrator.checkpoint import InitialWeights, Progress
 from orchestrator.config import CheckpointConfig
 from orchestrator.runtime import Event, Runtime
@@ -22,7 +21,7 @@ class Checkpoints(Callback):
     Args:
         tokens_per_step: Over all workers.
         seed: Decides the initial weights of a run without checkpoints.
-        pause: Keeps the time of a save out of the throughput.
+        throughput: Leaves the time of a save out, and tells the time in steps.
     """
 
     def __init__(
@@ -33,12 +32,13 @@ class Checkpoints(Callback):
         runtime: Runtime,
         tokens_per_step: int,
         seed: int,
-        pause: Callable[[], AbstractContextManager[None]],
+        throughput: Throughput,
     ) -> None:
         self._storage, self._run_name, self._config, self._runtime = storage, run_name, config, runtime
-        self._tokens_per_step, self._seed, self._pause = tokens_per_step, seed, pause
+        self._tokens_per_step, self._seed, self._throughput = tokens_per_step, seed, throughput
         self.stall_seconds = 0.0
         """Time that training has waited for saves, since this process started."""
+        self._saved_step = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Fill weights and moments, from the newest checkpoint or from the seed; set the step everywhere."""
@@ -51,10 +51,15 @@ class Checkpoints(Callback):
         opened = checkpoint.open_checkpoint(self._storage, name)
         state.load(opened.reader, opened.progress.step)
         _set_step(trainer, pl_module, opened.progress.step)
-        self._emit({"kind": "note", "text": f"continues from the checkpoint after step {pl_module.step}"})
+
+    def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Tell from where the training goes on."""
+        self._emit({"kind": "begin", "step": pl_module.step, "world_size": self._runtime.world_size})
 
     def _newest(self) -> str | None:
-        name = checkpoint.newest_valid(self._storage, self._run_name)
+        name = checkpoint.newest_valid(
+            self._storage, self._run_name, say=lambda text: self._emit({"kind": "note", "text": text})
+        )
         if name is not None:
             step = checkpoint.open_checkpoint(self._storage, name).progress.step
             checkpoint.discard_after(self._storage, self._run_name, step)
@@ -65,20 +70,36 @@ class Checkpoints(Callback):
         if (index + 1) % pl_module.accumulation_steps:
             return
         if pl_module.step % self._config.interval_steps == 0 or pl_module.step == trainer.max_steps:
-            with self._pause():
-                self._save(trainer, pl_module)
+            self.save_now(trainer, pl_module)
 
-    def _save(self, trainer: Trainer, module: GPTModule) -> None:
+    def save_now(self, trainer: Trainer, module: GPTModule) -> None:
+        """Save after the step that has just finished, unless that is done; all ranks call it together."""
+        if module.step != self._saved_step:
+            training_seconds = self._throughput.meter.training_seconds()
+            with self._throughput.pause():
+                seconds = self._save(trainer, module)
+            self._saved_step = module.step
+            self._emit(
+                {
+                    "kind": "checkpoint",
+                    "step": module.step,
+                    "seconds": seconds,
+                    "training_seconds": training_seconds,
+                }
+            )
+
+    def _save(self, trainer: Trainer, module: GPTModule) -> float:
         started = time.perf_counter()
         name = checkpoint.name_of(self._run_name, module.step)
         shapes = {parameter: list(shape) for parameter, shape in self._shapes(module).items()}
         progress = Progress(module.step, module.step * self._tokens_per_step)
         checkpoint.save(self._storage, name, training_state(trainer, module.model), shapes, progress)
         if self._runtime.rank == 0:
-            checkpoint.prune(self._storage, self._run_name, self._config.keep_last)
+            config = self._config
+            checkpoint.prune(self._storage, self._run_name, config.keep_last, config.keep_every_steps)
         seconds = time.perf_counter() - started
         self.stall_seconds += seconds
-        self._emit({"kind": "checkpoint", "step": module.step, "seconds": seconds})
+        return seconds
 
     @staticmethod
     def _shapes(module: GPTModule) -> dict[str, tuple[int, ...]]:

@@ -85,6 +85,11 @@ class ThroughputMeter:
         self._tokens_per_step, self._flops_per_token, self._peak_flops = tokens_per_step, flops_per_token, peak_flops
         self._clock = clock
         self._last: dict[str, float] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin the training."""
+        self._began, self._all_paused_seconds = self._clock(), 0.0
         self.start()
 
     def start(self) -> None:
@@ -116,7 +121,13 @@ class ThroughputMeter:
         try:
             yield
         finally:
-            self._paused_seconds += self._clock() - began
+            seconds = self._clock() - began
+            self._paused_seconds += seconds
+            self._all_paused_seconds += seconds
+
+    def training_seconds(self) -> float:
+        """Return the time since the training began, without the pauses."""
+        return self._clock() - self._began - self._all_paused_seconds
 
     def metrics(self) -> dict[str, float]:
         """Return the figures since the last call, by metric name, and begin a new stretch.
@@ -159,7 +170,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin to measure."""
-        self.meter.start()
+        self.meter.begin()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
         """Count the step when its last micro-batch is done."""

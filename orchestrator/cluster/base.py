@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Callable
 from typing import Protocol
 
+from modules.errors import InputError
 from orchestrator.config import PretrainConfig
-from orchestrator.errors import HardwareError
+from orchestrator.errors import HardwareError, OrchestratorError
 from orchestrator.run import Job
 from orchestrator.runtime import Event
 
@@ -19,12 +20,31 @@ class Launcher(Protocol):
     """
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
-        """Run `job` on every worker until all are done; rank 0's events reach `emit`.
+        """Run `job` on every worker until all are done, with new attempts as `cluster.max_failures` allows.
+
+        Rank 0's events reach `emit`, and those of faults and restarts.
 
         Raises:
             WorkerError: a worker failed; the message is the worker's own, with rank and node.
+            StoppedError: a notice of termination reached the run.
         """
         ...
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether a new attempt would fail in the same way: the errors that we tell in one message."""
+    return isinstance(error, OrchestratorError | InputError)
+
+
+def told(error: BaseException) -> str:
+    """Return what to show of a worker's error: ours explain themselves, others need their name."""
+    return str(error) if is_final(error) else f"{type(error).__name__}: {error}"
+
+
+def restart_event(number: int, max_failures: int) -> Event:
+    """Return the event of the next attempt after the fault with this number, counted from 1."""
+    text = f"restarting from the last checkpoint (restart {number} of {max_failures})"
+    return {"kind": "restart", "number": number, "text": text}
 
 
 def check_device(config: PretrainConfig, use_gpu: bool) -> None:

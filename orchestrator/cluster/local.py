@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import forkserver
 from typing import Any
@@ -16,10 +18,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from orchestrator.cluster.base import check_device
+from modules.errors import InputError
+from orchestrator.cluster.base import check_device, restart_event
+from orchestrator.cluster.notices import passed_on
 from orchestrator.config import ClusterConfig, PretrainConfig
 from orchestrator.console import ProgressDisplay
-from orchestrator.errors import HardwareError, WorkerError
+from orchestrator.errors import HardwareError, OrchestratorError, StoppedError, WorkerError
 from orchestrator.run import Job
 from orchestrator.runtime import Event, Runtime
 
@@ -28,24 +32,56 @@ class LocalLauncher:
     """Trains on this machine's CPUs or GPUs."""
 
     def __init__(self, config: PretrainConfig) -> None:
+        self._config = config.cluster
         self._num_workers = max(config.cluster.worker_counts)
+        self._grace_seconds = config.checkpoint.grace_seconds
         self._use_gpu = _use_gpu(config.cluster, self._num_workers)
         check_device(config, self._use_gpu)
         if self._num_workers > 1:
             _preload_workers()
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
-        """See `Launcher.launch`. With several workers rank 0 draws on this terminal itself, not through `emit`."""
+        """See `Launcher.launch`. With several workers rank 0 draws on this terminal itself, not through `emit`.
+
+        A single worker is this process: if it is killed, nobody is left to start it anew but its user.
+        """
         if self._num_workers == 1:
             from orchestrator.train import train
 
             train(job, Runtime(device="cuda:0" if self._use_gpu else "cpu", emit=emit))
         else:
             emit({"kind": "note", "text": f"starting {self._num_workers} workers"})
-            self._launch_agent(job)
+            self._launch_workers(job, emit)
 
-    def _launch_agent(self, job: Job) -> None:
-        config = LaunchConfig(
+    def _launch_workers(self, job: Job, emit: Callable[[Event], None]) -> None:
+        for number in range(1, self._config.max_failures + 2):
+            try:
+                self._attempt(job)
+                return
+            except WorkerError as error:
+                emit({"kind": "fault", "text": str(error)})
+                if error.is_final or number > self._config.max_failures:
+                    raise
+            emit(restart_event(number, self._config.max_failures))
+
+    def _attempt(self, job: Job) -> None:
+        with passed_on(_signal_workers, _kill_workers, self._grace_seconds) as killed_after:
+            try:
+                stops = elastic_launch(self._agent_config(), _worker)(job, self._use_gpu)
+            except SignalException as error:
+                raise SystemExit(128 + error.sigval) from None
+            except ChildFailedError as error:
+                if killed_after() == signal.SIGINT:
+                    raise KeyboardInterrupt from None
+                raise SystemExit(128 + killed_after()) if killed_after() else _worker_error(error) from None
+        if stops[0] is not None:
+            raise StoppedError(*stops[0])
+
+    def _agent_config(self) -> LaunchConfig:
+        # the agent's own account of a failure is pages long; ours is one message
+        for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        return LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=self._num_workers,
@@ -55,20 +91,19 @@ class LocalLauncher:
             max_restarts=0,
             local_addr="localhost",
             start_method="forkserver",
+            # of SIGTERM and SIGINT the workers are told by us, and have time to save
+            signals_to_handle="SIGHUP,SIGQUIT",
         )
-        # the agent's own account of a failure is pages long; ours is one message
-        for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        try:
-            elastic_launch(config, _worker)(job, self._use_gpu)
-        except SignalException as stopped:
-            # the agent takes over the signals, and has ended the workers
-            raise KeyboardInterrupt if stopped.sigval == signal.SIGINT else SystemExit(128 + stopped.sigval) from None
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            raise WorkerError(
-                f"worker rank {rank} on {socket.gethostname()}: {_message(failure)}", details=_traceback(failure)
-            ) from None
+
+
+def _signal_workers(number: int) -> None:
+    for process in multiprocessing.active_children():
+        with suppress(ProcessLookupError):
+            os.kill(process.pid or 0, number)
+
+
+def _kill_workers() -> None:
+    _signal_workers(signal.SIGKILL)
 
 
 def _preload_workers() -> None:
@@ -78,7 +113,25 @@ def _preload_workers() -> None:
 
 
 @record
-def _worker(job: Job, use_gpu: bool) -> None:
+def _worker(job: Job, use_gpu: bool) -> tuple[int, int] | None:
+    """Train on this worker; return signal and step if it was stopped."""
+    threading.Thread(target=_end_with_driver, daemon=True, name="driver").start()
+    try:
+        _train(job, use_gpu)
+    except StoppedError as stop:
+        return stop.signal_number, stop.step
+    return None
+
+
+def _end_with_driver() -> None:
+    """Leave no worker behind that writes into a run which another driver may have taken over."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
+
+
+def _train(job: Job, use_gpu: bool) -> None:
     from orchestrator.train import train
 
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
@@ -97,9 +150,28 @@ def _worker(job: Job, use_gpu: bool) -> None:
         train(job, replace(runtime, emit=display))
 
 
+def _worker_error(error: ChildFailedError) -> WorkerError:
+    """Return the first worker's own message instead of the agent's page."""
+    rank, failure = error.get_first_failure()
+    kind, _, text = _message(failure).partition(": ")
+    is_final = kind in _final_names()
+    message = f"worker rank {rank} on {socket.gethostname()}: {text if is_final else _message(failure)}"
+    return WorkerError(message, _traceback(failure), is_final)
+
+
+def _final_names() -> set[str]:
+    """Return the names of the errors for which `is_final`: the agent passes on nothing but the name."""
+    kinds: list[type[BaseException]] = [OrchestratorError, InputError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind.__name__ for kind in kinds}
+
+
 def _message(failure: ProcessFailure) -> str:
     message: Any = failure.message
-    return message["message"] if isinstance(message, dict) else str(message)
+    if isinstance(message, dict):
+        return message["message"]
+    return f"was killed ({failure.signal_name()})" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
 
 
 def _traceback(failure: ProcessFailure) -> str:

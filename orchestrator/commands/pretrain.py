@@ -1,5 +1,7 @@
 """`orchestrator pretrain`: text to a trained model."""
 
+import os
+import socket
 from typing import Any
 
 from orchestrator import run as runs
@@ -7,6 +9,8 @@ from orchestrator.cluster import launcher_for
 from orchestrator.config import PretrainConfig
 from orchestrator.console import ProgressDisplay, prepare_progress, show_results
 from orchestrator.data import Needs, prepared_data
+from orchestrator.events import DRIVER_KINDS, EventLog
+from orchestrator.lease import lease
 from orchestrator.run import Job, Run
 from orchestrator.storage import Storage
 
@@ -20,10 +24,11 @@ def run(config: PretrainConfig) -> None:
         data_name = prepared_data(storage, config.data, config.tokenizer, needs, progress)
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     if this_run.metrics(storage) is None:
-        runs.begin(storage, this_run, config)
-        job = Job(_for_workers(config, storage), this_run, data_name)
-        with ProgressDisplay() as display:
-            launcher.launch(job, display)
+        with lease(storage, this_run.folder), ProgressDisplay() as display:
+            runs.begin(storage, this_run, config)
+            events = EventLog(storage, this_run.folder, DRIVER_KINDS)
+            events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})
+            launcher.launch(Job(_for_workers(config, storage), this_run, data_name), events.and_then(display))
     show_results(this_run.name, this_run.metrics(storage) or {}, _places(storage, this_run))
 
 

@@ -34,6 +34,8 @@ METRICS = {
     "progress/tokens",
     "checkpoint/stall_seconds",
     "memory/peak_bytes",
+    "goodput/fraction",
+    "faults/restarts",
 }
 
 

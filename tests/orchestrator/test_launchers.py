@@ -3,13 +3,11 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from tiny_run import arguments, write_text
 
@@ -96,25 +94,6 @@ def test_failure_of_a_local_worker_is_its_own_message_with_rank_and_node(text: P
     command = arguments(text, tmp_path, UNTRACKED, "run.name=tiny", "strategy=ddp", "cluster.num_workers=2")
     said = run_command(command, code=1).stderr
     assert re.fullmatch(r"error: worker rank \d on \S+: .*checkpoint not saved: rank 0: .*\n", said)
-
-
-@pytest.mark.parametrize(
-    ("sent", "code", "said"), [(signal.SIGINT, 130, "error: interrupted\n"), (signal.SIGTERM, 143, "")]
-)
-def test_stopped_run_ends_its_local_workers_and_says_so(
-    text: Path, tmp_path: Path, sent: signal.Signals, code: int, said: str
-) -> None:
-    command = arguments(text, tmp_path, UNTRACKED, "strategy=ddp", "cluster.num_workers=2", "training.num_steps=100000")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert any(line.startswith("step") for line in iter(process.stdout.readline, ""))
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (code, said)
-    assert not [worker for worker in psutil.wait_procs(workers, timeout=10)[1] if worker.is_running()]
 
 
 @on_ray

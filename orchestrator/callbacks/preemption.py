@@ -1,0 +1,69 @@
+"""A notice of termination to any process of the run: all ranks agree at a step boundary, save, and end together."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from modules.gpt_module import GPTModule
+from orchestrator.callbacks.checkpoints import Checkpoints
+from orchestrator.errors import StoppedError
+from orchestrator.runtime import Runtime
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preemption(Callback):
+    """Ends a fit by raising `StoppedError` on every rank, after the same step and a last checkpoint.
+
+    A handler only sets a number; Lightning's own broadcasts from within the signal, which froze or aborted runs of
+    two processes (pytorch-lightning 2.6.6). A second SIGINT to a run of one process stops at once.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, runtime: Runtime) -> None:
+        self._checkpoints, self._runtime = checkpoints, runtime
+        self._before: dict[signal.Signals, Any] = {}
+        self._asked = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Listen; only the main thread may, and Ray trains on another one."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._asked == number == signal.SIGINT and self._runtime.world_size == 1:
+            raise SystemExit(128 + number)
+        self._asked = number
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
+        """Ask all ranks after every step; whoever was told tells the others."""
+        if (index + 1) % pl_module.accumulation_steps or pl_module.step >= trainer.max_steps:
+            return
+        asked = self._agreed(trainer)
+        if asked:
+            self._checkpoints.save_now(trainer, pl_module)
+            raise StoppedError(asked, pl_module.step)
+
+    def _agreed(self, trainer: Trainer) -> int:
+        asked = self._asked or self._runtime.stop_asked()
+        if self._runtime.world_size == 1:
+            return asked
+        highest = torch.tensor(asked, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+        return int(highest)
+
+    def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
+        """Leave the signals to those who had them."""
+        self._leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: GPTModule, exception: BaseException) -> None:
+        """Do the same when the fit ends so."""
+        self._leave()
+
+    def _leave(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,59 @@
+"""What the driver does with notices of termination while workers run: passes them on, waits a while, and ends them."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def passed_on(
+    ask: Callable[[int], None], kill: Callable[[], None], grace_seconds: float
+) -> Iterator[Callable[[], int]]:
+    """Ask the workers to stop at the first notice; kill them at a second Ctrl-C, or when the grace is over.
+
+    Yields what tells the signal after which they were killed, 0 as long as they were not.
+
+    Args:
+        ask: Tells the workers which signal has come; they save and end by themselves.
+        kill: Ends them at once.
+        grace_seconds: How long they have.
+    """
+    notices = _Notices(ask, kill, grace_seconds)
+    if threading.current_thread() is not threading.main_thread():
+        yield notices.killed_after
+        return
+    before = {number: signal.signal(number, notices.receive) for number in SIGNALS}
+    try:
+        yield notices.killed_after
+    finally:
+        notices.timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Notices:
+    def __init__(self, ask: Callable[[int], None], kill: Callable[[], None], grace_seconds: float) -> None:
+        self._ask, self._kill = ask, kill
+        self._first = self._killed_after = 0
+        self.timer = threading.Timer(grace_seconds, self._end)
+        self.timer.daemon = True
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if not self._first:
+            self._first = number
+            self.timer.start()
+            # on a thread of its own: a handler may not wait for a lock that the interrupted code holds
+            threading.Thread(target=self._ask, args=(number,), daemon=True).start()
+        elif number == signal.SIGINT:
+            self._end()
+
+    def _end(self) -> None:
+        self._killed_after = self._first
+        self._kill()
+
+    def killed_after(self) -> int:
+        return self._killed_after

@@ -1,0 +1,62 @@
+"""What happened to a run, one small file an event below its folder; goodput is reckoned from nothing else.
+
+A kind, a time (seconds since 1970) and further fields each. The driver records
+    launch: workers are about to be started; host, pid
+    fault: an attempt ended before its time; text
+    restart: the next attempt after a fault; number, text
+and rank 0 of the workers
+    begin: training begins; step, world_size, strategy
+    checkpoint: step, seconds (that training waited), training_seconds (spent in steps since `begin`)
+    stop: ended early by a notice of termination, after a last checkpoint; step, signal
+    end: the last step is done; step, training_seconds
+"""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from orchestrator.errors import StorageError
+from orchestrator.runtime import Event
+from orchestrator.storage import Storage
+
+log = logging.getLogger(__name__)
+DRIVER_KINDS = frozenset({"launch", "fault", "restart"})
+WORKER_KINDS = frozenset({"begin", "checkpoint", "stop", "end"})
+
+
+class EventLog:
+    """The events of one run. Trouble in writing one is logged and stops nothing.
+
+    Args:
+        kinds: What this process writes; other events are for the display, or another process has written them.
+    """
+
+    def __init__(self, storage: Storage, run_folder: str, kinds: frozenset[str] = WORKER_KINDS) -> None:
+        self._storage, self._folder, self._kinds = storage, f"{run_folder}/events", kinds
+
+    def record(self, event: Event) -> None:
+        """Write an event of our kinds."""
+        if event["kind"] not in self._kinds:
+            return
+        now = time.time()
+        name = f"{int(now * 1e6):017d}-{event['kind']}-{secrets.token_hex(2)}.json"
+        try:
+            self._storage.write_bytes(f"{self._folder}/{name}", json.dumps({"time": now, **event}).encode())
+        except StorageError as error:
+            log.warning("an event was not kept: %s", error)
+
+    def and_then(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
+        """Return what records an event and passes it on."""
+
+        def both(event: Event) -> None:
+            self.record(event)
+            emit(event)
+
+        return both
+
+    def read(self) -> list[Event]:
+        """Return the events in the order of their times."""
+        files = [name for name in self._storage.list(self._folder) if name.endswith(".json")]
+        return [json.loads(self._storage.read_bytes(f"{self._folder}/{name}")) for name in files]

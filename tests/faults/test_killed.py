@@ -1,0 +1,173 @@
+"""Workers and drivers that are killed: the run ends in the weights of an unbroken one, bit for bit."""
+
+import itertools
+import random
+import time
+from pathlib import Path
+
+import pytest
+from broken_run import INTERRUPT, KILL, TERMINATE, BrokenRun, command, events, eventually, weights
+from tiny_run import write_text
+
+TWO = "cluster.num_workers=2"
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def unbroken(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The weights of an unbroken run with two workers by strategy, made when first asked for."""
+
+    class Weights(dict[str, bytes]):
+        def __missing__(self, strategy: str) -> bytes:
+            root = tmp_path_factory.mktemp(strategy)
+            with BrokenRun(command(text, root, f"strategy={strategy}", TWO)) as run:
+                assert run.end() == 0, run.said
+            self[strategy] = weights(root)
+            return self[strategy]
+
+    return Weights()
+
+
+def killed_once(text: Path, root: Path, strategy: str, cluster: str, step: int, which: int) -> None:
+    where = [f"strategy={strategy}", f"cluster={cluster}", TWO]
+    with BrokenRun(command(text, root, *where)) as run:
+        run.wait_for_step(step)
+        run.signal_worker(KILL, which)
+        assert run.end() == 0, run.said
+    assert "restarting from the last checkpoint (restart 1 of 3)" in run.said
+    assert len(events(root, "fault")) == len(events(root, "restart")) == 1
+    assert [event["step"] for event in events(root, "begin")] == [0, step // 10 * 10]
+
+
+def test_killed_local_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
+    text: Path, tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    killed_once(text, tmp_path, "zero2", "local", step=25, which=1)
+    assert weights(tmp_path) == unbroken["zero2"]
+
+
+@pytest.mark.ray
+def test_killed_worker_on_ray_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
+    text: Path, tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    killed_once(text, tmp_path, "zero2", "ray", step=25, which=1)
+    assert weights(tmp_path) == unbroken["zero2"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("strategy", "cluster"), list(itertools.product(STRATEGIES, ("local", "ray"))))
+def test_killed_worker_under_every_strategy_on_every_cluster(
+    text: Path, tmp_path: Path, unbroken: dict[str, bytes], strategy: str, cluster: str
+) -> None:
+    killed_once(text, tmp_path, strategy, cluster, step=33, which=0)
+    assert weights(tmp_path) == unbroken[strategy]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_worker_at_a_random_step(text: Path, tmp_path: Path, unbroken: dict[str, bytes], seed: int) -> None:
+    chance = random.Random(seed)
+    with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO)) as run:
+        run.wait_for_step(chance.randrange(1, 58))
+        run.signal_worker(KILL, chance.randrange(2))
+        assert run.end() == 0, run.said
+    assert weights(tmp_path) == unbroken["ddp"]
+
+
+def test_a_run_whose_workers_are_killed_too_often_fails_with_the_last_fault(text: Path, tmp_path: Path) -> None:
+    with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO, "cluster.max_failures=0")) as run:
+        run.wait_for_step(12)
+        run.signal_worker(KILL, 0)
+        assert run.end() == 1
+    assert "error: worker rank" in run.said.splitlines()[-1]
+    assert events(tmp_path, "restart") == []
+
+
+def test_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(
+    text: Path, tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    same = command(text, tmp_path, "strategy=zero2", TWO)
+    with BrokenRun(same) as run:
+        run.wait_for_step(25)
+        workers = run.workers()
+        run.process.kill()
+        assert eventually(lambda: not any(worker.is_running() for worker in workers))
+    with BrokenRun(same) as run:
+        assert run.end() == 0, run.said
+    assert events(tmp_path, "begin")[-1]["step"] == 20
+    assert weights(tmp_path) == unbroken["zero2"]
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(TERMINATE, 143, "SIGTERM"), (INTERRUPT, 130, "SIGINT")])
+def test_notice_to_one_worker_stops_all_of_them_after_a_last_checkpoint(
+    text: Path, tmp_path: Path, unbroken: dict[str, bytes], number: int, code: int, name: str
+) -> None:
+    same = command(text, tmp_path, "strategy=zero2", TWO)
+    with BrokenRun(same) as run:
+        run.wait_for_step(15)
+        run.signal_worker(number, 1)
+        assert run.end() == code, run.said
+    (stop,) = events(tmp_path, "stop")
+    assert run.lines[-1] == (
+        f"{name}: saved after step {stop['step']} and stopped; the same command goes on from there"
+    )
+    with BrokenRun(same) as run:
+        assert run.end() == 0, run.said
+    assert events(tmp_path, "begin")[-1]["step"] == stop["step"]
+    assert weights(tmp_path) == unbroken["zero2"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers"), [("local", 1), ("local", 2), pytest.param("ray", 2, marks=pytest.mark.ray)]
+)
+def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(
+    text: Path, tmp_path: Path, cluster: str, workers: int
+) -> None:
+    where = [f"cluster={cluster}", f"cluster.num_workers={workers}", "strategy=ddp", "training.num_steps=100000"]
+    same = command(text, tmp_path, *where, "objective=clm", "checkpoint.interval_steps=50000")
+    with BrokenRun(same) as run:
+        run.wait_for_step(12)
+        run.process.send_signal(TERMINATE)
+        assert run.end() == 143, run.said
+    (stop,) = events(tmp_path, "stop")
+    assert (tmp_path / f"runs/tiny/checkpoints/step_{stop['step']:08d}/COMMITTED").is_file()
+    assert "Traceback" not in run.said
+
+
+def test_second_interrupt_ends_workers_that_cannot_save(text: Path, tmp_path: Path) -> None:
+    with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO)) as run:
+        run.wait_for_step(12)
+        workers = run.workers()
+        for worker in workers:
+            worker.suspend()
+        for _ in range(2):
+            run.process.send_signal(INTERRUPT)
+            time.sleep(0.5)
+        assert run.end() == 130
+    assert run.lines[-1] == "error: interrupted"
+    assert eventually(lambda: not any(worker.is_running() for worker in workers))
+
+
+def test_workers_that_do_not_save_within_their_grace_are_ended(text: Path, tmp_path: Path) -> None:
+    with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO, "checkpoint.grace_seconds=1")) as run:
+        run.wait_for_step(12)
+        run.workers()[0].suspend()
+        run.process.send_signal(TERMINATE)
+        assert run.end() == 143
+    assert "Traceback" not in run.said
+
+
+def test_second_driver_is_refused_while_the_first_runs(text: Path, tmp_path: Path) -> None:
+    same = command(text, tmp_path, "training.num_steps=100000", "objective=clm")
+    with BrokenRun(same) as first:
+        first.wait_for_step(2)
+        with BrokenRun(same) as second:
+            assert second.end() == 2
+        assert f"another driver runs this run: process {first.process.pid} on " in second.lines[-1]
+        first.process.send_signal(TERMINATE)
+        assert first.end() == 143
