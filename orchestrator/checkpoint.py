@@ -14,6 +14,7 @@ from modules.config import ModelConfig
 from modules.model import initial_values
 from orchestrator import artifact
 from orchestrator.artifact import FileEntry
+from orchestrator.checkpoint_names import begun_steps, name_of
 from orchestrator.errors import ArtifactError, OrchestratorError
 from orchestrator.fragments import FragmentReader, merge_indexes, write_fragments
 from orchestrator.storage import Storage
@@ -62,16 +63,6 @@ class InitialWeights:
         assert kind == MASTER, "an optimizer without steps has no moments"
         shape = self.shapes[parameter]
         return initial_values(parameter, shape, start, stop, self.seed, self.model, self.vocab_size)
-
-
-def folder_of(run_name: str) -> str:
-    """Return where a run's checkpoints are."""
-    return f"runs/{run_name}/checkpoints"
-
-
-def name_of(run_name: str, step: int) -> str:
-    """Return where the checkpoint after `step` steps is."""
-    return f"{folder_of(run_name)}/step_{step:08d}"
 
 
 def save(storage: Storage, name: str, state: TrainingState, shapes: dict[str, list[int]], progress: Progress) -> None:
@@ -139,8 +130,7 @@ def _raise_first(parts: list[dict[str, Any]]) -> None:
 
 def steps_of(storage: Storage, run_name: str) -> list[int]:
     """Return the steps of a run's committed checkpoints, ascending; whole or not: see `newest_valid`."""
-    names = (entry for entry in storage.list(folder_of(run_name)) if entry.startswith("step_"))
-    steps = sorted(int(entry.removeprefix("step_")) for entry in names)
+    steps = begun_steps(storage, run_name)
     return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]
 
 

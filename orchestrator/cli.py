@@ -40,6 +40,7 @@ COMMANDS = {
     "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig"),
     "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
     "generate": Command("continue a prompt", "GenerateConfig"),
+    "runs": Command("list the runs, or show one of them", "RunsConfig"),
 }
 
 DONE, FAILURE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -171,6 +172,7 @@ def _parser(name: str) -> Any:
 
 def _flags(name: str, arguments: list[str]) -> "Namespace":
     flags = _parser(name).parse_intermixed_args(arguments)
+    flags.overrides = _spelt_out(name, flags.overrides)
     if flags.experimental_rerun:
         raise UserError("--experimental-rerun reads a pickle, which runs code; give the command's own overrides again")
     if flags.resolve and not flags.cfg:
@@ -178,6 +180,16 @@ def _flags(name: str, arguments: list[str]) -> "Namespace":
     if sum(map(bool, (flags.run, flags.cfg, flags.multirun, flags.info, flags.shell_completion))) > 1:
         raise UserError("--run, --multirun, --cfg, --info and --shell-completion exclude each other; give one")
     return flags
+
+
+def _spelt_out(command: str, words: list[str]) -> list[str]:
+    """Return `runs show NAME` as `runs name=NAME`: Hydra takes fields alone, and people type the former."""
+    if command != "runs" or words[:1] != ["show"]:
+        return words
+    names = [word for word in words[1:] if "=" not in word]
+    fields = [word for word in words[1:] if "=" in word]
+    # as with any field that must be given, validation says so where no name is
+    return [f"name={names[0] if names else '???'}", *names[1:], *fields]
 
 
 @contextlib.contextmanager

@@ -201,6 +201,14 @@ class GenerateConfig(Config):
     """The same seed gives the same text."""
 
 
+class RunsConfig(Config):
+    """`orchestrator runs`: the runs below a storage root, or one of them."""
+
+    name: str | None = None
+    """The run to show, as in `orchestrator runs show NAME`; null lists all."""
+    storage: StorageConfig = StorageConfig()
+
+
 def accumulation_steps(config: PretrainConfig, num_workers: int) -> int:
     """Micro-batches that each of `num_workers` computes in a step (DESIGN, invariant 1)."""
     return config.training.global_batch_size // (num_workers * micro_batch_size(config, num_workers))

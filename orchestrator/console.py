@@ -1,14 +1,17 @@
 """What commands show: lines, tables, samples. Readable at 80 columns, without colours and in a file."""
 
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.progress_display import ProgressDisplay, evaluate_progress, prepare_progress
-from orchestrator.units import count, duration, percent, size
+from orchestrator.run_state import RunState
+from orchestrator.units import age, count, duration, percent, size
 
 __all__ = [
     "ProgressDisplay",
@@ -17,6 +20,8 @@ __all__ = [
     "say",
     "show_evaluation",
     "show_results",
+    "show_run",
+    "show_runs",
     "show_samples",
     "stream_text",
 ]
@@ -54,6 +59,10 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
+_STATE_STYLES = {"done": "green", "running": "bold green", "stopped": "yellow", "interrupted": "red"}
+_UNKNOWN = "-"
+
+
 def say(line: str) -> None:
     """Print a line as it is, without wrapping, so that a path or a command in it can be copied."""
     _console().print(Text(line), soft_wrap=True)
@@ -89,6 +98,48 @@ def show_evaluation(model_path: str, metrics: Mapping[str, float], compression: 
     for name, bits in sorted(rows.items(), key=lambda row: row[1]):
         table.add_row(name, f"{bits:.4f}", style="bold" if name == "this model" else "")
     console.print(table)
+
+
+def show_runs(states: Sequence[RunState]) -> None:
+    """Show a line for each run: state, steps, last loss, goodput, restarts, and how long ago it began."""
+    # without lines, unlike our other tables: so a name of 17 and six digits of steps fit into 80 columns
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("name", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for title in ("step", "loss", "goodput", "restarts", "age"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for state in states:
+        table.add_row(
+            state.run.name,
+            Text(state.state, style=_STATE_STYLES[state.state]),
+            _steps(state),
+            _UNKNOWN if state.loss is None else _loss(state.loss),
+            percent(state.goodput.fraction) if state.events else _UNKNOWN,
+            str(len(state.goodput.recovery_seconds)),
+            age(time.time() - state.events[0]["time"]) if state.events else _UNKNOWN,
+        )
+    _console().print(table)
+
+
+def show_run(state: RunState, checkpoints: Mapping[int, bool], places: Sequence[str]) -> None:
+    """Show all that is known of one run.
+
+    Args:
+        state: What the run has come to.
+        checkpoints: Their steps, and whether each is whole.
+        places: Lines to show below the tables.
+    """
+    console = _console()
+    table = _table(f"Run {state.run.name}")
+    table.add_column("what")
+    table.add_column("value", overflow="fold")
+    for label, value in {**_condition(state), **_times(state), **_saved(checkpoints)}.items():
+        table.add_row(label, value)
+    console.print(table)
+    if state.faults:
+        console.print(_faults_table(console, state))
+    for line in places:
+        say(line)
 
 
 def show_samples(prompt: str, samples: Sequence[str]) -> None:
@@ -132,6 +183,55 @@ def _figures_table(title: str, metrics: Mapping[str, float]) -> Table:
         label, shown = _FIGURES.get(name, (name, lambda value: f"{value:.4g}"))
         table.add_row(label, shown(metrics[name]), name)
     return table
+
+
+def _condition(state: RunState) -> dict[str, str | Text]:
+    holder = state.holder
+    where = f" (process {holder['pid']} on {holder['host']})" if holder and state.state == "running" else ""
+    return {
+        "state": Text(state.state + where, style=_STATE_STYLES[state.state]),
+        "steps": _steps(state),
+        "last loss": _UNKNOWN if state.loss is None else _loss(state.loss),
+    }
+
+
+def _times(state: RunState) -> dict[str, str]:
+    if not state.events:
+        return {}
+    goodput, began = state.goodput, state.events[0]["time"]
+    return {
+        "began": f"{_moment(began)}, {age(time.time() - began)} ago",
+        "goodput": f"{percent(goodput.fraction)} of {duration(goodput.wall_seconds)}",
+        "in steps that lasted": duration(goodput.lasting_seconds),
+        "waiting for checkpoints": duration(goodput.stall_seconds),
+        "restarts": str(len(goodput.recovery_seconds)),
+    }
+
+
+def _saved(checkpoints: Mapping[int, bool]) -> dict[str, str]:
+    whole = [str(step) for step, is_whole in checkpoints.items() if is_whole]
+    others = [str(step) for step, is_whole in checkpoints.items() if not is_whole]
+    saved = {"checkpoints after steps": "  ".join(whole) or "none"}
+    return {**saved, "not committed, not whole": "  ".join(others)} if others else saved
+
+
+def _faults_table(console: Console, state: RunState) -> Table:
+    table = _table("Faults")
+    table.add_column("at", no_wrap=True)
+    table.add_column("what happened", overflow="fold")
+    table.add_column("recovered in", justify="right")
+    for fault in state.faults:
+        recovery = "not since" if fault.recovery_seconds is None else duration(fault.recovery_seconds)
+        table.add_row(_moment(fault.time), Text(_shown(console, fault.text)), recovery)
+    return table
+
+
+def _steps(state: RunState) -> str:
+    return str(state.step) + ("" if state.num_steps is None else f"/{state.num_steps}")
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _shown(console: Console, text: str) -> str:

@@ -6,7 +6,8 @@ A kind, a time (seconds since 1970) and further fields each. The driver records
     restart: the next attempt after a fault; number, text
 and rank 0 of the workers
     begin: training begins; step, world_size, strategy
-    checkpoint: step, seconds (that training waited), training_seconds (spent in steps since `begin`)
+    checkpoint: step, loss (`train/loss` of that step), seconds (that training waited), training_seconds (spent in
+        steps since `begin`)
     stop: ended early by a notice of termination, after a last checkpoint; step, signal
     end: the last step is done; step, training_seconds
 """
@@ -16,6 +17,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from orchestrator.errors import StorageError
 from orchestrator.runtime import Event
@@ -24,6 +26,7 @@ from orchestrator.storage import Storage
 log = logging.getLogger(__name__)
 DRIVER_KINDS = frozenset({"launch", "fault", "restart"})
 WORKER_KINDS = frozenset({"begin", "checkpoint", "stop", "end"})
+_NUM_READERS = 8
 
 
 class EventLog:
@@ -59,4 +62,6 @@ class EventLog:
     def read(self) -> list[Event]:
         """Return the events in the order of their times."""
         files = [name for name in self._storage.list(self._folder) if name.endswith(".json")]
-        return [json.loads(self._storage.read_bytes(f"{self._folder}/{name}")) for name in files]
+        # a long run has thousands, and each costs a round trip in a remote store
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            return [*pool.map(lambda name: json.loads(self._storage.read_bytes(f"{self._folder}/{name}")), files)]

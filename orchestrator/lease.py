@@ -46,6 +46,19 @@ def lease(storage: Storage, run_folder: str, on_loss: Callable[[], Any] | None =
         renewal.stop()
 
 
+def holder(storage: Storage, run_folder: str) -> dict[str, Any] | None:
+    """Return who holds the lease of a run: host, pid, taken and more; None where nobody that lives does."""
+    folder = f"{run_folder}/lease"
+    number = _highest(storage, folder)
+    if not number:
+        return None
+    try:
+        found = _read(storage, folder, number)
+    except NotFoundError:  # somebody has taken over in between
+        return holder(storage, run_folder)
+    return found if _is_alive(found) else None
+
+
 class _Renewal(threading.Thread):
     def __init__(self, storage: Storage, folder: str, number: int, on_loss: Callable[[], Any]) -> None:
         super().__init__(name="lease", daemon=True)

@@ -12,6 +12,7 @@ from orchestrator.errors import RunMismatchError
 from orchestrator.recipe import fingerprint
 from orchestrator.storage import NotFoundError, Storage
 
+_FOLDER = "runs"
 _RECIPE, _CONFIG, _IDENTITY, _METRICS = "recipe.json", "config.yaml", "run.json", "metrics.json"
 
 
@@ -26,7 +27,7 @@ class Run:
     @property
     def folder(self) -> str:
         """Relative to the storage root."""
-        return f"runs/{self.name}"
+        return f"{_FOLDER}/{self.name}"
 
     @property
     def model_name(self) -> str:
@@ -94,13 +95,26 @@ def open_run(storage: Storage, config: PretrainConfig, recipe: dict[str, Any]) -
         RunMismatchError: a run of this name has another recipe; the message lists what differs.
     """
     name = config.run.name or f"pretrain-{fingerprint(recipe)[:8]}"
-    begun = _read_json(storage, f"runs/{name}/{_RECIPE}")
+    begun = find_run(storage, name)
     if begun is None:
         return Run(name, recipe, secrets.token_hex(4))
-    if begun != recipe:
-        raise RunMismatchError(_mismatch(name, begun, recipe))
-    identity = _read_json(storage, f"runs/{name}/{_IDENTITY}") or {}
+    if begun.recipe != recipe:
+        raise RunMismatchError(_mismatch(name, begun.recipe, recipe))
+    return begun
+
+
+def find_run(storage: Storage, name: str) -> Run | None:
+    """Return the run of that name as it was begun; None where none was."""
+    recipe = _read_json(storage, f"{_FOLDER}/{name}/{_RECIPE}")
+    if recipe is None:
+        return None
+    identity = _read_json(storage, f"{_FOLDER}/{name}/{_IDENTITY}") or {}
     return Run(name, recipe, identity.get("wandb_run_id") or secrets.token_hex(4))
+
+
+def folder_names(storage: Storage) -> list[str]:
+    """Return the names of all that may be a run; `find_run` tells which were begun."""
+    return storage.list(_FOLDER, folders_only=True)
 
 
 def begin(storage: Storage, run: Run, config: PretrainConfig) -> None:

@@ -28,6 +28,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def age(seconds: float) -> str:
+    """`42 s`, `5 min`, `3 h`, `12 d`: in the largest whole unit, rounded down."""
+    for unit_seconds, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit_seconds:
+            return f"{int(seconds // unit_seconds)} {unit}"
+    return f"{max(int(seconds), 0)} s"
+
+
 def percent(fraction: float) -> str:
     """`12.3 %`."""
     return f"{100 * fraction:.1f} %"

@@ -75,6 +75,7 @@ class Checkpoints(Callback):
     def save_now(self, trainer: Trainer, module: GPTModule) -> None:
         """Save after the step that has just finished, unless that is done; all ranks call it together."""
         if module.step != self._saved_step:
+            loss = trainer.strategy.reduce(module.last_metrics["train/loss"], reduce_op="mean")
             training_seconds = self._throughput.meter.training_seconds()
             with self._throughput.pause():
                 seconds = self._save(trainer, module)
@@ -83,6 +84,7 @@ class Checkpoints(Callback):
                 {
                     "kind": "checkpoint",
                     "step": module.step,
+                    "loss": float(loss),
                     "seconds": seconds,
                     "training_seconds": training_seconds,
                 }

@@ -68,14 +68,15 @@ class Storage:
         """Size of the file `name`."""
         return int(self._run("look at", name, lambda fs, path: fs.info(path))["size"])
 
-    def list(self, name: str = "", hidden: bool = False) -> list[str]:
+    def list(self, name: str = "", hidden: bool = False, folders_only: bool = False) -> list[str]:
         """Sorted names of the children of folder `name`; empty when it is missing or a file.
 
         Args:
             hidden: also those that start with a dot, such as staging folders.
+            folders_only: no files.
         """
         try:
-            paths = self._run("list", name, lambda fs, path: _children(fs, path))
+            paths = self._run("list", name, lambda fs, path: _children(fs, path, folders_only))
         except NotFoundError:
             return []
         names = {path.rstrip("/").rsplit("/", 1)[-1] for path in paths}
@@ -178,9 +179,11 @@ def _files_below(local: Path) -> Iterator[tuple[Path, str]]:
                 yield file, file.relative_to(local).as_posix()
 
 
-def _children(fs: Any, path: str) -> list[str]:
-    entries = fs.ls(path, detail=False)
-    return [entry for entry in entries if entry.rstrip("/") != path.rstrip("/")]
+def _children(fs: Any, path: str, folders_only: bool) -> list[str]:
+    # details cost a local store a look at each file; a link to a folder is no "file"
+    entries = fs.ls(path, detail=folders_only)
+    names = [entry["name"] for entry in entries if entry["type"] != "file"] if folders_only else entries
+    return [entry for entry in names if entry.rstrip("/") != path.rstrip("/")]
 
 
 def _get(fs: Any, path: str, local: Path) -> None:

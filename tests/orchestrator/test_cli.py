@@ -17,7 +17,7 @@ import pytest
 
 from modules.errors import InputError
 from orchestrator.cli import COMMANDS, main
-from orchestrator.config import EvaluateConfig, GenerateConfig, PretrainConfig
+from orchestrator.config import EvaluateConfig, GenerateConfig, PretrainConfig, RunsConfig
 from orchestrator.errors import ArtifactError, HardwareError
 
 Started = list[Any]
@@ -79,7 +79,7 @@ def test_command_help_shows_fields_with_their_explanations(command: str, capsys:
     assert main([command, "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert COMMANDS[command].summary in said
-    assert "seed 1234" in said
+    assert ("storage.root outputs" if command == "runs" else "seed 1234") in said
 
 
 def test_command_help_shows_groups_their_options_and_the_present_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +133,24 @@ def test_path_needs_no_quotes(path: str, started: Started) -> None:
     assert config.data.path == (path,)
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "root"),
+    [
+        ([], None, "outputs"),
+        (["show", "tiny"], "tiny", "outputs"),
+        (["show", "tiny", "storage.root=memory://x"], "tiny", "memory://x"),
+        (["storage.root=memory://x", "name=show"], "show", "memory://x"),
+        (["show", "storage.root=memory://x", "42"], "42", "memory://x"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_runs_show_name_is_runs_with_that_name(words: list[str], name: str | None, root: str, started: Started) -> None:
+    assert main(["runs", *words]) == 0
+    (config,) = started
+    assert isinstance(config, RunsConfig)
+    assert (config.name, config.storage.root) == (name, root)
+
+
 def test_deepspeed_settings_are_reachable(started: Started) -> None:
     assert main(["pretrain", "strategy=zero2", "strategy.deepspeed.zero_optimization.overlap_comm=false"]) == 0
     assert started[0].strategy.deepspeed == {"zero_optimization": {"overlap_comm": False}}
@@ -177,6 +195,9 @@ def test_all_mistakes_are_told_in_one_message(capsys: pytest.CaptureFixture[str]
         (["prepare", "+experiment=quickstart"], "prepare has no such group; it has data, tokenizer"),
         (["evaluate", "model=outputs/model"], "did you mean model.path=outputs/model?"),
         (["evaluate"], "model.path: must be given, as model.path=VALUE"),
+        (["runs", "show"], "name: must be given, as name=VALUE"),
+        (["runs", "show", "one", "two"], "two: is neither a field nor a group"),
+        (["runs", "quickstart"], "quickstart: is neither a field nor a group"),
         (["generate", "model.path=x", "temperature=-1"], "temperature=-1: must be at least 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -65,6 +65,21 @@ def test_metrics_have_the_names_of_the_design(trained: Path) -> None:
     assert metrics["val/loss_clm"] < 5.4  # it began at log(263) = 5.57
 
 
+def test_finished_run_is_listed_with_its_figures(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", f"storage.root={trained}"]) == 0
+    metrics = json.loads((trained / "runs/tiny/metrics.json").read_text())
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[:4] == ["tiny", "done", "20/20", f"{metrics['train/loss']:.4f}"]
+    assert float(row[4]) == pytest.approx(100 * metrics["goodput/fraction"], abs=0.06)
+
+
+def test_checkpoints_tell_the_loss_of_their_step(trained: Path) -> None:
+    events = [json.loads(file.read_text()) for file in sorted((trained / "runs/tiny/events").iterdir())]
+    losses = {event["step"]: event["loss"] for event in events if event["kind"] == "checkpoint"}
+    assert losses.keys() == {10, 20}
+    assert losses[20] == json.loads((trained / "runs/tiny/metrics.json").read_text())["train/loss"]
+
+
 def test_what_was_asked_is_kept_and_can_be_read_again(trained: Path) -> None:
     asked = yaml.safe_load((trained / "runs/tiny/config.yaml").read_text())
     recipe = json.loads((trained / "runs/tiny/recipe.json").read_text())

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from orchestrator.console import show_evaluation, show_results, show_samples, stream_text
 from orchestrator.progress_display import ProgressDisplay, prepare_progress
-from orchestrator.units import count, duration, percent, size
+from orchestrator.units import age, count, duration, percent, size
 
 STEP = {
     "train/loss": 2.5,
@@ -107,6 +107,10 @@ def test_streamed_text_is_the_text_and_a_line_end(capsys: pytest.CaptureFixture[
         (duration(59.96), "1 min 00 s"),
         (duration(7500), "2 h 05 min"),
         (percent(0.1234), "12.3 %"),
+        (age(59.9), "59 s"),
+        (age(60), "1 min"),
+        (age(7199), "1 h"),
+        (age(400 * 86400), "400 d"),
     ],
 )
 def test_figures_are_as_people_read_them(found: str, expected: str) -> None:

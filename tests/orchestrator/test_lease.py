@@ -43,6 +43,15 @@ def test_second_driver_is_refused_with_process_host_and_time(storage: Storage) -
         pass
 
 
+def test_holder_is_told_while_it_lives(storage: Storage) -> None:
+    assert leases.holder(storage, RUN) is None
+    with lease(storage, RUN):
+        found = leases.holder(storage, RUN)
+        assert found is not None
+        assert (found["host"], found["pid"]) == (socket.gethostname(), psutil.Process().pid)
+    assert leases.holder(storage, RUN) is None
+
+
 def test_returned_lease_is_free(storage: Storage) -> None:
     for _ in range(3):
         with lease(storage, RUN):

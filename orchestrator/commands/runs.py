@@ -1,0 +1,51 @@
+"""`orchestrator runs`: the runs below a storage root, or one of them."""
+
+from orchestrator import artifact
+from orchestrator.config import RunsConfig
+from orchestrator.console import say, show_run, show_runs
+from orchestrator.errors import UserError
+from orchestrator.run import Run, folder_names
+from orchestrator.run_state import RunState, checkpoints_of, read_run, read_runs
+from orchestrator.schema import nearest, shown
+from orchestrator.storage import Storage
+from orchestrator.storage.local import cache_folder
+
+
+def run(config: RunsConfig) -> None:
+    """Show the run that is named, or a table of all of them."""
+    storage = Storage(config.storage.root)
+    if config.name is not None:
+        state = _named(storage, config.name)
+        show_run(state, checkpoints_of(storage, config.name), _places(storage, state.run))
+    elif states := read_runs(storage):
+        show_runs(states)
+    else:
+        say(f"no runs in {storage.url('runs')}")
+
+
+def _named(storage: Storage, name: str) -> RunState:
+    names = folder_names(storage)
+    # only a child of the folder: a model's folder, deeper down, has a recipe, too
+    state = read_run(storage, name) if name in names else None
+    if state is None:
+        near = nearest(name, [other for other in names if other != name])
+        mend = f"did you mean {near}?" if near else "`orchestrator runs` lists all"
+        raise UserError(f"name={shown(name)}: no such run in {storage.url('runs')}; {mend}")
+    return state
+
+
+def _places(storage: Storage, this_run: Run) -> list[str]:
+    """Return where the model, the figures and W&B's data lie, as far as they are there."""
+    has_model = artifact.is_committed(storage, this_run.model_name)
+    has_metrics = storage.exists(this_run.metrics_name)
+    return [
+        f"model: {storage.url(this_run.model_name) if has_model else 'none yet'}",
+        f"metrics: {storage.url(this_run.metrics_name) if has_metrics else 'none yet'}",
+        *(this_run.where_to_look(storage) or [_wandb_data(storage, this_run)]),
+    ]
+
+
+def _wandb_data(storage: Storage, this_run: Run) -> str:
+    """Return where the data of a run lies that has not told it yet: it does so when it ends."""
+    folder = (storage.local_path(this_run.folder) or cache_folder() / this_run.folder) / "wandb"
+    return f"W&B data: {folder if folder.is_dir() else 'none on this machine'}"
