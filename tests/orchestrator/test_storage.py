@@ -85,6 +85,12 @@ def test_listing_names_children_and_hides_dotted_ones(storage: Storage) -> None:
     assert storage.list("missing") == []
 
 
+def test_listing_of_folders_leaves_files_out(storage: Storage) -> None:
+    for name in ("runs/b/file", "runs/a/file", "runs/file"):
+        storage.write_bytes(name, b"1")
+    assert storage.list("runs", folders_only=True) == ["a", "b"]
+
+
 def test_listing_sees_what_another_storage_wrote(storage: Storage) -> None:
     storage.write_bytes("runs/a", b"1")
     assert storage.list("runs") == ["a"]
