@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -139,8 +140,8 @@ def _raise_first(parts: list[dict[str, Any]]) -> None:
 
 def steps_of(storage: Storage, run_name: str) -> list[int]:
     """Return the steps of a run's committed checkpoints, ascending; whole or not: see `newest_valid`."""
-    names = (entry for entry in storage.list(folder_of(run_name)) if entry.startswith("step_"))
-    steps = sorted(int(entry.removeprefix("step_")) for entry in names)
+    names = (re.fullmatch(r"step_(\d{8,})", entry) for entry in storage.list(folder_of(run_name)))
+    steps = sorted(int(name[1]) for name in names if name)
     return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]
 
 
