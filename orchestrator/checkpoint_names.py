@@ -1,8 +1,8 @@
 """Where a run's checkpoints lie: apart from what reads and writes them, which imports torch."""
 
-from orchestrator.storage import Storage
+import re
 
-_PREFIX = "step_"
+from orchestrator.storage import Storage
 
 
 def folder_of(run_name: str) -> str:
@@ -12,10 +12,10 @@ def folder_of(run_name: str) -> str:
 
 def name_of(run_name: str, step: int) -> str:
     """Return where the checkpoint after `step` steps is."""
-    return f"{folder_of(run_name)}/{_PREFIX}{step:08d}"
+    return f"{folder_of(run_name)}/step_{step:08d}"
 
 
 def begun_steps(storage: Storage, run_name: str) -> list[int]:
     """Return the steps of all checkpoints of a run, ascending, committed or not."""
-    names = (entry for entry in storage.list(folder_of(run_name)) if entry.startswith(_PREFIX))
-    return sorted(int(entry.removeprefix(_PREFIX)) for entry in names)
+    names = (re.fullmatch(r"step_(\d{8,})", entry) for entry in storage.list(folder_of(run_name)))
+    return sorted(int(name[1]) for name in names if name)

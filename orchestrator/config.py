@@ -76,6 +76,8 @@ class ClusterConfig(Config):
     """0 or 1; null takes one GPU for each worker where there are enough, else none."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts from the last checkpoint after lost or killed workers; the next one fails the run."""
+    hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600
+    """A worker without a finished step for so long is taken for hung; it must outlast a save and a validation."""
     address: str | None = None
     """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
 

@@ -7,6 +7,7 @@ The highest number counts. Whoever takes over creates the next one, which only o
 
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -134,7 +135,8 @@ def _end_at_once() -> NoReturn:
 
 
 def _highest(storage: Storage, folder: str) -> int:
-    return max((int(name.removesuffix(".json")) for name in storage.list(folder)), default=0)
+    found = (re.fullmatch(r"(\d{10})\.json", name) for name in storage.list(folder))
+    return max((int(name[1]) for name in found if name), default=0)
 
 
 def _name(folder: str, number: int) -> str:

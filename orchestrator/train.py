@@ -19,6 +19,7 @@ from orchestrator.callbacks.metrics import Metrics
 from orchestrator.callbacks.preemption import Preemption
 from orchestrator.callbacks.throughput import Throughput
 from orchestrator.callbacks.validation import Validation
+from orchestrator.callbacks.watchdog import Watchdog
 from orchestrator.config import PretrainConfig, accumulation_steps, micro_batch_size
 from orchestrator.errors import StoppedError
 from orchestrator.events import EventLog
@@ -154,6 +155,7 @@ def _callbacks(
         Metrics(training.log_interval_steps, tokens_per_step, extra, results.step),
         *_validation(config, data, runtime, results, throughput),
         Preemption(checkpoints, runtime),
+        Watchdog(storage, job.run.folder, runtime, config.cluster.hang_timeout_seconds),
     ]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# workers of one test run share the cores; it is read when torch is imported
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# on a busy machine each kernel of two threads costs a time slice; it is read when torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # W&B otherwise reports on itself to its makers, from whatever is tested here
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 

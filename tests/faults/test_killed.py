@@ -139,6 +139,23 @@ def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(
     assert "Traceback" not in run.said
 
 
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_stopped_worker_is_found_and_the_run_goes_on(
+    text: Path, tmp_path: Path, unbroken: dict[str, bytes], which: int
+) -> None:
+    where = ["strategy=zero2", TWO, "cluster.hang_timeout_seconds=4"]
+    with BrokenRun(command(text, tmp_path, *where)) as run:
+        run.wait_for_step(25)
+        sorted(run.workers(), key=lambda worker: worker.pid)[which].suspend()
+        assert run.end() == 0, run.said
+    (fault,) = events(tmp_path, "fault")
+    assert "no step for 4 s; its stacks are in" in fault["text"]
+    stacks = list((tmp_path / "runs/tiny/stacks").iterdir())
+    assert {path.name.rpartition("-")[2] for path in stacks} == {"rank_00000.txt", "rank_00001.txt"}
+    assert all("Thread" in path.read_text() and "File" in path.read_text() for path in stacks)
+    assert weights(tmp_path) == unbroken["zero2"]
+
+
 def test_second_interrupt_ends_workers_that_cannot_save(text: Path, tmp_path: Path) -> None:
     with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO)) as run:
         run.wait_for_step(12)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import artifact, checkpoint
-from orchestrator.checkpoint_names import begun_steps
+from orchestrator.checkpoint_names import begun_steps, folder_of
 from orchestrator.errors import ArtifactError, StorageError
 from orchestrator.storage import Storage
 
@@ -69,6 +69,13 @@ def test_no_whole_checkpoint_is_an_error_and_no_new_start(storage: Storage, kind
         damage(storage, step, *DAMAGES[kind])
     with pytest.raises(ArtifactError, match="no checkpoint of this run is whole"):
         checkpoint.newest_valid(storage, RUN, lambda _: None)
+
+
+def test_what_is_no_checkpoint_is_not_looked_at(storage: Storage) -> None:
+    committed(storage, 10)
+    for name in ("latest", "step_final", "step_20", "step_00000030.tmp"):
+        storage.write_bytes(f"{folder_of(RUN)}/{name}/COMMITTED", b"")
+    assert checkpoint.steps_of(storage, RUN) == [10]
 
 
 def test_a_run_without_checkpoints_starts_anew(storage: Storage) -> None:
