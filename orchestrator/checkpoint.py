@@ -18,7 +18,7 @@ from orchestrator.errors import ArtifactError, OrchestratorError
 from orchestrator.fragments import FragmentReader, merge_indexes, write_fragments
 from orchestrator.storage import Storage
 from orchestrator.storage.local import sync
-from orchestrator.strategy import MASTER, TrainingState
+from orchestrator.training_state import MASTER, TrainingState
 
 log = logging.getLogger(__name__)
 _STATE = "state.json"

@@ -12,7 +12,7 @@ from orchestrator.checkpoint import InitialWeights, Progress
 from orchestrator.config import CheckpointConfig
 from orchestrator.runtime import Event, Runtime
 from orchestrator.storage import Storage
-from orchestrator.strategy import training_state
+from orchestrator.training_state import training_state
 
 
 class Checkpoints(Callback):
