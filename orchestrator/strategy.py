@@ -5,6 +5,7 @@ With `training_state` the only speaker of DeepSpeed.
 
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -151,9 +152,41 @@ def _without_compiled_collectives() -> None:
     ops.__compatible_ops__ = defaultdict(bool)
 
 
-def gradient_norm(trainer: Trainer) -> float | None:
-    """Return the norm of the last step's whole gradient where DeepSpeed measured it, else None."""
-    engine = trainer.strategy.model
-    measure = getattr(engine, "get_global_grad_norm", None)
-    norm = measure() if measure else None
-    return None if norm is None else float(norm)
+def gradient_norm(trainer: Trainer) -> Tensor | float | None:
+    """Return the norm of the whole gradient where DeepSpeed has measured it in this step or the last, else None.
+
+    Infinite or negative if the gradient is not finite.
+    """
+    return getattr(_zero_optimizer(trainer), "_global_grad_norm", None)
+
+
+def guard_steps(trainer: Trainer, admits: Callable[[], bool]) -> None:
+    """Let weights and moments move only where `admits` says so, asked when the gradient and its norm are known.
+
+    ZeRO asks for each group of parameters; it does not ask where it skips a step by itself, as it does on all ranks
+    alike when the gradient is not finite.
+    """
+    zero = _zero_optimizer(trainer)
+    # the backup moves what a partly offloaded optimizer leaves on the GPU
+    inner = [zero.optimizer, getattr(zero, "backup_optimizer", None)] if zero else trainer.strategy.optimizers
+    for optimizer in inner:
+        if optimizer is not None:
+            _guard_optimizer(optimizer, admits)
+
+
+def _guard_optimizer(optimizer: Any, admits: Callable[[], bool]) -> None:
+    move = optimizer.step
+
+    def step(closure: Callable[[], Any] | None = None) -> Any:
+        # forward, backward and the norm of the gradient happen in Lightning's closure
+        result = closure() if closure else None
+        if admits():
+            move()
+        return result
+
+    optimizer.step = step
+
+
+def _zero_optimizer(trainer: Trainer) -> Any:
+    """Return DeepSpeed's optimizer, which wraps torch's; None without DeepSpeed."""
+    return getattr(trainer.strategy.model, "optimizer", None)
