@@ -86,15 +86,17 @@ class GPTModule(LightningModule):
         losses = {name: _LOSSES[name](self.model, batch) for name in weights}
         loss = sum_of_losses(losses, weights)
         self._micro_losses.append({"loss": loss.detach(), **{f"loss_{name}": v.detach() for name, v in losses.items()}})
+        # here, before the optimizer moves: whether it may depends on the loss
+        if (batch_idx + 1) % self.accumulation_steps == 0:
+            for name in self._micro_losses[0]:
+                self.last_metrics[f"train/{name}"] = torch.stack([losses[name] for losses in self._micro_losses]).mean()
+            self._micro_losses.clear()
         return loss
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # DeepSpeed counts micro-batches itself and is called for each of them
         if (batch_idx + 1) % self.accumulation_steps == 0:
-            for name in self._micro_losses[0]:
-                self.last_metrics[f"train/{name}"] = torch.stack([losses[name] for losses in self._micro_losses]).mean()
-            self._micro_losses.clear()
             self.step += 1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -4,9 +4,9 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed
 
@@ -17,9 +17,10 @@ from orchestrator.artifact import FileEntry
 from orchestrator.checkpoint_names import begun_steps, name_of
 from orchestrator.errors import ArtifactError, OrchestratorError
 from orchestrator.fragments import FragmentReader, merge_indexes, write_fragments
+from orchestrator.guard import GuardState
 from orchestrator.storage import Storage
 from orchestrator.storage.local import sync
-from orchestrator.strategy import MASTER, TrainingState
+from orchestrator.training_state import MASTER, TrainingState
 
 log = logging.getLogger(__name__)
 _STATE = "state.json"
@@ -30,11 +31,27 @@ class Progress:
     """How far the run is; all else (data, schedule, phase) follows from the step."""
 
     step: int
-    """Finished optimizer steps."""
+    """Finished steps, those skipped among them."""
     tokens: int
     """Tokens seen, over all workers."""
     loss_scale: float | None = None
     """float16 only."""
+    guard: GuardState = field(default_factory=GuardState)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Return what `to_json` has written."""
+        fields = json.loads(data)
+        return cls(**{**fields, "guard": GuardState(**fields["guard"])})
+
+    def to_json(self) -> bytes:
+        """Return all of it as JSON."""
+        return json.dumps(asdict(self), indent=2).encode()
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that have moved the weights."""
+        return self.step - self.guard.num_skipped
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,7 @@ def _commit(
     storage: Storage, name: str, parts: list[dict[str, Any]], shapes: dict[str, list[int]], progress: Progress
 ) -> dict[str, Any]:
     files = {part["file"]: FileEntry(**part["entry"]) for part in parts}
-    state = json.dumps(asdict(progress), indent=2).encode()
+    state = progress.to_json()
     storage.write_bytes(f"{name}/{_STATE}", state)
     files[_STATE] = artifact.digest_bytes(state)
     index = merge_indexes(part["index"] for part in parts)
@@ -166,7 +183,7 @@ def discard_after(storage: Storage, run_name: str, step: int) -> None:
 def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
     """Open a checkpoint whose files have been verified."""
     manifest = artifact.read_manifest(storage, name)
-    progress = Progress(**json.loads(storage.read_bytes(f"{name}/{_STATE}")))
+    progress = Progress.from_json(storage.read_bytes(f"{name}/{_STATE}"))
     return Checkpoint(name, progress, FragmentReader(storage, name, manifest["fragments"]), manifest["shapes"])
 
 

@@ -117,6 +117,21 @@ class CheckpointConfig(Config):
     """After a notice of termination the workers have this long for the step in hand and a last checkpoint."""
 
 
+LEAST_NORMS = 20
+"""Gradient norms below which nothing is known of their spread."""
+
+
+class GuardConfig(Config):
+    """Which steps are skipped as bad; one whose loss or gradient is not finite always is."""
+
+    spike_sigma: Annotated[float, Field(gt=0)] | None = None
+    """Skip a step whose gradient norm lies this many standard deviations above the mean; null skips none so."""
+    window_steps: Annotated[int, Field(ge=LEAST_NORMS)] = 100
+    """Mean and deviation are taken over this many good steps before; below 20 of them none is a spike."""
+    max_consecutive: Annotated[int, Field(gt=0)] = 5
+    """So many skipped steps in a row fail the run."""
+
+
 class TrackingConfig(Config):
     """Weights & Biases."""
 
@@ -150,6 +165,7 @@ class PretrainConfig(PrepareConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    guard: GuardConfig = GuardConfig()
     strategy: StrategyConfig = StrategyConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

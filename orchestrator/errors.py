@@ -35,6 +35,10 @@ class StorageError(OrchestratorError):
     """The store could not be read or written."""
 
 
+class BadStepsError(OrchestratorError):
+    """Too many steps in a row had to be skipped."""
+
+
 class WorkerError(OrchestratorError):
     """A worker failed: its own short message with rank and node.
 

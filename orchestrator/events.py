@@ -6,6 +6,8 @@ A kind, a time (seconds since 1970) and further fields each. The driver records
     restart: the next attempt after a fault; number, text
 and rank 0 of the workers
     begin: training begins; step, world_size, strategy
+    skip: a bad step left weights and moments as they were; step (counted from 0, as data and schedule do), reason,
+        grad_norm (null if not finite), samples (the first and the last that it held)
     checkpoint: step, loss (`train/loss` of that step), seconds (that training waited), training_seconds (spent in
         steps since `begin`)
     stop: ended early by a notice of termination, after a last checkpoint; step, signal
@@ -25,7 +27,7 @@ from orchestrator.storage import Storage
 
 log = logging.getLogger(__name__)
 DRIVER_KINDS = frozenset({"launch", "fault", "restart"})
-WORKER_KINDS = frozenset({"begin", "checkpoint", "stop", "end"})
+WORKER_KINDS = frozenset({"begin", "skip", "checkpoint", "stop", "end"})
 _NUM_READERS = 8
 
 

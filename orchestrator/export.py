@@ -14,7 +14,7 @@ from orchestrator import artifact
 from orchestrator.checkpoint import Checkpoint
 from orchestrator.staging import staging_folder
 from orchestrator.storage import Storage
-from orchestrator.strategy import MASTER
+from orchestrator.training_state import MASTER
 
 
 def export_model(

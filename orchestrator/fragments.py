@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orchestrator.errors import ArtifactError
 from orchestrator.storage import Storage
-from orchestrator.strategy import Fragment
+from orchestrator.training_state import Fragment
 
 _MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 Range = tuple[int, int]

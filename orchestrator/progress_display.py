@@ -24,6 +24,7 @@ class ProgressDisplay:
         begin: step, above 0 where the training goes on from a checkpoint
         step: step, metrics (by metric name)
         validation: step, metrics
+        skip: step (counted from 0), reason, samples (first and last)
         checkpoint: step, seconds
         note, fault, restart: text
         stop: nothing more
@@ -80,6 +81,11 @@ class ProgressDisplay:
             f"{label} {shown(event['metrics'][name])}" for name, label, shown in _VALIDATION if name in event["metrics"]
         ]
         self._line(f"{self._step(int(event['step']))}  validation: {', '.join(parts)}", style="bold")
+
+    def _show_skip(self, event: Mapping[str, Any]) -> None:
+        # figures are shown after their step, under its number counted from 1
+        first, last = event["samples"]
+        self._line(f"{self._step(int(event['step']) + 1)}  skipped: {event['reason']} (samples {first} to {last})")
 
     def _show_checkpoint(self, event: Mapping[str, Any]) -> None:
         self._line(f"{self._step(int(event['step']))}  checkpoint saved in {duration(event['seconds'])}", style="dim")

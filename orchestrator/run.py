@@ -69,14 +69,15 @@ class Job:
 
 
 def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
-    """Return what decides the weights: data, model, objective, optimizer, batches, precision and seed.
+    """Return what decides the weights: data, model, objective, optimizer, batches, precision, seed and skipped steps.
 
-    Where and how it runs, what is logged and how a batch is shared out are no part of it.
+    Where and how it runs, what is logged, how a batch is shared out and when it gives up are no part of it.
     """
     training = config.training.model_dump(
         mode="json",
         include={"num_steps", "sequence_length", "global_batch_size", "precision", "attention_scope"},
     )
+    guard = config.guard.model_dump(mode="json", include={"spike_sigma", "window_steps"})
     return {
         "command": "pretrain",
         "data": data_name,
@@ -85,6 +86,7 @@ def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
         "objective": config.objective.model_dump(mode="json"),
         "optimizer": config.optimizer.model_dump(mode="json"),
         "training": training,
+        "guard": guard,
     }
 
 

@@ -1,29 +1,24 @@
-"""The only speaker of DeepSpeed: a strategy's name becomes a Lightning strategy, on CPU and on GPU.
+"""A strategy's name becomes a Lightning strategy, on CPU and on GPU.
 
-`training_state` gives the other half: float32 master weights and optimizer moments as flat ranges of each
-parameter, alike for one process, DDP and every ZeRO stage. Checkpoints and initial weights use nothing else.
+With `training_state` the only speaker of DeepSpeed.
 """
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from orchestrator.config import StrategyConfig
 from orchestrator.runtime import Runtime
 
 _ANY_PORT = 0
 """For a worker that meets nobody: the system gives it a free one."""
-MASTER = "master"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class RuntimeEnvironment(ClusterEnvironment):
@@ -157,156 +152,41 @@ def _without_compiled_collectives() -> None:
     ops.__compatible_ops__ = defaultdict(bool)
 
 
-def gradient_norm(trainer: Trainer) -> float | None:
-    """Return the norm of the last step's whole gradient where DeepSpeed measured it, else None."""
-    engine = trainer.strategy.model
-    measure = getattr(engine, "get_global_grad_norm", None)
-    norm = measure() if measure else None
-    return None if norm is None else float(norm)
+def gradient_norm(trainer: Trainer) -> Tensor | float | None:
+    """Return the norm of the whole gradient where DeepSpeed has measured it in this step or the last, else None.
+
+    Infinite or negative if the gradient is not finite.
+    """
+    return getattr(_zero_optimizer(trainer), "_global_grad_norm", None)
 
 
-@dataclass(frozen=True)
-class Fragment:
-    """A flat float32 view of elements [start, stop) of one parameter's master weight or moment."""
+def guard_steps(trainer: Trainer, admits: Callable[[], bool]) -> None:
+    """Let weights and moments move only where `admits` says so, asked when the gradient and its norm are known.
 
-    parameter: str
-    kind: str
-    start: int
-    stop: int
-    view: Tensor
-
-
-class StateReader(Protocol):
-    """Gives any flat range of any parameter's state: a checkpoint, or the initial weights."""
-
-    def read(self, parameter: str, kind: str, start: int, stop: int) -> Tensor:
-        """Return elements [start, stop) as flat float32 on the CPU."""
-        ...
+    ZeRO asks for each group of parameters; it does not ask where it skips a step by itself, as it does on all ranks
+    alike when the gradient is not finite.
+    """
+    zero = _zero_optimizer(trainer)
+    # the backup moves what a partly offloaded optimizer leaves on the GPU
+    inner = [zero.optimizer, getattr(zero, "backup_optimizer", None)] if zero else trainer.strategy.optimizers
+    for optimizer in inner:
+        if optimizer is not None:
+            _guard_optimizer(optimizer, admits)
 
 
-class TrainingState(Protocol):
-    """The state of the whole training, or this rank's part of it."""
+def _guard_optimizer(optimizer: Any, admits: Callable[[], bool]) -> None:
+    move = optimizer.step
 
-    def owned(self) -> Iterator[Fragment]:
-        """Give the fragments that this rank writes: over all ranks every element occurs once."""
-        ...
+    def step(closure: Callable[[], Any] | None = None) -> Any:
+        # forward, backward and the norm of the gradient happen in Lightning's closure
+        result = closure() if closure else None
+        if admits():
+            move()
+        return result
 
-    def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        """Fill all that this rank holds; moments too if `optimizer_steps` is above 0."""
-        ...
-
-
-def training_state(trainer: Trainer, model: nn.Module) -> TrainingState:
-    """Return access to the state of `model`, which `trainer` is fitting."""
-    strategy: Any = trainer.strategy
-    stage = getattr(strategy, "config", None) and strategy.config["zero_optimization"]["stage"]
-    if not stage:
-        return _WholeState(model, strategy.optimizers[0], strategy.global_rank, strategy.world_size)
-    zero_optimizer = strategy.model.optimizer
-    return (_Zero3State if stage == 3 else _Zero12State)(model, zero_optimizer)
+    optimizer.step = step
 
 
-class _WholeState:
-    """One process or DDP: every rank holds everything, and writes an equal share of each tensor."""
-
-    def __init__(self, model: nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
-        self._parameters = dict(model.named_parameters())
-        self._state = getattr(optimizer, "optimizer", optimizer).state
-        self._rank, self._world_size = rank, world_size
-
-    def owned(self) -> Iterator[Fragment]:
-        for name, parameter in self._parameters.items():
-            start, stop = (parameter.numel() * (self._rank + i) // self._world_size for i in (0, 1))
-            for kind, tensor in self._tensors(parameter).items():
-                yield Fragment(name, kind, start, stop, tensor.detach().view(-1)[start:stop])
-
-    def _tensors(self, parameter: Tensor) -> dict[str, Tensor]:
-        state = self._state.get(parameter, {})
-        return {MASTER: parameter, **{kind: state[kind] for kind in MOMENTS if kind in state}}
-
-    def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        for name, parameter in self._parameters.items():
-            if optimizer_steps:
-                self._state[parameter] = _fresh_moments(parameter, optimizer_steps)
-            for kind, tensor in self._tensors(parameter).items():
-                tensor.detach().view(-1).copy_(reader.read(name, kind, 0, parameter.numel()))
-
-
-class _Zero12State:
-    """ZeRO stages 1 and 2: each rank owns a range of the flattened float32 weights and their moments."""
-
-    def __init__(self, model: nn.Module, zero_optimizer: Any) -> None:
-        self._parameters: dict[str, Any] = dict(model.named_parameters())
-        self._zero = zero_optimizer
-
-    def owned(self) -> Iterator[Fragment]:
-        self._link_moments()
-        for name, parameter in self._parameters.items():
-            mapping = parameter._hp_mapping
-            if mapping is None:
-                continue
-            address = mapping.lp_fragment_address
-            for kind in (MASTER, *(mapping.optim_fragment or ())):
-                view = mapping.get_hp_fragment(None if kind == MASTER else kind)
-                yield Fragment(name, kind, address.start, address.start + address.numel, view.detach())
-
-    def _link_moments(self) -> None:
-        """Give every parameter its moments: DeepSpeed does it before any group but the first has some."""
-        if all(self._zero.optimizer.state.get(flat) for flat in self._zero.single_partition_of_fp32_groups):
-            self._zero._hp_optimizer_states_linked = False
-            self._zero._lazy_init_hp_params_optimizer_state()
-
-    def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        if optimizer_steps:
-            for flat in self._zero.single_partition_of_fp32_groups:
-                self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
-        for fragment in self.owned():
-            fragment.view.copy_(reader.read(fragment.parameter, fragment.kind, fragment.start, fragment.stop))
-        for name, parameter in self._parameters.items():
-            # whole, since the working weights that other ranks own are stale too
-            parameter.data.view(-1).copy_(reader.read(name, MASTER, 0, parameter.numel()))
-
-
-class _Zero3State:
-    """ZeRO stage 3: rank r owns elements [r k, r k + k) of every parameter; the last range ends in padding."""
-
-    def __init__(self, model: nn.Module, zero_optimizer: Any) -> None:
-        self._parameters: dict[str, Any] = dict(model.named_parameters())
-        self._zero = zero_optimizer
-
-    def owned(self) -> Iterator[Fragment]:
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-        for name, parameter in self._parameters.items():
-            start, stop = self._range(parameter)
-            if start == stop:
-                continue
-            views = {MASTER: safe_get_local_fp32_param(parameter)}
-            with suppress(KeyError, ValueError):  # no moments before the first step
-                views |= {kind: safe_get_local_optimizer_state(parameter, kind) for kind in MOMENTS}
-            for kind, view in views.items():
-                if view is not None:
-                    yield Fragment(name, kind, start, stop, view.detach().view(-1)[: stop - start])
-
-    @staticmethod
-    def _range(parameter: Any) -> tuple[int, int]:
-        size = parameter.ds_tensor.ds_numel
-        rank = torch.distributed.get_rank(parameter.ds_process_group)
-        return min(rank * size, parameter.ds_numel), min((rank + 1) * size, parameter.ds_numel)
-
-    def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        if optimizer_steps:
-            for flat in self._zero.fp32_partitioned_groups_flat:
-                self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
-        for fragment in self.owned():
-            values = reader.read(fragment.parameter, fragment.kind, fragment.start, fragment.stop)
-            fragment.view.copy_(values)
-            if fragment.kind == MASTER:
-                working = self._parameters[fragment.parameter].ds_tensor.data
-                working.view(-1)[: values.numel()].copy_(values)
-
-
-def _fresh_moments(parameter: Tensor, optimizer_steps: int) -> dict[str, Tensor]:
-    """Return AdamW's state as torch makes it before a first step, with the step counter set."""
-    step = torch.tensor(float(optimizer_steps), dtype=torch.float32, device=parameter.device)
-    return {"step": step, **{kind: torch.zeros_like(parameter, requires_grad=False) for kind in MOMENTS}}
+def _zero_optimizer(trainer: Trainer) -> Any:
+    """Return DeepSpeed's optimizer, which wraps torch's; None without DeepSpeed."""
+    return getattr(trainer.strategy.model, "optimizer", None)

@@ -13,6 +13,7 @@ from modules.data.shards import TokenData
 from modules.gpt_module import GPTModule
 from modules.objectives import Batch, phase_ends
 from orchestrator import artifact, checkpoint
+from orchestrator.callbacks.bad_steps import SkipBadSteps
 from orchestrator.callbacks.checkpoints import Checkpoints
 from orchestrator.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
 from orchestrator.callbacks.metrics import Metrics
@@ -24,6 +25,7 @@ from orchestrator.config import PretrainConfig, accumulation_steps, micro_batch_
 from orchestrator.errors import StoppedError
 from orchestrator.events import EventLog
 from orchestrator.export import export_model
+from orchestrator.guard import StepGuard
 from orchestrator.results import Results
 from orchestrator.run import Job
 from orchestrator.runtime import Runtime
@@ -40,6 +42,7 @@ def train(job: Job, runtime: Runtime) -> None:
 
     Raises:
         OrchestratorError: a checkpoint or the data is damaged, or a store cannot be written.
+        BadStepsError: too many steps in a row were bad; raised on all workers.
         StoppedError: a notice of termination reached some worker; raised on all of them, after a last checkpoint.
     """
     _quiet_libraries()
@@ -141,15 +144,21 @@ def _callbacks(
     """Return the callbacks in the order in which they act after a step: what fails last has lost least."""
     training, clip_norm = config.training, config.optimizer.gradient_clip_norm
     tokens_per_step = _tokens_per_step(config)
+    guard = StepGuard(config.guard)
     checkpoints = Checkpoints(
-        storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed, throughput
+        storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed, throughput, guard
     )
 
     def extra() -> dict[str, float]:
-        return {**throughput.metrics(), "checkpoint/stall_seconds": checkpoints.stall_seconds}
+        return {
+            **throughput.metrics(),
+            "checkpoint/stall_seconds": checkpoints.stall_seconds,
+            "faults/skipped_steps": guard.state.num_skipped,
+        }
 
     return [
         DeepSpeedGradientNorm() if config.strategy.zero_stage else ClipGradients(clip_norm),
+        SkipBadSteps(guard, runtime, training.global_batch_size),
         throughput,
         checkpoints,
         Metrics(training.log_interval_steps, tokens_per_step, extra, results.step),

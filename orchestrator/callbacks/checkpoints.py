@@ -10,9 +10,10 @@ from orchestrator import checkpoint
 from orchestrator.callbacks.throughput import Throughput
 from orchestrator.checkpoint import InitialWeights, Progress
 from orchestrator.config import CheckpointConfig
+from orchestrator.guard import StepGuard
 from orchestrator.runtime import Event, Runtime
 from orchestrator.storage import Storage
-from orchestrator.strategy import training_state
+from orchestrator.training_state import training_state
 
 
 class Checkpoints(Callback):
@@ -22,6 +23,7 @@ class Checkpoints(Callback):
         tokens_per_step: Over all workers.
         seed: Decides the initial weights of a run without checkpoints.
         throughput: Leaves the time of a save out, and tells the time in steps.
+        guard: Is a part of what is saved.
     """
 
     def __init__(
@@ -33,9 +35,11 @@ class Checkpoints(Callback):
         tokens_per_step: int,
         seed: int,
         throughput: Throughput,
+        guard: StepGuard,
     ) -> None:
         self._storage, self._run_name, self._config, self._runtime = storage, run_name, config, runtime
         self._tokens_per_step, self._seed, self._throughput = tokens_per_step, seed, throughput
+        self._guard = guard
         self.stall_seconds = 0.0
         """Time that training has waited for saves, since this process started."""
         self._saved_step = -1
@@ -49,7 +53,8 @@ class Checkpoints(Callback):
             state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, self._seed), 0)
             return
         opened = checkpoint.open_checkpoint(self._storage, name)
-        state.load(opened.reader, opened.progress.step)
+        state.load(opened.reader, opened.progress.optimizer_steps)
+        self._guard.restore(opened.progress.guard)
         _set_step(trainer, pl_module, opened.progress.step)
 
     def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
@@ -94,7 +99,7 @@ class Checkpoints(Callback):
         started = time.perf_counter()
         name = checkpoint.name_of(self._run_name, module.step)
         shapes = {parameter: list(shape) for parameter, shape in self._shapes(module).items()}
-        progress = Progress(module.step, module.step * self._tokens_per_step)
+        progress = Progress(module.step, module.step * self._tokens_per_step, guard=self._guard.state)
         checkpoint.save(self._storage, name, training_state(trainer, module.model), shapes, progress)
         if self._runtime.rank == 0:
             config = self._config

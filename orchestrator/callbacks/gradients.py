@@ -25,6 +25,10 @@ class ClipGradients(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: GPTModule, optimizer: Optimizer) -> None:
         """Clip after accumulation and unscaling, just before the weights move."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            # Lightning leaves it to a fused optimizer, which would do it after the clip
+            scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         pl_module.last_metrics["optimizer/grad_norm"] = norm
 

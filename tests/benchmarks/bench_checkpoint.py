@@ -26,7 +26,8 @@ from orchestrator.checkpoint import Progress
 from orchestrator.config import StrategyConfig
 from orchestrator.runtime import Runtime
 from orchestrator.storage import Storage
-from orchestrator.strategy import TrainingState, build_strategy, training_state
+from orchestrator.strategy import build_strategy
+from orchestrator.training_state import TrainingState, training_state
 
 Row = tuple[str, float, float, float]
 """What was measured (name and unit), ours, the peer's, ours / peer's."""

@@ -36,6 +36,7 @@ METRICS = {
     "memory/peak_bytes",
     "goodput/fraction",
     "faults/restarts",
+    "faults/skipped_steps",
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from orchestrator.errors import ArtifactError
 from orchestrator.fragments import FragmentReader, merge_indexes, write_fragments
 from orchestrator.storage import Storage
-from orchestrator.strategy import MASTER, Fragment
+from orchestrator.training_state import MASTER, Fragment
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import socket
 import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,10 @@ class Outcome:
     def losses(self, name: str = "train/loss") -> dict[int, float]:
         """One loss for each step that was trained."""
         return {event["step"]: event["metrics"][name] for event in self.events if event["kind"] == "step"}
+
+
+def _nothing(rank: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class WorkerPool:
@@ -36,10 +42,10 @@ class WorkerPool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def train(self, job: Any) -> Outcome:
-        """Run a job on all workers; the first error of any of them is told."""
+    def train(self, job: Any, around: Callable[[int], AbstractContextManager[None]] = _nothing) -> Outcome:
+        """Run a job on all workers, each within `around(rank)`; the first error of any of them is told."""
         for pipe in self._pipes:
-            pipe.send(job)
+            pipe.send((job, around))
         replies = [pipe.recv() for pipe in self._pipes]
         error = next((reply[1] for reply in replies if reply[1]), None)
         return Outcome(replies[0][0], error)
@@ -62,12 +68,14 @@ def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
     from orchestrator.train import train
 
     torch.set_num_threads(1)
-    while (job := pipe.recv()) is not None:
+    while (task := pipe.recv()) is not None:
+        job, around = task
         events: list[dict[str, Any]] = []
         runtime = Runtime(rank=rank, world_size=world_size, local_rank=rank, device="cpu", emit=events.append)
         error = None
         try:
-            train(job, runtime)
+            with around(rank):
+                train(job, runtime)
         except Exception:
             error = traceback.format_exc()
         pipe.send((events, error))

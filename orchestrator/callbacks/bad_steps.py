@@ -1,0 +1,88 @@
+"""Skips a bad step on all ranks alike: weights and moments stay, the step counter and the data go on."""
+
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from modules.gpt_module import GPTModule
+from orchestrator.errors import BadStepsError
+from orchestrator.guard import StepGuard
+from orchestrator.runtime import Runtime
+from orchestrator.strategy import gradient_norm, guard_steps
+
+
+class SkipBadSteps(Callback):
+    """Asks `guard` once a step, before the optimizer moves; put it before callbacks that save.
+
+    Args:
+        global_batch_size: Sequences in a step, over all workers.
+    """
+
+    def __init__(self, guard: StepGuard, runtime: Runtime, global_batch_size: int) -> None:
+        self._guard, self._runtime, self._global_batch_size = guard, runtime, global_batch_size
+        self._is_judged, self._reason, self._grad_norm = False, None, None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Stand between the training and the weights."""
+        guard_steps(trainer, lambda: self._admits(trainer, pl_module))
+
+    def _admits(self, trainer: Trainer, module: GPTModule) -> bool:
+        # ZeRO asks for every group of parameters
+        if not self._is_judged:
+            loss, self._grad_norm = self._agreed(trainer, module)
+            self._reason = self._guard.judge(loss, self._grad_norm)
+            self._is_judged = True
+        return self._reason is None
+
+    def _agreed(self, trainer: Trainer, module: GPTModule) -> tuple[float, float | None]:
+        """Return the highest loss and gradient norm of all ranks, infinite where any is not finite."""
+        norm = gradient_norm(trainer)
+        if norm is None:
+            norm = module.last_metrics.get("optimizer/grad_norm")
+        device = trainer.strategy.root_device
+        figures = [module.last_metrics["train/loss"], *([] if norm is None else [norm])]
+        worst = torch.stack([torch.as_tensor(figure, dtype=torch.float32, device=device) for figure in figures])
+        # a maximum over ranks may lose a NaN
+        worst = torch.nan_to_num(worst, nan=math.inf, posinf=math.inf, neginf=math.inf)
+        if self._runtime.world_size > 1:
+            torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        # the one wait for the GPU in a step: the verdict is needed before the weights move
+        loss, *norms = worst.tolist()
+        # DeepSpeed calls a norm -1 that is not finite
+        return loss, (norms[0] if norms[0] >= 0 else math.inf) if norms else None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
+        """Tell a skipped step, and end a run of too many."""
+        if (index + 1) % pl_module.accumulation_steps:
+            return
+        # not judged yet: the gradient overflowed, and DeepSpeed skipped the step itself on all ranks
+        if not self._admits(trainer, pl_module):
+            self._tell(pl_module.step - 1)
+        self._is_judged = False
+        if self._guard.is_exhausted:
+            raise BadStepsError(self._too_many(pl_module.step))
+
+    def _tell(self, step: int) -> None:
+        first, last = step * self._global_batch_size, (step + 1) * self._global_batch_size - 1
+        norm = self._grad_norm
+        event = {
+            "kind": "skip",
+            "step": step,
+            "reason": self._reason,
+            "grad_norm": norm if norm is not None and math.isfinite(norm) else None,  # JSON knows no infinity
+            "samples": [first, last],
+        }
+        if self._runtime.rank == 0:
+            self._runtime.emit(event)
+
+    def _too_many(self, last: int) -> str:
+        count = self._guard.state.num_in_a_row
+        steps = f"steps {last - count + 1} to {last} were" if count > 1 else f"step {last} was"
+        samples = f"{(last - count) * self._global_batch_size} to {last * self._global_batch_size - 1}"
+        return (
+            f"{steps} skipped (samples {samples}; at the end {self._reason}): guard.max_consecutive allows no more in "
+            "a row; begin another run with a lower optimizer.learning_rate or other data, or raise "
+            "guard.max_consecutive and go on with this one"
+        )
