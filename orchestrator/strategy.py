@@ -3,6 +3,7 @@
 With `training_state` the only speaker of DeepSpeed.
 """
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -134,10 +135,15 @@ def _deepspeed_strategy(
         def model_to_device(self) -> None:
             """Everything is on the CPU already."""
 
-    settings = deepspeed_config(config, gradient_clip_norm)
+    settings: dict[str, Any] = {
+        "config": deepspeed_config(config, gradient_clip_norm),
+        "cluster_environment": environment,
+        # of a skipped step we tell ourselves
+        "logging_level": logging.ERROR,
+    }
     if device.type == "cpu":
-        return _CpuDeepSpeed(config=settings, cluster_environment=environment, process_group_backend="gloo")
-    return _DeepSpeed(config=settings, cluster_environment=environment)
+        return _CpuDeepSpeed(process_group_backend="gloo", **settings)
+    return _DeepSpeed(**settings)
 
 
 def _without_compiled_collectives() -> None:
