@@ -79,7 +79,11 @@ class LocalLauncher:
 
     def _agent_config(self) -> LaunchConfig:
         # the agent's own account of a failure is pages long; ours is one message
-        for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        for name in (
+            "torch.distributed.elastic",
+            "torch.distributed.elastic.agent.server.api",
+            "torch.multiprocessing",
+        ):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         return LaunchConfig(
             min_nodes=1,
