@@ -27,6 +27,13 @@ from orchestrator.errors import HardwareError, OrchestratorError, StoppedError, 
 from orchestrator.run import Job
 from orchestrator.runtime import Event, Runtime
 
+_AGENT_LOGGERS = (
+    "torch.distributed.elastic",
+    "torch.distributed.elastic.agent.server.api",
+    "torch.multiprocessing.spawn",
+)
+"""The agent's own account of a failure is pages long; ours is one message."""
+
 
 class LocalLauncher:
     """Trains on this machine's CPUs or GPUs."""
