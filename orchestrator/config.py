@@ -128,7 +128,7 @@ class GuardConfig(Config):
     """Skip a step whose gradient norm lies this many standard deviations above the mean; null skips none so."""
     window_steps: Annotated[int, Field(ge=LEAST_NORMS)] = 100
     """Mean and deviation are taken over this many good steps before; below 20 of them none is a spike."""
-    max_consecutive: Annotated[int, Field(gt=0)] = 5
+    max_consecutive: Annotated[int, Field(gt=0)] = 20
     """So many skipped steps in a row fail the run."""
 
 
