@@ -15,13 +15,13 @@ from typing import Any, Self
 import psutil
 from tiny_run import arguments
 
-STEPS = 60
+STEPS = 80
 TIMEOUT_SECONDS = 240
 
 
 def command(text: Path, root: Path, *others: str) -> list[str]:
     """Return a run that is long enough to be broken, saved every ten steps."""
-    settings = [f"training.num_steps={STEPS}", "training.val_interval_steps=60", "tracking.mode=disabled"]
+    settings = [f"training.num_steps={STEPS}", f"training.val_interval_steps={STEPS}", "tracking.mode=disabled"]
     return arguments(text, root, "run.name=tiny", *settings, *others)
 
 
@@ -98,6 +98,14 @@ def events(root: Path, kind: str) -> list[dict[str, Any]]:
     """Return the run's events of a kind, in order."""
     found = [json.loads(path.read_text()) for path in sorted((root / "runs/tiny/events").glob("*.json"))]
     return [event for event in found if event["kind"] == kind]
+
+
+def goes_on_from_the_last_checkpoint(root: Path) -> bool:
+    """Whether the second beginning is at the newest checkpoint before it, which may not have been told any more."""
+    saved = events(root, "checkpoint")
+    first, again = events(root, "begin")
+    told = max(event["step"] for event in saved if event["time"] < again["time"])
+    return first["step"] == 0 and again["step"] in (told, told + 10)
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
