@@ -1,10 +1,13 @@
 """A worker's place in the run, whoever started it."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 Event = dict[str, Any]
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Notices of termination: the run is saved once more before it ends."""
 
 
 def ignore(event: Event) -> None:

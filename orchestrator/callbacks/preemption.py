@@ -11,9 +11,7 @@ from pytorch_lightning import Callback, Trainer
 from modules.gpt_module import GPTModule
 from orchestrator.callbacks.checkpoints import Checkpoints
 from orchestrator.errors import StoppedError
-from orchestrator.runtime import Runtime
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from orchestrator.runtime import STOP_SIGNALS, Runtime
 
 
 class Preemption(Callback):
@@ -31,7 +29,7 @@ class Preemption(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Listen; only the main thread may, and Ray trains on another one."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._asked == number == signal.SIGINT and self._runtime.world_size == 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from orchestrator.runtime import STOP_SIGNALS
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def passed_on(
     if threading.current_thread() is not threading.main_thread():
         yield notices.killed_after
         return
-    before = {number: signal.signal(number, notices.receive) for number in SIGNALS}
+    before = {number: signal.signal(number, notices.receive) for number in STOP_SIGNALS}
     try:
         yield notices.killed_after
     finally:
