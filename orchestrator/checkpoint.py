@@ -1,29 +1,26 @@
-"""Checkpoints: save, commit, find, verify, prune, resume. One form for every strategy and number of workers."""
+"""Checkpoints: what they hold, and how a run finds the newest whole one. One form for every strategy and world size."""
 
 import json
-import logging
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import torch.distributed
+from torch import Tensor
 
 from modules.config import ModelConfig
 from modules.model import initial_values
 from orchestrator import artifact
-from orchestrator.artifact import FileEntry
-from orchestrator.checkpoint_names import begun_steps, name_of
+from orchestrator.checkpoint_names import committed_steps, name_of
+from orchestrator.collectives import from_rank_0, gathered
 from orchestrator.errors import ArtifactError, OrchestratorError
-from orchestrator.fragments import FragmentReader, merge_indexes, write_fragments
+from orchestrator.fragments import FragmentReader
 from orchestrator.guard import GuardState
-from orchestrator.storage import Storage
-from orchestrator.storage.local import sync
-from orchestrator.training_state import MASTER, TrainingState
+from orchestrator.parts import STATE, check_format, check_shapes
+from orchestrator.storage import NotFoundError, Storage
+from orchestrator.training_state import MASTER, Fragment, TrainingState
 
-log = logging.getLogger(__name__)
-_STATE = "state.json"
+Shapes = dict[str, list[int]]
+"""Shape of each parameter."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,11 @@ class Progress:
     def from_json(cls, data: bytes) -> Self:
         """Return what `to_json` has written."""
         fields = json.loads(data)
-        return cls(**{**fields, "guard": GuardState(**fields["guard"])})
+        return cls(**{**fields, "guard": GuardState.from_json(fields["guard"])})
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> str:
         """Return all of it as JSON."""
-        return json.dumps(asdict(self), indent=2).encode()
+        return json.dumps(asdict(self), indent=2)
 
     @property
     def optimizer_steps(self) -> int:
@@ -56,143 +53,100 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed and verified checkpoint."""
+    """A committed checkpoint, whose files are verified as they are read."""
 
     name: str
     """Relative to the storage root."""
     progress: Progress
     reader: FragmentReader
-    shapes: dict[str, list[int]]
-    """Shape of each parameter."""
+    shapes: Shapes
 
 
 @dataclass(frozen=True)
 class InitialWeights:
     """The state before the first step, read by the range like a checkpoint."""
 
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Shapes
     model: ModelConfig
     vocab_size: int
     seed: int
 
-    def read(self, parameter: str, kind: str, start: int, stop: int) -> torch.Tensor:
-        """Return elements [start, stop) of a parameter's initial weights as flat float32."""
-        assert kind == MASTER, "an optimizer without steps has no moments"
-        shape = self.shapes[parameter]
-        return initial_values(parameter, shape, start, stop, self.seed, self.model, self.vocab_size)
+    def fill(self, wanted: Iterable[Fragment]) -> None:
+        """Copy what the fragments name of the initial weights into their views."""
+        for fragment in wanted:
+            fragment.view.copy_(self._values(fragment))
+
+    def _values(self, fragment: Fragment) -> Tensor:
+        assert fragment.kind == MASTER, "an optimizer without steps has no moments"
+        shape = tuple(self.shapes[fragment.parameter])
+        where = (fragment.parameter, shape, fragment.start, fragment.stop)
+        return initial_values(*where, self.seed, self.model, self.vocab_size)
 
 
-def save(storage: Storage, name: str, state: TrainingState, shapes: dict[str, list[int]], progress: Progress) -> None:
-    """Write this rank's fragments, then commit once every rank has written. All ranks call it together.
+def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
+    """Open a committed checkpoint.
 
     Raises:
-        OrchestratorError: some rank could not write; raised on all of them, and nothing is committed.
+        ArtifactError: manifest or state are damaged.
     """
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    parts = _gather(_attempt(lambda: _write_part(storage, name, state, rank)))
-    _raise_first(parts)
-    committed = _attempt(lambda: _commit(storage, name, parts, shapes, progress)) if rank == 0 else {}
-    _raise_first(_gather(committed))
-
-
-def _write_part(storage: Storage, name: str, state: TrainingState, rank: int) -> dict[str, Any]:
-    file = f"rank_{rank:05d}.safetensors"
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as staging:
-        # a local store is written in place: nothing there counts before the commit
-        target = storage.local_path(f"{name}/{file}")
-        path = target or Path(staging) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        index = write_fragments(state.owned(), path)
-        entry = artifact.digest_file(path)
-        if target is None:
-            storage.upload(path, f"{name}/{file}")
-        else:
-            sync(path)
-    return {"file": file, "entry": asdict(entry), "index": index}
-
-
-def _commit(
-    storage: Storage, name: str, parts: list[dict[str, Any]], shapes: dict[str, list[int]], progress: Progress
-) -> dict[str, Any]:
-    files = {part["file"]: FileEntry(**part["entry"]) for part in parts}
-    state = progress.to_json()
-    storage.write_bytes(f"{name}/{_STATE}", state)
-    files[_STATE] = artifact.digest_bytes(state)
-    index = merge_indexes(part["index"] for part in parts)
-    artifact.commit(storage, name, files, {"kind": "checkpoint", "shapes": shapes, "fragments": index})
-    return {}
-
-
-def _attempt(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `action` returns, or its error as data, so that no rank waits for one that failed."""
+    manifest = artifact.read_manifest(storage, name)
+    check_format(manifest, storage.url(name))
     try:
-        return action()
-    except (OrchestratorError, OSError) as error:
-        return {"error": str(error)}
+        state = storage.read_bytes(f"{name}/{STATE}")
+    except NotFoundError:
+        raise ArtifactError(f"{storage.url(name)}: {STATE} is missing") from None
+    if artifact.digest_bytes(state) != artifact.file_entries(manifest).get(STATE):
+        raise ArtifactError(f"{storage.url(name)}: {STATE} is damaged (its digest is not the one in the manifest)")
+    return Checkpoint(name, Progress.from_json(state), FragmentReader(storage, name, manifest), manifest["shapes"])
 
 
-def _gather(part: dict[str, Any]) -> list[dict[str, Any]]:
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return [part]
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, part)
-    return parts
+def restore(
+    storage: Storage, run_name: str, state: TrainingState, shapes: Shapes, say: Callable[[str], None]
+) -> Progress | None:
+    """Fill `state` from the newest checkpoint that is whole; all ranks call it together.
 
-
-def _raise_first(parts: list[dict[str, Any]]) -> None:
-    for rank, part in enumerate(parts):
-        if "error" in part:
-            raise ArtifactError(f"checkpoint not saved: rank {rank}: {part['error']}")
-
-
-def steps_of(storage: Storage, run_name: str) -> list[int]:
-    """Return the steps of a run's committed checkpoints, ascending; whole or not: see `newest_valid`."""
-    steps = begun_steps(storage, run_name)
-    return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]
-
-
-def newest_valid(storage: Storage, run_name: str, say: Callable[[str], None]) -> str | None:
-    """Return the newest checkpoint that is whole; None for a run without any.
+    Each rank reads and verifies what it needs; where one of them finds damage, all of them take the one before.
 
     Args:
         say: Is told of each that was passed over, and why.
 
+    Returns:
+        How far the run was then; None for one without checkpoints.
+
     Raises:
         ArtifactError: there are checkpoints, and none is whole: nothing starts from scratch by itself.
+        StorageError: the store cannot be read, which says nothing against a checkpoint.
     """
     faults = []
-    for step in reversed(steps_of(storage, run_name)):
-        try:
-            artifact.verify(storage, name_of(run_name, step))
-            return name_of(run_name, step)
-        except ArtifactError as error:
-            say(f"passed over a damaged checkpoint: {error}")
-            faults.append(str(error))
+    for step in reversed(from_rank_0(lambda: committed_steps(storage, run_name))):
+        progress, error = _load(storage, name_of(run_name, step), state, shapes)
+        errors = [other for other in gathered(error) if other]
+        if not errors:
+            return progress
+        first = next((other for other in errors if not isinstance(other, ArtifactError)), errors[0])
+        if not isinstance(first, ArtifactError):
+            raise first
+        say(f"passed over a damaged checkpoint: {first}")
+        faults.append(str(first))
     if faults:
         raise ArtifactError("no checkpoint of this run is whole: " + "; ".join(faults))
     return None
 
 
+def _load(
+    storage: Storage, name: str, state: TrainingState, shapes: Shapes
+) -> tuple[Progress | None, OrchestratorError | None]:
+    try:
+        opened = open_checkpoint(storage, name)
+        check_shapes(opened.shapes, shapes, storage.url(name))
+        state.load(opened.reader, opened.progress.optimizer_steps)
+    except OrchestratorError as error:
+        return None, error.with_traceback(None)
+    return opened.progress, None
+
+
 def discard_after(storage: Storage, run_name: str, step: int) -> None:
     """Take the commit from all checkpoints after `step`: the run goes on from there and writes them anew."""
-    for later in steps_of(storage, run_name):
+    for later in committed_steps(storage, run_name):
         if later > step:
             storage.remove(f"{name_of(run_name, later)}/{artifact.COMMITTED}")
-
-
-def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
-    """Open a checkpoint whose files have been verified."""
-    manifest = artifact.read_manifest(storage, name)
-    progress = Progress.from_json(storage.read_bytes(f"{name}/{_STATE}"))
-    return Checkpoint(name, progress, FragmentReader(storage, name, manifest["fragments"]), manifest["shapes"])
-
-
-def prune(storage: Storage, run_name: str, keep_last: int, keep_every_steps: int | None) -> None:
-    """Remove committed checkpoints but the newest and those at every so many steps; a failure stops nothing."""
-    for step in steps_of(storage, run_name)[:-keep_last]:
-        if keep_every_steps and step % keep_every_steps == 0:
-            continue
-        try:
-            artifact.remove(storage, name_of(run_name, step))
-        except OrchestratorError as error:
-            log.warning("could not remove an old checkpoint: %s", error)

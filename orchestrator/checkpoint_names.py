@@ -2,6 +2,7 @@
 
 import re
 
+from orchestrator import artifact
 from orchestrator.storage import Storage
 
 
@@ -19,3 +20,9 @@ def begun_steps(storage: Storage, run_name: str) -> list[int]:
     """Return the steps of all checkpoints of a run, ascending, committed or not."""
     names = (re.fullmatch(r"step_(\d{8,})", entry) for entry in storage.list(folder_of(run_name)))
     return sorted(int(name[1]) for name in names if name)
+
+
+def committed_steps(storage: Storage, run_name: str) -> list[int]:
+    """Return the steps of a run's committed checkpoints, ascending; whether they are whole shows in their reading."""
+    steps = begun_steps(storage, run_name)
+    return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]

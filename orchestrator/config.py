@@ -105,14 +105,18 @@ class ClusterConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When the training state is saved, and how much of it is kept."""
+    """When and how the training state is saved, and how much of it is kept."""
 
+    mode: Literal["sync", "async"] = "async"
+    """`async`: training waits for a copy in memory, as large as a worker's part; `sync`: for the store, without one."""
     interval_steps: Annotated[int, Field(gt=0)] = 250
     """Save every this many steps, and at the end."""
     keep_last: Annotated[int, Field(gt=0)] = 2
     """Newest checkpoints that are kept."""
     keep_every_steps: Annotated[int, Field(gt=0)] | None = None
     """Checkpoints at multiples of this many steps are kept for good."""
+    max_failed_saves: Annotated[int, Field(ge=0)] = 3
+    """Saves in a row that may fail, each one told; the next fails the run, and the last save of a run must not."""
     grace_seconds: Annotated[float, Field(gt=0)] = 60
     """After a notice of termination the workers have this long for the step in hand and a last checkpoint."""
 

@@ -8,8 +8,9 @@ and rank 0 of the workers
     begin: training begins; step, world_size, strategy
     skip: a bad step left weights and moments as they were; step (counted from 0, as data and schedule do), reason,
         grad_norm (null if not finite), samples (the first and the last that it held)
-    checkpoint: step, loss (`train/loss` of that step), seconds (that training waited), training_seconds (spent in
-        steps since `begin`)
+    checkpoint: is committed; step, loss (`train/loss` of that step), seconds (that training waited), flush_seconds
+        (from the step to the commit), training_seconds (spent in steps from `begin` to that step)
+    save_failed: a checkpoint could not be written; step, text, seconds (that training waited)
     stop: ended early by a notice of termination, after a last checkpoint; step, signal
     end: the last step is done; step, training_seconds
 """
@@ -27,7 +28,7 @@ from orchestrator.storage import Storage
 
 log = logging.getLogger(__name__)
 DRIVER_KINDS = frozenset({"launch", "fault", "restart"})
-WORKER_KINDS = frozenset({"begin", "skip", "checkpoint", "stop", "end"})
+WORKER_KINDS = frozenset({"begin", "skip", "checkpoint", "save_failed", "stop", "end"})
 _NUM_READERS = 8
 
 

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, Self
 
 from orchestrator.config import LEAST_NORMS, GuardConfig
 
@@ -17,6 +18,11 @@ class GuardState:
     """Steps skipped since the run began."""
     num_in_a_row: int = 0
     """Steps skipped since the last good one."""
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Return it from its fields, as JSON keeps them."""
+        return cls(**{**fields, "grad_norms": tuple(fields["grad_norms"])})
 
 
 class StepGuard:

@@ -26,7 +26,7 @@ class ProgressDisplay:
         validation: step, metrics
         skip: step (counted from 0), reason, samples (first and last)
         checkpoint: step, seconds
-        note, fault, restart: text
+        note, fault, restart, save_failed: text
         stop: nothing more
         end: seconds
     Other kinds are passed over, so that an older display can show a newer run.
@@ -93,7 +93,7 @@ class ProgressDisplay:
     def _show_note(self, event: Mapping[str, Any]) -> None:
         self._line(str(event["text"]))
 
-    _show_fault = _show_restart = _show_note
+    _show_fault = _show_restart = _show_save_failed = _show_note
 
     def _show_stop(self, event: Mapping[str, Any]) -> None:
         self._stop()

@@ -4,7 +4,8 @@ Alike for one process, DDP and every ZeRO stage; checkpoints and initial weights
 the only speaker of DeepSpeed.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """A flat float32 view of elements [start, stop) of one parameter's master weight or moment."""
+    """A flat view of elements [start, stop) of one parameter's master weight or moment; float32 where it is owned."""
 
     parameter: str
     kind: str
@@ -31,8 +32,8 @@ class Fragment:
 class StateReader(Protocol):
     """Gives any flat range of any parameter's state: a checkpoint, or the initial weights."""
 
-    def read(self, parameter: str, kind: str, start: int, stop: int) -> Tensor:
-        """Return elements [start, stop) as flat float32 on the CPU."""
+    def fill(self, wanted: Iterable[Fragment]) -> None:
+        """Copy what the fragments name into their views, which may be of any type of number."""
         ...
 
 
@@ -44,7 +45,7 @@ class TrainingState(Protocol):
         ...
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        """Fill all that this rank holds; moments too if `optimizer_steps` is above 0."""
+        """Fill all that this rank holds; there are no moments before the first of `optimizer_steps`."""
         ...
 
 
@@ -77,11 +78,15 @@ class _WholeState:
         return {MASTER: parameter, **{kind: state[kind] for kind in MOMENTS if kind in state}}
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        for name, parameter in self._parameters.items():
+        self._state.clear()
+        for parameter in self._parameters.values():
             if optimizer_steps:
                 self._state[parameter] = _fresh_moments(parameter, optimizer_steps)
-            for kind, tensor in self._tensors(parameter).items():
-                tensor.detach().view(-1).copy_(reader.read(name, kind, 0, parameter.numel()))
+        reader.fill(
+            Fragment(name, kind, 0, parameter.numel(), tensor.detach().view(-1))
+            for name, parameter in self._parameters.items()
+            for kind, tensor in self._tensors(parameter).items()
+        )
 
 
 class _Zero12State:
@@ -109,14 +114,16 @@ class _Zero12State:
             self._zero._lazy_init_hp_params_optimizer_state()
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        self._zero.optimizer.state.clear()
         if optimizer_steps:
             for flat in self._zero.single_partition_of_fp32_groups:
                 self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
-        for fragment in self.owned():
-            fragment.view.copy_(reader.read(fragment.parameter, fragment.kind, fragment.start, fragment.stop))
+        reader.fill(itertools.chain(self.owned(), self._working_weights()))
+
+    def _working_weights(self) -> Iterator[Fragment]:
+        # whole, since those that other ranks own are stale too
         for name, parameter in self._parameters.items():
-            # whole, since the working weights that other ranks own are stale too
-            parameter.data.view(-1).copy_(reader.read(name, MASTER, 0, parameter.numel()))
+            yield Fragment(name, MASTER, 0, parameter.numel(), parameter.data.view(-1))
 
 
 class _Zero3State:
@@ -147,15 +154,16 @@ class _Zero3State:
         return min(rank * size, parameter.ds_numel), min((rank + 1) * size, parameter.ds_numel)
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        self._zero.optimizer.state.clear()
         if optimizer_steps:
             for flat in self._zero.fp32_partitioned_groups_flat:
                 self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
-        for fragment in self.owned():
-            values = reader.read(fragment.parameter, fragment.kind, fragment.start, fragment.stop)
-            fragment.view.copy_(values)
-            if fragment.kind == MASTER:
-                working = self._parameters[fragment.parameter].ds_tensor.data
-                working.view(-1)[: values.numel()].copy_(values)
+        reader.fill(itertools.chain(self.owned(), self._working_weights()))
+
+    def _working_weights(self) -> Iterator[Fragment]:
+        for name, parameter in self._parameters.items():
+            start, stop = self._range(parameter)
+            yield Fragment(name, MASTER, start, stop, parameter.ds_tensor.data.view(-1)[: stop - start])
 
 
 def _fresh_moments(parameter: Tensor, optimizer_steps: int) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """Continues from the newest whole checkpoint when a fit starts, and saves as it goes on."""
 
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
@@ -9,11 +11,27 @@ from modules.gpt_module import GPTModule
 from orchestrator import checkpoint
 from orchestrator.callbacks.throughput import Throughput
 from orchestrator.checkpoint import InitialWeights, Progress
+from orchestrator.collectives import from_rank_0
 from orchestrator.config import CheckpointConfig
+from orchestrator.errors import BadStepsError, StorageError
 from orchestrator.guard import StepGuard
+from orchestrator.retention import Retention
 from orchestrator.runtime import Event, Runtime
+from orchestrator.saves import Saves
 from orchestrator.storage import Storage
-from orchestrator.training_state import training_state
+from orchestrator.training_state import TrainingState, training_state
+
+
+@dataclass
+class _Save:
+    """A save in hand."""
+
+    step: int
+    loss: float
+    training_seconds: float
+    began: float
+    stall_seconds: float = 0.0
+    is_told: bool = False
 
 
 class Checkpoints(Callback):
@@ -42,80 +60,120 @@ class Checkpoints(Callback):
         self._guard = guard
         self.stall_seconds = 0.0
         """Time that training has waited for saves, since this process started."""
-        self._saved_step = -1
+        self._saves: Saves | None = None
+        self._save: _Save | None = None
+        self._saved_step, self._num_failed = -1, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Fill weights and moments, from the newest checkpoint or from the seed; set the step everywhere."""
-        name = trainer.strategy.broadcast(self._newest() if self._runtime.rank == 0 else None)
-        state = training_state(trainer, pl_module.model)
-        if name is None:
-            shapes = self._shapes(pl_module)
+        state, shapes = training_state(trainer, pl_module.model), _shapes(pl_module)
+        progress = checkpoint.restore(self._storage, self._run_name, state, shapes, say=self._note)
+        if progress is None:
             state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, self._seed), 0)
-            return
-        opened = checkpoint.open_checkpoint(self._storage, name)
-        state.load(opened.reader, opened.progress.optimizer_steps)
-        self._guard.restore(opened.progress.guard)
-        _set_step(trainer, pl_module, opened.progress.step)
+        else:
+            from_rank_0(lambda: checkpoint.discard_after(self._storage, self._run_name, progress.step))
+            self._guard.restore(progress.guard)
+            _set_step(trainer, pl_module, progress.step)
+        self._saves = Saves(self._storage, self._run_name, self._config.mode)
+        self._saves.prepare(state)
 
     def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Tell from where the training goes on."""
         self._emit({"kind": "begin", "step": pl_module.step, "world_size": self._runtime.world_size})
 
-    def _newest(self) -> str | None:
-        name = checkpoint.newest_valid(
-            self._storage, self._run_name, say=lambda text: self._emit({"kind": "note", "text": text})
-        )
-        if name is not None:
-            step = checkpoint.open_checkpoint(self._storage, name).progress.step
-            checkpoint.discard_after(self._storage, self._run_name, step)
-        return name
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Save at the interval and at the end."""
         if (index + 1) % pl_module.accumulation_steps:
             return
-        if pl_module.step % self._config.interval_steps == 0 or pl_module.step == trainer.max_steps:
-            self.save_now(trainer, pl_module)
+        self._tell_when_committed()
+        is_last = pl_module.step == trainer.max_steps
+        if is_last or pl_module.step % self._config.interval_steps == 0:
+            self.save_now(trainer, pl_module, must_last=is_last)
 
-    def save_now(self, trainer: Trainer, module: GPTModule) -> None:
-        """Save after the step that has just finished, unless that is done; all ranks call it together."""
+    def save_now(self, trainer: Trainer, module: GPTModule, must_last: bool) -> None:
+        """Save after the step that has just finished, unless that is done; all ranks call it together.
+
+        Args:
+            must_last: Wait for the commit, without which the run cannot end.
+
+        Raises:
+            StorageError: it was not saved and must be, or too many saves have failed; raised on all ranks.
+        """
         if module.step != self._saved_step:
-            loss = trainer.strategy.reduce(module.last_metrics["train/loss"], reduce_op="mean")
-            training_seconds = self._throughput.meter.training_seconds()
+            loss = float(trainer.strategy.reduce(module.last_metrics["train/loss"], reduce_op="mean"))
             with self._throughput.pause():
-                seconds = self._save(trainer, module)
-            self._saved_step = module.step
-            self._emit(
-                {
-                    "kind": "checkpoint",
-                    "step": module.step,
-                    "loss": float(loss),
-                    "seconds": seconds,
-                    "training_seconds": training_seconds,
-                }
-            )
+                self._finish()
+                self._begin(training_state(trainer, module.model), module, loss)
+        if must_last or self._config.mode == "sync":
+            with self._throughput.pause():
+                self._finish(must_last)
 
-    def _save(self, trainer: Trainer, module: GPTModule) -> float:
-        started = time.perf_counter()
-        name = checkpoint.name_of(self._run_name, module.step)
-        shapes = {parameter: list(shape) for parameter, shape in self._shapes(module).items()}
+    def _begin(self, state: TrainingState, module: GPTModule, loss: float) -> None:
+        assert self._saves is not None
+        self._save = _Save(module.step, loss, self._throughput.meter.training_seconds(), time.perf_counter())
         progress = Progress(module.step, module.step * self._tokens_per_step, guard=self._guard.state)
-        checkpoint.save(self._storage, name, training_state(trainer, module.model), shapes, progress)
-        if self._runtime.rank == 0:
-            config = self._config
-            checkpoint.prune(self._storage, self._run_name, config.keep_last, config.keep_every_steps)
-        seconds = time.perf_counter() - started
-        self.stall_seconds += seconds
-        return seconds
+        self._saves.begin(state, _shapes(module), progress, self._retention())
+        self._saved_step = module.step
+        self._save.stall_seconds = time.perf_counter() - self._save.began
 
-    @staticmethod
-    def _shapes(module: GPTModule) -> dict[str, tuple[int, ...]]:
-        # under ZeRO-3 a parameter's own shape is that of an empty shard
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in module.model.named_parameters()}
+    def _finish(self, must_last: bool = False) -> None:
+        if self._save is None or self._saves is None:
+            return
+        save, self._save = self._save, None
+        began = time.perf_counter()
+        error = self._saves.finish()
+        save.stall_seconds += time.perf_counter() - began
+        self.stall_seconds += save.stall_seconds
+        self._tell(save, error)
+        if error:
+            self._saved_step = -1
+        self._num_failed = self._num_failed + 1 if error else 0
+        if error and (must_last or self._num_failed > self._config.max_failed_saves):
+            raise StorageError(f"checkpoint not saved: {error}")
+
+    def _tell_when_committed(self) -> None:
+        if self._save and self._runtime.rank == 0 and self._saves and self._saves.is_committed:
+            self._tell(self._save, None)
+
+    def _tell(self, save: _Save, error: str | None) -> None:
+        if save.is_told:
+            return
+        save.is_told = True
+        what = {"step": save.step, "seconds": save.stall_seconds}
+        if error:
+            self._emit({"kind": "save_failed", "text": f"checkpoint not saved: {error}", **what})
+        else:
+            figures = {"loss": save.loss, "training_seconds": save.training_seconds}
+            flush_seconds = time.perf_counter() - save.began
+            self._emit({"kind": "checkpoint", **what, **figures, "flush_seconds": flush_seconds})
+
+    def _retention(self) -> Retention:
+        return Retention(self._config.keep_last, self._config.keep_every_steps)
+
+    def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
+        """End the process that writes; a save in hand after an error is not waited for."""
+        if self._saves is not None:
+            self._saves.close()
+            self._saves = None
+
+    def on_exception(self, trainer: Trainer, pl_module: GPTModule, exception: BaseException) -> None:
+        """Do the same when the fit ends so."""
+        if isinstance(exception, BadStepsError):  # on all ranks, so that they can finish together
+            with suppress(StorageError):
+                self._finish()
+        self.teardown(trainer, pl_module, "fit")
+
+    def _note(self, text: str) -> None:
+        self._emit({"kind": "note", "text": text})
 
     def _emit(self, event: Event) -> None:
         if self._runtime.rank == 0:
             self._runtime.emit(event)
+
+
+def _shapes(module: GPTModule) -> checkpoint.Shapes:
+    # under ZeRO-3 a parameter's own shape is that of an empty shard
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.model.named_parameters()}
 
 
 def _set_step(trainer: Trainer, module: GPTModule, step: int) -> None:

@@ -42,7 +42,7 @@ class Preemption(Callback):
             return
         asked = self._agreed(trainer)
         if asked:
-            self._checkpoints.save_now(trainer, pl_module)
+            self._checkpoints.save_now(trainer, pl_module, must_last=True)
             raise StoppedError(asked, pl_module.step)
 
     def _agreed(self, trainer: Trainer) -> int:

@@ -32,6 +32,16 @@ def copy_file(source: Path, path: Path) -> None:
     _replace(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
+def fill_from_file(path: Path, start: int, buffer: memoryview) -> int:
+    """Fills `buffer` from byte `start` of a file on, and returns how many bytes there were."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        filled = 0
+        while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
+            filled += count
+    return filled
+
+
 def sync(path: Path) -> None:
     """Waits until the file or folder `path` is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -16,7 +16,7 @@ from orchestrator.storage.access import (
     run_on_url,
 )
 from orchestrator.storage.errors import ExistsError, NotFoundError
-from orchestrator.storage.local import copy_file, create_file, write_file
+from orchestrator.storage.local import copy_file, create_file, fill_from_file, write_file
 
 T = TypeVar("T")
 
@@ -47,6 +47,11 @@ class Storage:
 
     def __repr__(self) -> str:
         return f"Storage({redact(self._root)!r})"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes see the same; what lies in memory they do not."""
+        return self._protocol != "memory"
 
     def url(self, name: str = "") -> str:
         """Where `name` lies: an absolute path or a URL, with any credential struck out."""
@@ -102,6 +107,17 @@ class Storage:
         if len(data) != stop - start:
             raise StorageError(f"cannot read {self.url(name)}: it ends before byte {stop}")
         return data
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fills `buffer` from byte `start` of the file `name` on.
+
+        Raises:
+            StorageError: the file ends before the buffer is full.
+        """
+        if not self.is_local:
+            buffer[:] = self.read_range(name, start, start + len(buffer))
+        elif self._run("read", name, lambda _, path: fill_from_file(Path(path), start, buffer)) < len(buffer):
+            raise StorageError(f"cannot read {self.url(name)}: it ends before byte {start + len(buffer)}")
 
     def open_read(self, name: str) -> BinaryIO:
         """The file `name` for reading, opened again at the same byte when the connection is lost."""

@@ -1,16 +1,36 @@
 """Checkpoints of a run: which is the newest whole one, and which are kept."""
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from orchestrator import artifact, checkpoint
-from orchestrator.checkpoint_names import begun_steps, folder_of
+from orchestrator.checkpoint import Progress
+from orchestrator.checkpoint_names import begun_steps, committed_steps, folder_of, name_of
 from orchestrator.errors import ArtifactError, StorageError
+from orchestrator.retention import Retention, prune
+from orchestrator.saves import Saves
 from orchestrator.storage import Storage
+from orchestrator.training_state import MASTER, Fragment, StateReader
 
 RUN = "tiny"
+SHAPES = {"w": [4, 2]}
+
+
+class State:
+    """A training state of eight weights."""
+
+    def __init__(self, value: float) -> None:
+        self.weights: Tensor = torch.full((8,), value)
+
+    def owned(self) -> Iterator[Fragment]:
+        yield Fragment("w", MASTER, 0, 8, self.weights)
+
+    def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        reader.fill(self.owned())
 
 
 @pytest.fixture
@@ -19,73 +39,138 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def committed(storage: Storage, *steps: int) -> None:
+    """Save a state at each step whose weights are its number; all are kept."""
+    saves = Saves(storage, RUN, "sync")
     for step in steps:
-        name = checkpoint.name_of(RUN, step)
-        data = {"rank_00000.safetensors": b"weights" * step, "state.json": json.dumps({"step": step}).encode()}
-        for file, content in data.items():
-            storage.write_bytes(f"{name}/{file}", content)
-        files = {file: artifact.digest_bytes(content) for file, content in data.items()}
-        artifact.commit(storage, name, files, {"kind": "checkpoint"})
+        saves.begin(State(step), SHAPES, Progress(step, 10 * step), Retention(keep_last=100))
+        assert saves.finish() is None
 
 
-def damage(storage: Storage, step: int, file: str, data: bytes | None) -> None:
-    name = f"{checkpoint.name_of(RUN, step)}/{file}"
-    if data is None:
+def restored(storage: Storage, said: list[str] | None = None) -> float | None:
+    """Return the value of the weights that a run goes on from."""
+    state = State(-1)
+    progress = checkpoint.restore(storage, RUN, state, SHAPES, (said if said is not None else []).append)
+    return None if progress is None else state.weights.unique().item()
+
+
+def damage(storage: Storage, step: int, file: str, change: str) -> None:
+    name = f"{name_of(RUN, step)}/{file_named(storage, step, file)}"
+    data = storage.read_bytes(name)
+    changed = {
+        "cut off": data[: len(data) // 2],
+        "emptied": b"",
+        "longer": data + b" ",
+        "with a flipped bit": data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+        "foreign": bytes(reversed(data)),
+        "missing": None,
+    }[change]
+    if changed is None:
         storage.remove(name)
     else:
-        storage.write_bytes(name, data)
+        storage.write_bytes(name, changed)
 
 
-DAMAGES = {
-    "shard cut off": ("rank_00000.safetensors", b"weig"),
-    "shard with a flipped bit": ("rank_00000.safetensors", b"weightt" + b"weights" * 19),
-    "shard missing": ("rank_00000.safetensors", None),
-    "shard of another run": ("rank_00000.safetensors", b"foreign" * 20),
-    "state cut off": ("state.json", b"{"),
-    "state missing": ("state.json", None),
-    "manifest cut off": ("manifest.json", b'{"files": {'),
-    "manifest of another form": ("manifest.json", b"[]"),
-    "manifest missing": ("manifest.json", None),
-    "commit of another manifest": ("COMMITTED", b"0" * 32),
-    "commit empty": ("COMMITTED", b""),
-    "commit missing": ("COMMITTED", None),
-}
+def file_named(storage: Storage, step: int, kind: str) -> str:
+    """Return the name of the only file of its kind in a checkpoint."""
+    (name,) = (name for name in storage.list(name_of(RUN, step)) if name.startswith(kind))
+    return name
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_the_newest_whole_checkpoint_is_taken_whatever_the_damage(storage: Storage, kind: str) -> None:
+DAMAGES = [
+    (file, change)
+    for file in ("rank_00000", "state.json", "manifest.json", "COMMITTED")
+    for change in ("cut off", "emptied", "longer", "with a flipped bit", "foreign", "missing")
+    if (file, change) not in {("COMMITTED", "longer"), ("COMMITTED", "missing")}  # blank space; no commit at all
+]
+
+
+@pytest.mark.parametrize(("file", "change"), DAMAGES)
+def test_the_newest_whole_checkpoint_is_taken_whatever_the_damage(storage: Storage, file: str, change: str) -> None:
     committed(storage, 10, 20)
-    damage(storage, 20, *DAMAGES[kind])
+    damage(storage, 20, file, change)
     said: list[str] = []
-    assert checkpoint.newest_valid(storage, RUN, said.append) == checkpoint.name_of(RUN, 10)
-    assert all("passed over a damaged checkpoint" in line and "step_00000020" in line for line in said)
-    assert len(said) == (0 if kind == "commit missing" else 1)  # without a commit it is an unfinished save
+    assert restored(storage, said) == 10
+    assert len(said) == 1
+    assert "passed over a damaged checkpoint" in said[0]
+    assert "step_00000020" in said[0]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "commit missing"])
-def test_no_whole_checkpoint_is_an_error_and_no_new_start(storage: Storage, kind: str) -> None:
+def test_without_a_commit_it_is_an_unfinished_save(storage: Storage) -> None:
+    committed(storage, 10, 20)
+    damage(storage, 20, "COMMITTED", "missing")
+    said: list[str] = []
+    assert restored(storage, said) == 10
+    assert said == []
+
+
+@pytest.mark.parametrize(("file", "change"), DAMAGES)
+def test_no_whole_checkpoint_is_an_error_and_no_new_start(storage: Storage, file: str, change: str) -> None:
     committed(storage, 10, 20)
     for step in (10, 20):
-        damage(storage, step, *DAMAGES[kind])
+        damage(storage, step, file, change)
     with pytest.raises(ArtifactError, match="no checkpoint of this run is whole"):
-        checkpoint.newest_valid(storage, RUN, lambda _: None)
+        restored(storage)
+
+
+def test_a_store_that_cannot_be_read_says_nothing_against_a_checkpoint(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(storage, 10, 20)
+
+    def failing(*_: object) -> None:
+        raise StorageError("no answer in 6 attempts")
+
+    monkeypatch.setattr(Storage, "read_into", failing)
+    with pytest.raises(StorageError, match="no answer"):
+        restored(storage)
+    assert committed_steps(storage, RUN) == [10, 20]
+
+
+@pytest.mark.parametrize("shapes", [{"w": [2, 4]}, {"w": [4, 2], "b": [2]}, {"v": [4, 2]}])
+def test_shapes_are_compared_before_anything_is_read(
+    storage: Storage, shapes: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(storage, 10)
+    monkeypatch.setattr(Storage, "read_into", lambda *_: pytest.fail("read"))
+    with pytest.raises(ArtifactError, match="the model has it"):
+        checkpoint.restore(storage, RUN, State(0), shapes, lambda _: None)
+
+
+def test_progress_survives_its_file(storage: Storage) -> None:
+    committed(storage, 10)
+    assert checkpoint.open_checkpoint(storage, name_of(RUN, 10)).progress == Progress(10, 100)
 
 
 def test_what_is_no_checkpoint_is_not_looked_at(storage: Storage) -> None:
     committed(storage, 10)
     for name in ("latest", "step_final", "step_20", "step_00000030.tmp"):
         storage.write_bytes(f"{folder_of(RUN)}/{name}/COMMITTED", b"")
-    assert checkpoint.steps_of(storage, RUN) == [10]
+    assert committed_steps(storage, RUN) == [10]
 
 
 def test_a_run_without_checkpoints_starts_anew(storage: Storage) -> None:
-    assert checkpoint.newest_valid(storage, RUN, lambda _: None) is None
+    assert restored(storage) is None
 
 
-def test_the_newest_and_those_at_every_so_many_steps_are_kept(storage: Storage) -> None:
+@pytest.mark.parametrize(
+    ("retention", "kept"),
+    [
+        (Retention(keep_last=2, keep_every_steps=40), {40, 80, 90, 100}),
+        (Retention(keep_last=1), {100}),
+        (Retention(keep_last=1, keep_best=2, scores={20: 0.5, 30: 0.7, 70: 0.1}), {20, 70, 100}),
+        (Retention(keep_last=1, keep_best=2, scores={100: 0.1, 15: 0.0}), {100}),
+    ],
+)
+def test_the_newest_is_kept_and_what_else_was_asked_for(storage: Storage, retention: Retention, kept: set[int]) -> None:
+    assert retention.keeps(list(range(10, 110, 10))) == kept
+
+
+def test_what_is_not_kept_is_removed_and_unfinished_saves_before_the_newest(storage: Storage) -> None:
     committed(storage, *range(10, 110, 10))
-    checkpoint.prune(storage, RUN, keep_last=2, keep_every_steps=40)
-    assert checkpoint.steps_of(storage, RUN) == [40, 80, 90, 100]
+    for step in (20, 100):
+        damage(storage, step, "COMMITTED", "missing")
+    prune(storage, RUN, Retention(keep_last=2, keep_every_steps=40))
+    assert committed_steps(storage, RUN) == [40, 80, 90]
     assert begun_steps(storage, RUN) == [40, 80, 90, 100]
 
 
@@ -99,11 +184,11 @@ def test_a_failed_removal_stops_nothing(storage: Storage, monkeypatch: pytest.Mo
         remove(storage, name)
 
     monkeypatch.setattr(artifact, "remove", failing)
-    checkpoint.prune(storage, RUN, keep_last=1, keep_every_steps=None)
-    assert checkpoint.steps_of(storage, RUN) == [10, 40]
+    prune(storage, RUN, Retention(keep_last=1))
+    assert committed_steps(storage, RUN) == [10, 40]
 
 
 def test_steps_after_the_one_gone_back_to_lose_their_commit(storage: Storage) -> None:
     committed(storage, 10, 20, 30)
     checkpoint.discard_after(storage, RUN, 10)
-    assert checkpoint.steps_of(storage, RUN) == [10]
+    assert committed_steps(storage, RUN) == [10]

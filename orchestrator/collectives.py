@@ -1,0 +1,51 @@
+"""What all ranks learn together, as plain data; with one worker it is what that one knows."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as distributed
+
+from orchestrator.errors import OrchestratorError, StorageError
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Return how many workers there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return which of them this one is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def gathered(value: T) -> list[T]:
+    """Return every rank's `value`, in their order."""
+    if world_size() == 1:
+        return [value]
+    values: list[T] = [value] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def from_rank_0(action: Callable[[], T]) -> T:
+    """Return on every rank what `action` gives on rank 0, where alone it is called.
+
+    Raises:
+        StorageError: what stopped it there; raised on all ranks, so that none waits.
+    """
+    outcome: list[tuple[T | None, str | None]] = [_outcome(action)] if rank() == 0 else [(None, None)]
+    if world_size() > 1:
+        distributed.broadcast_object_list(outcome, src=0)
+    value, error = outcome[0]
+    if error is not None:
+        raise StorageError(error)
+    return value  # type: ignore[return-value]
+
+
+def _outcome(action: Callable[[], T]) -> tuple[T | None, str | None]:
+    try:
+        return action(), None
+    except (OrchestratorError, OSError) as error:
+        return None, str(error)
