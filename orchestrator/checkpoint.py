@@ -15,6 +15,7 @@ from orchestrator.collectives import from_rank_0, gathered
 from orchestrator.errors import ArtifactError, OrchestratorError
 from orchestrator.fragments import FragmentReader
 from orchestrator.guard import GuardState
+from orchestrator.loss_scale import LossScale
 from orchestrator.parts import STATE, check_format, check_shapes
 from orchestrator.storage import NotFoundError, Storage
 from orchestrator.training_state import MASTER, Fragment, TrainingState
@@ -31,15 +32,20 @@ class Progress:
     """Finished steps, those skipped among them."""
     tokens: int
     """Tokens seen, over all workers."""
-    loss_scale: float | None = None
-    """float16 only."""
+    loss_scale: LossScale | None = None
+    """With float16 only."""
     guard: GuardState = field(default_factory=GuardState)
+    scores: dict[int, float] = field(default_factory=dict)
+    """How good earlier checkpoints are, by their step; lower is better."""
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Return what `to_json` has written."""
         fields = json.loads(data)
-        return cls(**{**fields, "guard": GuardState.from_json(fields["guard"])})
+        fields["guard"] = GuardState.from_json(fields["guard"])
+        fields["loss_scale"] = LossScale(**fields["loss_scale"]) if fields["loss_scale"] else None
+        fields["scores"] = {int(step): score for step, score in fields["scores"].items()}
+        return cls(**fields)
 
     def to_json(self) -> str:
         """Return all of it as JSON."""

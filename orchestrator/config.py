@@ -109,12 +109,20 @@ class CheckpointConfig(Config):
 
     mode: Literal["sync", "async"] = "async"
     """`async`: training waits for a copy in memory, as large as a worker's part; `sync`: for the store, without one."""
+    interval: Literal["steps", "auto"] = "steps"
+    """`steps`: every `interval_steps`; `auto`: as often as the measured cost of a save and the faults advise."""
     interval_steps: Annotated[int, Field(gt=0)] = 250
     """Save every this many steps, and at the end."""
+    mtbf_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Mean time between faults, for interval=auto; null takes what the run has seen, at first a day."""
     keep_last: Annotated[int, Field(gt=0)] = 2
     """Newest checkpoints that are kept."""
     keep_every_steps: Annotated[int, Field(gt=0)] | None = None
     """Checkpoints at multiples of this many steps are kept for good."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """So many checkpoints with the best `best_metric` are kept, of those with a validation after their step."""
+    best_metric: Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"] = "val/loss_clm"
+    """What decides which checkpoints are best."""
     max_failed_saves: Annotated[int, Field(ge=0)] = 3
     """Saves in a row that may fail, each one told; the next fails the run, and the last save of a run must not."""
     grace_seconds: Annotated[float, Field(gt=0)] = 60

@@ -30,6 +30,10 @@ class Results:
         if self._runtime.rank == 0:
             self._runtime.emit(event)
 
+    def events(self) -> list[Event]:
+        """Return what has happened to the run until now."""
+        return self._events.read()
+
     def start(self, num_steps: int) -> None:
         """Announce the training."""
         self.emit({"kind": "start", "run": self._run.name, "num_steps": num_steps})

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
+from torch import Tensor
 
 from modules.data.batches import Batches, ValidationBatches
 from modules.data.shards import TokenData
@@ -29,6 +30,7 @@ from orchestrator.guard import StepGuard
 from orchestrator.results import Results
 from orchestrator.run import Job
 from orchestrator.runtime import Runtime
+from orchestrator.save_schedule import seen_mtbf_seconds
 from orchestrator.storage import Storage
 from orchestrator.storage.local import cache_folder
 from orchestrator.strategy import build_strategy
@@ -146,7 +148,15 @@ def _callbacks(
     tokens_per_step = _tokens_per_step(config)
     guard = StepGuard(config.guard)
     checkpoints = Checkpoints(
-        storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed, throughput, guard
+        storage,
+        job.run.name,
+        config.checkpoint,
+        runtime,
+        tokens_per_step,
+        config.run.seed,
+        throughput,
+        guard,
+        mtbf_seconds=lambda: seen_mtbf_seconds(results.events()),
     )
 
     def extra() -> dict[str, float]:
@@ -162,14 +172,19 @@ def _callbacks(
         throughput,
         checkpoints,
         Metrics(training.log_interval_steps, tokens_per_step, extra, results.step),
-        *_validation(config, data, runtime, results, throughput),
+        *_validation(config, data, runtime, results, throughput, checkpoints),
         Preemption(checkpoints, runtime),
         Watchdog(storage, job.run.folder, runtime, config.cluster.hang_timeout_seconds),
     ]
 
 
 def _validation(
-    config: PretrainConfig, data: TokenData, runtime: Runtime, results: Results, throughput: Throughput
+    config: PretrainConfig,
+    data: TokenData,
+    runtime: Runtime,
+    results: Results,
+    throughput: Throughput,
+    checkpoints: Checkpoints,
 ) -> list[Validation]:
     training = config.training
     if len(data.val) == 0:  # data.val_fraction=0
@@ -188,12 +203,17 @@ def _validation(
         "seed": config.run.seed,
         "stop_id": None,
     }
+
+    def report(step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
+        checkpoints.validated(step, metrics)
+        results.validation(step, metrics, samples)
+
     return [
         Validation(
             batches,
             due=lambda step: step % training.val_interval_steps == 0 or step in ends,
             prompt=prompt if config.tracking.num_samples and config.tracking.mode != "disabled" else None,
-            report=results.validation,
+            report=report,
             pause=throughput.pause,
         )
     ]

@@ -1,6 +1,7 @@
 """Continues from the newest whole checkpoint when a fit starts, and saves as it goes on."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,13 @@ from orchestrator.collectives import from_rank_0
 from orchestrator.config import CheckpointConfig
 from orchestrator.errors import BadStepsError, StorageError
 from orchestrator.guard import StepGuard
+from orchestrator.loss_scale import read_loss_scale, restore_loss_scale
 from orchestrator.retention import Retention
 from orchestrator.runtime import Event, Runtime
+from orchestrator.save_schedule import SaveSchedule
 from orchestrator.saves import Saves
 from orchestrator.storage import Storage
-from orchestrator.training_state import TrainingState, training_state
+from orchestrator.training_state import training_state
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Checkpoints(Callback):
         seed: Decides the initial weights of a run without checkpoints.
         throughput: Leaves the time of a save out, and tells the time in steps.
         guard: Is a part of what is saved.
+        mtbf_seconds: Mean time between faults that the run has seen; asked for where nobody has given it.
     """
 
     def __init__(
@@ -54,15 +58,18 @@ class Checkpoints(Callback):
         seed: int,
         throughput: Throughput,
         guard: StepGuard,
+        mtbf_seconds: Callable[[], float],
     ) -> None:
         self._storage, self._run_name, self._config, self._runtime = storage, run_name, config, runtime
         self._tokens_per_step, self._seed, self._throughput = tokens_per_step, seed, throughput
         self._guard = guard
+        self._schedule = SaveSchedule(config, mtbf_seconds)
+        self._scores: dict[int, float] = {}
         self.stall_seconds = 0.0
         """Time that training has waited for saves, since this process started."""
         self._saves: Saves | None = None
         self._save: _Save | None = None
-        self._saved_step, self._num_failed = -1, 0
+        self._saved_step, self._num_failed, self._begun_step = -1, 0, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Fill weights and moments, from the newest checkpoint or from the seed; set the step everywhere."""
@@ -73,12 +80,16 @@ class Checkpoints(Callback):
         else:
             from_rank_0(lambda: checkpoint.discard_after(self._storage, self._run_name, progress.step))
             self._guard.restore(progress.guard)
+            self._scores = dict(progress.scores)
+            if progress.loss_scale:
+                restore_loss_scale(trainer, progress.loss_scale)
             _set_step(trainer, pl_module, progress.step)
         self._saves = Saves(self._storage, self._run_name, self._config.mode)
         self._saves.prepare(state)
 
     def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Tell from where the training goes on."""
+        self._begun_step = pl_module.step
         self._emit({"kind": "begin", "step": pl_module.step, "world_size": self._runtime.world_size})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
@@ -87,7 +98,7 @@ class Checkpoints(Callback):
             return
         self._tell_when_committed()
         is_last = pl_module.step == trainer.max_steps
-        if is_last or pl_module.step % self._config.interval_steps == 0:
+        if is_last or self._schedule.is_due(pl_module.step):
             self.save_now(trainer, pl_module, must_last=is_last)
 
     def save_now(self, trainer: Trainer, module: GPTModule, must_last: bool) -> None:
@@ -101,20 +112,34 @@ class Checkpoints(Callback):
         """
         if module.step != self._saved_step:
             loss = float(trainer.strategy.reduce(module.last_metrics["train/loss"], reduce_op="mean"))
+            began = time.perf_counter()
             with self._throughput.pause():
                 self._finish()
-                self._begin(training_state(trainer, module.model), module, loss)
-        if must_last or self._config.mode == "sync":
+                save = self._begin(trainer, module, loss)
+                if self._config.mode == "sync":
+                    self._finish(must_last)
+            step_seconds = save.training_seconds / max(1, module.step - self._begun_step)
+            self._schedule.saved(module.step, time.perf_counter() - began, step_seconds)
+        if must_last:
             with self._throughput.pause():
                 self._finish(must_last)
 
-    def _begin(self, state: TrainingState, module: GPTModule, loss: float) -> None:
+    def _begin(self, trainer: Trainer, module: GPTModule, loss: float) -> _Save:
         assert self._saves is not None
-        self._save = _Save(module.step, loss, self._throughput.meter.training_seconds(), time.perf_counter())
-        progress = Progress(module.step, module.step * self._tokens_per_step, guard=self._guard.state)
+        save = _Save(module.step, loss, self._throughput.meter.training_seconds(), time.perf_counter())
+        progress = Progress(
+            step=module.step,
+            tokens=module.step * self._tokens_per_step,
+            loss_scale=read_loss_scale(trainer),
+            guard=self._guard.state,
+            scores=self._scores,
+        )
+        state = training_state(trainer, module.model)
         self._saves.begin(state, _shapes(module), progress, self._retention())
+        self._save = save
         self._saved_step = module.step
-        self._save.stall_seconds = time.perf_counter() - self._save.began
+        save.stall_seconds = time.perf_counter() - save.began
+        return save
 
     def _finish(self, must_last: bool = False) -> None:
         if self._save is None or self._saves is None:
@@ -147,8 +172,15 @@ class Checkpoints(Callback):
             flush_seconds = time.perf_counter() - save.began
             self._emit({"kind": "checkpoint", **what, **figures, "flush_seconds": flush_seconds})
 
+    def validated(self, step: int, metrics: dict[str, float]) -> None:
+        """Note how good the checkpoint after that step is, if there is one."""
+        name = self._config.best_metric
+        if step == self._saved_step and name in metrics:
+            self._scores[step] = -metrics[name] if name.endswith("accuracy") else metrics[name]
+
     def _retention(self) -> Retention:
-        return Retention(self._config.keep_last, self._config.keep_every_steps)
+        config = self._config
+        return Retention(config.keep_last, config.keep_every_steps, config.keep_best, self._scores)
 
     def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
         """End the process that writes; a save in hand after an error is not waited for."""
