@@ -11,10 +11,12 @@ from pathlib import Path
 
 import boto3
 import pytest
-from broken_run import BrokenRun
+from broken_run import BrokenRun, eventually
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 from tiny_run import arguments, write_text
 
+from orchestrator.checkpoint_names import committed_steps
 from orchestrator.storage import Storage
 
 
@@ -29,6 +31,11 @@ class Trouble(ThreadingHTTPServer):
         self.refuse_every = 0
         self.status = 503
         self.delay_seconds = 0.0
+        self.refused_path = ""
+        """Each write to a path that holds this is refused with `status`."""
+        self.held_path = ""
+        """Each write to a path that holds this is passed on when `release` is set; `holds` tells that there is one."""
+        self.holds, self.release = threading.Event(), threading.Event()
         self.root = ""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -46,10 +53,13 @@ class _Handler(BaseHTTPRequestHandler):
         trouble = self.server
         trouble.count += 1
         time.sleep(trouble.delay_seconds)
-        if trouble.refuse_every and trouble.count % trouble.refuse_every == 0:
+        if self._is_refused():
             trouble.refused += 1
             self._answer(trouble.status, {}, b"")
             return
+        if self._writes_to(trouble.held_path):
+            trouble.holds.set()
+            trouble.release.wait(60)
         dropped = ("host", "transfer-encoding", "content-length")
         headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
         connection = HTTPConnection(trouble.target.removeprefix("http://"))
@@ -59,6 +69,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(reply.status, dict(reply.headers), reply.read())
         finally:
             connection.close()
+
+    def _is_refused(self) -> bool:
+        trouble = self.server
+        its_turn = trouble.refuse_every and trouble.count % trouble.refuse_every == 0
+        return bool(its_turn) or self._writes_to(trouble.refused_path)
+
+    def _writes_to(self, part_of_path: str) -> bool:
+        return bool(part_of_path) and part_of_path in self.path and self.command in ("PUT", "POST")
 
     def _body(self) -> bytes:
         if "chunked" not in (self.headers.get("Transfer-Encoding") or ""):
@@ -104,6 +122,8 @@ def trouble(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Trouble
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
+    # the one of an earlier test would go to the server that it had then
+    S3FileSystem.clear_instance_cache()
     # moto keeps what its servers hold for the life of the process
     between.root = f"s3://runs-{secrets.token_hex(4)}/outputs"
     boto3.client("s3", endpoint_url=between.target).create_bucket(Bucket=between.root.split("/")[2])
@@ -118,9 +138,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
-def on_s3(text: Path, trouble: Trouble) -> list[str]:
+def on_s3(text: Path, trouble: Trouble, *others: str) -> list[str]:
     settings = ["run.name=tiny", "tracking.mode=disabled", f"storage.root={trouble.root}"]
-    return arguments(text, Path("unused"), *settings)
+    return arguments(text, Path("unused"), *settings, *others)
 
 
 def weights(storage: Storage) -> bytes:
@@ -145,3 +165,76 @@ def test_a_store_that_throttles_fails_and_is_slow_gives_the_same_run(
     assert trouble.refused > 3
     trouble.refuse_every = 0
     assert weights(Storage(trouble.root)) == expected
+
+
+def committed(trouble: Trouble) -> list[int]:
+    return committed_steps(Storage(trouble.root), "tiny")
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_run_killed_in_mid_upload_goes_on_from_the_checkpoint_before(
+    text: Path, trouble: Trouble, expected: bytes, workers: int
+) -> None:
+    same = on_s3(text, trouble)
+    where = ["strategy=ddp", f"cluster.num_workers={workers}"]
+    trouble.held_path = "step_00000020/rank_00000"
+    with BrokenRun([*same, *where]) as run:
+        assert trouble.holds.wait(120), run.said
+        run.process.kill()
+        run.process.wait()
+    trouble.held_path = ""
+    trouble.release.set()
+    assert committed(trouble) == [10]
+    with BrokenRun(same) as run:
+        assert run.end() == 0, run.said
+    assert "continues from the checkpoint after step 10" in run.said
+    if workers == 1:
+        assert weights(Storage(trouble.root)) == expected
+
+
+def test_denied_writes_fail_the_run_when_too_many_saves_have_failed_and_harm_no_checkpoint(
+    text: Path, trouble: Trouble, expected: bytes
+) -> None:
+    often = ["checkpoint.interval_steps=5", "checkpoint.max_failed_saves=1"]
+    trouble.status, trouble.refused_path = 403, "step_00000010/rank_00000"
+    with BrokenRun(on_s3(text, trouble, *often, "training.log_interval_steps=1")) as run:
+        run.wait_for(r"checkpoint not saved: worker 0: cannot write .*permission denied")
+        # told after step 15, whose save then succeeds: one failure is no end
+        assert run.end() == 0, run.said
+    assert committed(trouble) == [15, 20]
+    assert weights(Storage(trouble.root)) == expected
+
+
+def test_store_that_takes_no_checkpoint_fails_the_run_with_its_reason(text: Path, trouble: Trouble) -> None:
+    often = ["checkpoint.interval_steps=5", "checkpoint.max_failed_saves=1", "training.num_steps=300", "objective=clm"]
+    with BrokenRun(on_s3(text, trouble, *often)) as run:
+        run.wait_for_step(7)
+        assert eventually(lambda: committed(trouble), seconds=60)
+        trouble.status, trouble.refused_path = 403, "/rank_0000"
+        assert run.end() == 1
+    assert run.lines[-1].startswith("error: checkpoint not saved: worker 0: cannot write s3://")
+    kept = committed(trouble)
+    trouble.refused_path = ""
+    with BrokenRun(on_s3(text, trouble, *often)) as run:
+        assert run.end() == 0, run.said
+    assert f"continues from the checkpoint after step {kept[-1]}" in run.said
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_full_disk_fails_the_run_and_harms_no_checkpoint(text: Path, tmp_path: Path, mode: str) -> None:
+    root = tmp_path / "local"
+    settings = ["run.name=tiny", "tracking.mode=disabled", "training.num_steps=100000", "objective=clm"]
+    same = arguments(text, root, *settings, f"checkpoint.mode={mode}", "checkpoint.max_failed_saves=1")
+    with BrokenRun(same) as run:
+        run.wait_for_step(12)
+        run.process.terminate()
+        assert run.end() == 143, run.said
+    kept = committed_steps(Storage(str(root)), "tiny")
+    with BrokenRun(same, largest_file_bytes=2**18) as run:
+        assert run.end() == 1
+    assert "checkpoint not saved: worker 0: cannot write" in run.said
+    assert run.lines[-1].endswith("the disk is full; free space there or choose another storage.root")
+    assert "Traceback" not in run.said
+    assert committed_steps(Storage(str(root)), "tiny") == kept
+    # what did not fit was taken away again
+    assert not [path for path in root.glob("runs/tiny/checkpoints/*/rank_*") if path.stat().st_size == 2**18]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def command(text: Path, root: Path, *others: str) -> list[str]:
 class BrokenRun:
     """A run in a process of its own, whose progress can be waited for."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], largest_file_bytes: int | None = None) -> None:
+        """Start it; the system refuses to let any of its files grow beyond `largest_file_bytes`."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator", *command],
@@ -37,6 +39,7 @@ class BrokenRun:
             text=True,
             env=environment,
             start_new_session=True,
+            preexec_fn=_limit(largest_file_bytes) if largest_file_bytes else None,
         )
         self.lines: list[str] = []
 
@@ -81,12 +84,21 @@ class BrokenRun:
         """Return the training processes: of Ray by their name, else the children of the process that forks them."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         of_ray = [child for child in children if child.is_running() and "RayTrainWorker" in " ".join(child.cmdline())]
-        return of_ray or [child for child in children if child.parent() != psutil.Process(self.process.pid)]
+        driver = psutil.Process(self.process.pid)
+        return of_ray or [child for child in children if child.parent() != driver and not _writes_checkpoints(child)]
 
     def signal_worker(self, number: int, which: int) -> None:
         """Send a signal to one worker."""
         workers = sorted(self.workers(), key=lambda worker: worker.pid)
         os.kill(workers[which % len(workers)].pid, number)
+
+
+def _writes_checkpoints(process: psutil.Process) -> bool:
+    return "orchestrator.writer_process" in process.cmdline()
+
+
+def _limit(num_bytes: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
 def weights(root: Path) -> bytes:
@@ -108,7 +120,7 @@ def goes_on_from_the_last_checkpoint(root: Path) -> bool:
     return first["step"] == 0 and again["step"] in (told, told + 10)
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
+def eventually(holds: Callable[[], object], seconds: float = 10) -> bool:
     """Whether something becomes true in time."""
     deadline = time.monotonic() + seconds
     while not holds():

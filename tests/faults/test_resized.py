@@ -1,0 +1,177 @@
+"""A run goes on with any number of workers, odd ones too, and in every precision that the CPU computes."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from tiny_run import write_text
+from worker_pool import Outcome, WorkerPool
+
+from orchestrator import run as runs
+from orchestrator.background_writer import BackgroundWriter
+from orchestrator.checkpoint_names import committed_steps
+from orchestrator.config import PretrainConfig
+from orchestrator.data import Needs, prepared_data
+from orchestrator.run import Job
+from orchestrator.storage import Storage
+
+STEPS = 8
+Way = tuple[str, int]
+ALL: list[Way] = [("single", 1), *itertools.product(("ddp", "zero1", "zero2", "zero3"), (1, 2, 3, 4))]
+FEW: list[tuple[Way, Way]] = [
+    (("zero3", 3), ("zero1", 2)),
+    (("zero2", 3), ("zero3", 3)),
+    (("ddp", 3), ("zero2", 1)),
+    (("single", 1), ("zero3", 3)),
+]
+
+
+@pytest.fixture(scope="module")
+def pools() -> Iterator["Pools"]:
+    pools = Pools()
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+class Pools(dict[int, WorkerPool]):
+    """A pool of each size, started when first asked for."""
+
+    def __missing__(self, world_size: int) -> WorkerPool:
+        self[world_size] = WorkerPool(world_size)
+        return self[world_size]
+
+
+class Workshop:
+    """Trains the same tiny model on the same text in every way; what was trained once is kept."""
+
+    def __init__(self, folder: Path, pools: Pools) -> None:
+        self._folder, self._pools = folder, pools
+        self._text = write_text(folder / "text.txt")
+        self._done: dict[tuple[Way, str], tuple[Outcome, Path]] = {}
+
+    def trained(self, way: Way, precision: str) -> tuple[Outcome, Path]:
+        if (way, precision) not in self._done:
+            root = self._folder / f"{precision}-{way[0]}-{way[1]}"
+            self._done[way, precision] = self.train(root, way, precision), root
+        return self._done[way, precision]
+
+    def continued(self, saved: Way, way: Way, precision: str) -> Outcome:
+        """Train the second half, from the checkpoint that another way has saved in the middle."""
+        root = self._folder / f"{precision}-{saved[0]}-{saved[1]}-to-{way[0]}-{way[1]}"
+        shutil.copytree(self.trained(saved, precision)[1], root)
+        run = root / "runs" / "tiny"
+        shutil.rmtree(run / "checkpoints" / f"step_{STEPS:08d}")
+        shutil.rmtree(run / "model")
+        (run / "metrics.json").unlink()
+        return self.train(root, way, precision)
+
+    def train(self, root: Path, way: Way, precision: str, around: Any = None, **checkpoint: Any) -> Outcome:
+        config = PretrainConfig.model_validate(
+            {
+                "run": {"name": "tiny"},
+                "storage": {"root": str(root)},
+                "data": {"source": "files", "path": str(self._text), "split": "position", "val_fraction": 0.0},
+                "tokenizer": {"kind": "byte"},
+                # no size that three or four divide, so parameters are split over ranks and padded
+                "model": {"num_layers": 1, "num_heads": 2, "hidden_dim": 26, "max_positions": 17},
+                "optimizer": {"warmup_steps": 2},
+                "training": {
+                    "num_steps": STEPS,
+                    "sequence_length": 17,
+                    "global_batch_size": 12,
+                    "log_interval_steps": 1,
+                    "precision": precision,
+                },
+                "strategy": {"name": way[0]},
+                "cluster": {"num_workers": way[1]},
+                "checkpoint": {"interval_steps": STEPS // 2, "keep_last": 5, **checkpoint},
+                "tracking": {"mode": "disabled"},
+            }
+        )
+        storage = Storage(config.storage.root)
+        data = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda total: lambda *done: None)
+        run = runs.open_run(storage, config, runs.training_recipe(config, data))
+        runs.begin(storage, run, config)
+        job = Job(config.model_dump(mode="json"), run, data)
+        return self._pools[way[1]].train(job, *([around] if around else []))
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("resized"), pools)
+
+
+def largest_difference(workshop: Workshop, saved: Way, way: Way, precision: str) -> float:
+    reference = workshop.trained(saved, precision)[0]
+    outcome = workshop.continued(saved, way, precision)
+    assert reference.error is None, reference.error
+    assert outcome.error is None, outcome.error
+    expected = reference.losses()
+    assert sorted(outcome.losses()) == list(range(STEPS // 2 + 1, STEPS + 1))
+    return max(abs(loss - expected[step]) / expected[step] for step, loss in outcome.losses().items())
+
+
+@pytest.mark.parametrize(("saved", "way"), FEW, ids=str)
+def test_resized_run_goes_on_with_the_same_losses(workshop: Workshop, saved: Way, way: Way) -> None:
+    assert largest_difference(workshop, saved, way, "32") <= 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("saved", "way"), list(itertools.product(ALL, repeat=2)), ids=str)
+def test_any_number_of_workers_goes_on_from_any_other(workshop: Workshop, saved: Way, way: Way) -> None:
+    assert largest_difference(workshop, saved, way, "32") <= 1e-5
+
+
+@pytest.mark.parametrize("way", [("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)], ids=str)
+def test_bfloat16_goes_on_bit_for_bit(workshop: Workshop, way: Way) -> None:
+    assert largest_difference(workshop, way, way, "bf16") == 0
+
+
+@pytest.mark.parametrize(("saved", "way"), [(("zero3", 3), ("zero2", 2)), (("zero1", 2), ("ddp", 3))], ids=str)
+def test_bfloat16_goes_on_under_another_strategy(workshop: Workshop, saved: Way, way: Way) -> None:
+    # sums in another order, rounded to 8 bits each: no tighter bound holds
+    assert largest_difference(workshop, saved, way, "bf16") <= 1e-3
+
+
+class CannotStore:
+    """Makes the first `count` saves of rank 1 fail before they are stored."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        start, stored = BackgroundWriter.start, BackgroundWriter.stored
+        turns = itertools.count()
+        broken = [False]
+
+        def never_start(writer: BackgroundWriter, *args: Any) -> None:
+            broken[0] = rank == 1 and next(turns) < self._count
+            if not broken[0]:
+                start(writer, *args)
+
+        def never_stored(writer: BackgroundWriter) -> str | None:
+            return "no place" if broken[0] else stored(writer)
+
+        with patch.multiple(BackgroundWriter, start=never_start, stored=never_stored):
+            yield
+
+
+@pytest.mark.parametrize(("num_broken", "max_failed", "kept"), [(1, 1, [4, 6, 8]), (2, 1, []), (1, 0, [])])
+def test_save_that_one_of_two_workers_cannot_store_is_committed_by_none(
+    workshop: Workshop, tmp_path: Path, num_broken: int, max_failed: int, kept: list[int]
+) -> None:
+    settings = {"interval_steps": 2, "max_failed_saves": max_failed}
+    outcome = workshop.train(tmp_path, ("zero2", 2), "32", around=CannotStore(num_broken), **settings)
+    failed = [event for event in outcome.events if event["kind"] == "save_failed"]
+    assert [event["step"] for event in failed] == [2, 4][:num_broken]
+    assert all("worker 1: no place" in event["text"] for event in failed)
+    assert committed_steps(Storage(str(tmp_path)), "tiny") == kept
+    assert (outcome.error is None) == bool(kept)
+    assert kept or "StorageError: checkpoint not saved: worker 1: no place" in (outcome.error or "")
