@@ -12,6 +12,8 @@ and rank 0 of the workers
         steps since `begin`)
     stop: ended early by a notice of termination, after a last checkpoint; step, signal
     end: the last step is done; step, training_seconds
+and the rank that a fault was ordered for
+    fault_injected: the fault is about to fire; fault (its kind), at_step, rank (all as ordered), step (finished ones)
 """
 
 import json
@@ -28,6 +30,7 @@ from orchestrator.storage import Storage
 log = logging.getLogger(__name__)
 DRIVER_KINDS = frozenset({"launch", "fault", "restart"})
 WORKER_KINDS = frozenset({"begin", "skip", "checkpoint", "stop", "end"})
+INJECTED = "fault_injected"
 _NUM_READERS = 8
 
 
@@ -41,16 +44,18 @@ class EventLog:
     def __init__(self, storage: Storage, run_folder: str, kinds: frozenset[str] = WORKER_KINDS) -> None:
         self._storage, self._folder, self._kinds = storage, f"{run_folder}/events", kinds
 
-    def record(self, event: Event) -> None:
-        """Write an event of our kinds."""
+    def record(self, event: Event) -> bool:
+        """Write an event of our kinds; return whether it is kept."""
         if event["kind"] not in self._kinds:
-            return
+            return False
         now = time.time()
         name = f"{int(now * 1e6):017d}-{event['kind']}-{secrets.token_hex(2)}.json"
         try:
             self._storage.write_bytes(f"{self._folder}/{name}", json.dumps({"time": now, **event}).encode())
         except StorageError as error:
             log.warning("an event was not kept: %s", error)
+            return False
+        return True
 
     def and_then(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
         """Return what records an event and passes it on."""
@@ -61,9 +66,10 @@ class EventLog:
 
         return both
 
-    def read(self) -> list[Event]:
-        """Return the events in the order of their times."""
+    def read(self, kind: str | None = None) -> list[Event]:
+        """Return the events in the order of their times; of other kinds than `kind` not even the files are read."""
         files = [name for name in self._storage.list(self._folder) if name.endswith(".json")]
+        files = [name for name in files if kind is None or f"-{kind}-" in name]
         # a long run has thousands, and each costs a round trip in a remote store
         with ThreadPoolExecutor(_NUM_READERS) as pool:
             return [*pool.map(lambda name: json.loads(self._storage.read_bytes(f"{self._folder}/{name}")), files)]
