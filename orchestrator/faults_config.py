@@ -17,6 +17,9 @@ FaultKind = Literal[
     "full_disk",
 ]
 
+SAVE_KINDS = ("fail_upload", "full_disk")
+"""Those that strike a save; all others strike within a step."""
+
 
 class FaultsConfig(Config):
     """One fault that a run brings upon itself, to rehearse what becomes of it."""
@@ -38,7 +41,7 @@ class FaultsConfig(Config):
     @property
     def fails_saves(self) -> bool:
         """Whether the store refuses what a save writes."""
-        return self.kind in ("fail_upload", "full_disk")
+        return self.kind in SAVE_KINDS
 
 
 def fault_mistakes(faults: FaultsConfig, worker_counts: range, num_steps: int, keep_last: int) -> list[str]:
