@@ -1,7 +1,9 @@
 """Faults to order: the rules about them, how often they fire, and the store that refuses saves."""
 
 import json
+import os
 import pickle
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator import artifact
 from orchestrator.callbacks.faults import OrderedFault
 from orchestrator.checkpoint_names import name_of, step_of
 from orchestrator.cli import main
 from orchestrator.config import PretrainConfig, cross_group_mistakes
-from orchestrator.errors import StorageError
+from orchestrator.errors import ArtifactError, StorageError
 from orchestrator.events import EventLog
 from orchestrator.faults import FailingStorage, FaultOrder, damaged
 from orchestrator.faults_config import FaultsConfig
@@ -143,6 +146,49 @@ def test_rank_0_says_what_is_still_to_come_and_the_struck_rank_alone_fires(stora
     assert told.said == ["faults=nan_loss: rank 1 from step 1 on, 1 left to fire"]
     assert (told.bad_steps(0, 1), struck.bad_steps(0, 1), struck.said) == ([], [0], [])
     assert Training(order, storage, rank=0).said == []
+
+
+def save(storage: Storage, step: int) -> None:
+    files = {"rank_00000.safetensors": b"weights of rank 0", "rank_00001.safetensors": b"those of rank 1"}
+    for file, data in files.items():
+        storage.write_bytes(f"{name_of('tiny', step)}/{file}", data)
+    entries = {file: artifact.digest_bytes(data) for file, data in files.items()}
+    artifact.commit(storage, name_of("tiny", step), entries, {"kind": "checkpoint"})
+
+
+@pytest.mark.parametrize("kind", ["truncate_checkpoint", "flip_bit"])
+def test_newest_checkpoint_is_damaged_once_there_are_two_and_the_rank_is_killed(
+    storage: Storage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr("orchestrator.callbacks.faults.os.kill", lambda *to: sent.append(to))
+    training = Training(FaultOrder(ordered(kind, at_step=1), storage, FOLDER), storage)
+    save(storage, 10)
+    training.bad_steps(12, 13)
+    assert sent == []
+    artifact.verify(storage, name_of("tiny", 10))
+    save(storage, 20)
+    training.bad_steps(22, 23)
+    assert sent == [(os.getpid(), signal.SIGKILL)]
+    artifact.verify(storage, name_of("tiny", 10))
+    with pytest.raises(ArtifactError, match="rank_00001.safetensors"):
+        artifact.verify(storage, name_of("tiny", 20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("kill_rank", signal.SIGKILL), ("stop_rank", signal.SIGSTOP), ("terminate_rank", signal.SIGTERM)],
+)
+def test_rank_sends_itself_the_signal_of_its_fault(
+    tmp_path: Path, kind: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr("orchestrator.callbacks.faults.os.kill", lambda *to: sent.append(to))
+    storage = Storage(str(tmp_path))
+    Training(FaultOrder(ordered(kind), storage, FOLDER), storage).bad_steps(28, 29, 30)
+    assert sent == [(os.getpid(), number)]
+    (event,) = EventLog(storage, FOLDER).read("fault_injected")
+    assert event["step"] == 29
 
 
 def failing(storage: Storage, kind: str, **fields: Any) -> FailingStorage:
