@@ -60,6 +60,7 @@ def test_rank_is_killed_as_often_as_ordered(
     assert weights(tmp_path) == unbroken
 
 
+@pytest.mark.long
 def test_single_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(text: Path, tmp_path: Path) -> None:
     order = ["+faults=kill_rank", "faults.at_step=25"]
     code, said = ended(text, tmp_path, *order)
