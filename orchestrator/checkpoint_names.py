@@ -16,6 +16,12 @@ def name_of(run_name: str, step: int) -> str:
     return f"{folder_of(run_name)}/step_{step:08d}"
 
 
+def step_of(name: str) -> int | None:
+    """Return the step of the checkpoint that a name is, or lies in; None of any other name."""
+    found = re.fullmatch(r"runs/[^/]+/checkpoints/step_(\d{8,})(/.*)?", name)
+    return int(found[1]) if found else None
+
+
 def begun_steps(storage: Storage, run_name: str) -> list[int]:
     """Return the steps of all checkpoints of a run, ascending, committed or not."""
     names = (re.fullmatch(r"step_(\d{8,})", entry) for entry in storage.list(folder_of(run_name)))

@@ -16,6 +16,7 @@ from modules.config import (
     TokenizerConfig,
     TrainingConfig,
 )
+from orchestrator.faults_config import FaultsConfig, fault_mistakes
 
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 
@@ -182,6 +183,8 @@ class PretrainConfig(PrepareConfig):
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    faults: FaultsConfig | None = None
+    """Null orders none."""
 
 
 class ModelPath(Config):
@@ -286,6 +289,13 @@ def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
     return _phase_mistakes(config.objective, config.training.num_steps)
 
 
+def _ordered_fault_can_happen(config: PretrainConfig) -> list[str]:
+    if config.faults is None:
+        return []
+    counts, keep_last = config.cluster.worker_counts, config.checkpoint.keep_last
+    return fault_mistakes(config.faults, counts, config.training.num_steps, keep_last)
+
+
 def _batch_mistakes(training: TrainingConfig, num_workers: int) -> list[str]:
     micro = training.micro_batch_size or 1
     size, unit = training.global_batch_size, num_workers * micro
@@ -313,5 +323,6 @@ _RULES_BETWEEN: tuple[tuple[frozenset[str], Callable[[PretrainConfig], list[str]
     (frozenset({"training", "model"}), _sequence_fits),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
+    (frozenset({"faults", "cluster", "training", "checkpoint"}), _ordered_fault_can_happen),
 )
 """Each rule with the groups that it reads."""

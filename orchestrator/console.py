@@ -9,8 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.faults_config import SAVE_KINDS
+from orchestrator.goodput import Goodput
 from orchestrator.progress_display import ProgressDisplay, evaluate_progress, prepare_progress
 from orchestrator.run_state import RunState
+from orchestrator.runtime import Event
 from orchestrator.units import age, count, duration, percent, size
 
 __all__ = [
@@ -55,6 +58,7 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "checkpoint/stall_seconds": ("waiting for checkpoints", duration),
     "goodput/fraction": ("goodput", percent),
     "faults/restarts": ("restarts", count),
+    "faults/recovery_seconds": ("last restart took", duration),
     "faults/skipped_steps": ("skipped steps", count),
 }
 
@@ -68,16 +72,17 @@ def say(line: str) -> None:
     _console().print(Text(line), soft_wrap=True)
 
 
-def show_results(run_name: str, metrics: Mapping[str, float], places: Sequence[str]) -> None:
-    """Show the final figures of a run and where its parts lie.
+def show_results(run_name: str, metrics: Mapping[str, float], goodput: Goodput, places: Sequence[str]) -> None:
+    """Show the final figures of a run, what became of its time and where its parts lie.
 
     Args:
         run_name: The run's name.
         metrics: By metric name, as in metrics.json.
+        goodput: Of the whole run, restarts included.
         places: Lines to show below the table.
     """
     _console().print(_figures_table(f"Results of {run_name}", metrics))
-    for line in places:
+    for line in [_goodput_line(goodput), *places]:
         say(line)
 
 
@@ -185,6 +190,14 @@ def _figures_table(title: str, metrics: Mapping[str, float]) -> Table:
     return table
 
 
+def _goodput_line(goodput: Goodput) -> str:
+    parts = [f"goodput {percent(goodput.fraction)} of {duration(goodput.wall_seconds)}"]
+    if restarts := len(goodput.recovery_seconds):
+        recovery = duration(sum(goodput.recovery_seconds))
+        parts.append(f"{restarts} restart{'s' if restarts > 1 else ''} took {recovery}")
+    return "; ".join([*parts, f"{duration(goodput.stall_seconds)} waiting for saves"])
+
+
 def _condition(state: RunState) -> dict[str, str | Text]:
     holder = state.holder
     where = f" (process {holder['pid']} on {holder['host']})" if holder and state.state == "running" else ""
@@ -205,7 +218,14 @@ def _times(state: RunState) -> dict[str, str]:
         "in steps that lasted": duration(goodput.lasting_seconds),
         "waiting for checkpoints": duration(goodput.stall_seconds),
         "restarts": str(len(goodput.recovery_seconds)),
+        **({"faults to order": "; ".join(map(_injection, state.injected))} if state.injected else {}),
     }
+
+
+def _injection(event: Event) -> str:
+    # a step in hand is shown under its number counted from 1, and a save under that of the last finished one
+    when = f"in the save after step {event['step']}" if event["fault"] in SAVE_KINDS else f"in step {event['step'] + 1}"
+    return f"{event['fault']} on rank {event['rank']} {when}"
 
 
 def _saved(checkpoints: Mapping[int, bool]) -> dict[str, str]:

@@ -13,6 +13,8 @@ and rank 0 of the workers
     save_failed: a checkpoint could not be written; step, text, seconds (that training waited)
     stop: ended early by a notice of termination, after a last checkpoint; step, signal
     end: the last step is done; step, training_seconds
+and the rank that a fault was ordered for
+    fault_injected: the fault is about to fire; fault (its kind), at_step, rank (all as ordered), step (finished ones)
 """
 
 import json
@@ -29,6 +31,7 @@ from orchestrator.storage import Storage
 log = logging.getLogger(__name__)
 DRIVER_KINDS = frozenset({"launch", "fault", "restart"})
 WORKER_KINDS = frozenset({"begin", "skip", "checkpoint", "save_failed", "stop", "end"})
+INJECTED = "fault_injected"
 _NUM_READERS = 8
 
 
@@ -42,16 +45,18 @@ class EventLog:
     def __init__(self, storage: Storage, run_folder: str, kinds: frozenset[str] = WORKER_KINDS) -> None:
         self._storage, self._folder, self._kinds = storage, f"{run_folder}/events", kinds
 
-    def record(self, event: Event) -> None:
-        """Write an event of our kinds."""
+    def record(self, event: Event) -> bool:
+        """Write an event of our kinds; return whether it is kept."""
         if event["kind"] not in self._kinds:
-            return
+            return False
         now = time.time()
         name = f"{int(now * 1e6):017d}-{event['kind']}-{secrets.token_hex(2)}.json"
         try:
             self._storage.write_bytes(f"{self._folder}/{name}", json.dumps({"time": now, **event}).encode())
         except StorageError as error:
             log.warning("an event was not kept: %s", error)
+            return False
+        return True
 
     def and_then(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
         """Return what records an event and passes it on."""
@@ -62,9 +67,10 @@ class EventLog:
 
         return both
 
-    def read(self) -> list[Event]:
-        """Return the events in the order of their times."""
+    def read(self, *kinds: str) -> list[Event]:
+        """Return the events in the order of their times, all or those of some kinds; of others no file is read."""
         files = [name for name in self._storage.list(self._folder) if name.endswith(".json")]
+        files = [name for name in files if not kinds or name.split("-")[1] in kinds]
         # a long run has thousands, and each costs a round trip in a remote store
         with ThreadPoolExecutor(_NUM_READERS) as pool:
             return [*pool.map(lambda name: json.loads(self._storage.read_bytes(f"{self._folder}/{name}")), files)]

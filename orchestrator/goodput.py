@@ -29,7 +29,9 @@ class Goodput:
 
     def metrics(self) -> dict[str, float]:
         """Return the figures by metric name."""
-        return {"goodput/fraction": self.fraction, "faults/restarts": len(self.recovery_seconds)}
+        restarts = len(self.recovery_seconds)
+        last = {"faults/recovery_seconds": self.recovery_seconds[-1]} if restarts else {}
+        return {"goodput/fraction": self.fraction, "faults/restarts": restarts, **last}
 
 
 def goodput(events: Sequence[Event]) -> Goodput:
@@ -40,6 +42,17 @@ def goodput(events: Sequence[Event]) -> Goodput:
         stall_seconds=sum(event["seconds"] for event in events if event["kind"] == "checkpoint"),
         recovery_seconds=tuple(_recoveries(events)),
     )
+
+
+def last_recovery(events: Sequence[Event]) -> float | None:
+    """Return the seconds from a fault to the newest beginning; None where none came before it.
+
+    Args:
+        events: Those of the kinds `fault` and `begin`, in order; others may be left out.
+    """
+    begins = [number for number, event in enumerate(events) if event["kind"] == "begin"]
+    since = begins[-2] if len(begins) > 1 else 0
+    return next(iter(_recoveries(events[since:])), None)
 
 
 def _wall_seconds(events: Sequence[Event]) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 from modules.data.tokenizer import Tokenizer
 from orchestrator.errors import StoppedError
 from orchestrator.events import EventLog
-from orchestrator.goodput import goodput
+from orchestrator.goodput import goodput, last_recovery
 from orchestrator.run import Run
 from orchestrator.runtime import Event, Runtime
 from orchestrator.storage import Storage
@@ -24,6 +24,7 @@ class Results:
         self._tracker, self._runtime, self._events = tracker, runtime, events
         self._last: dict[str, float] = {}
         self._started = time.monotonic()
+        self._is_underway = False
 
     def emit(self, event: Event) -> None:
         """Send an event to the progress display."""
@@ -39,10 +40,17 @@ class Results:
         self.emit({"kind": "start", "run": self._run.name, "num_steps": num_steps})
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Take the figures of a step."""
+        """Take the figures of a step; the first one also tells how long it took to begin anew after a fault."""
+        if not self._is_underway:
+            metrics = {**metrics, **self._recovery()}
+            self._is_underway = True
         self._last.update(metrics)
         self._tracker.log(metrics, step)
         self.emit({"kind": "step", "step": step, "metrics": metrics})
+
+    def _recovery(self) -> dict[str, float]:
+        seconds = last_recovery(self._events.read("fault", "begin"))
+        return {} if seconds is None else {"faults/recovery_seconds": seconds}
 
     def validation(self, step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
         """Take the figures of a validation, and token ids sampled after it, int64 [num_sequences, T]."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from orchestrator import artifact, lease
 from orchestrator.checkpoint_names import begun_steps, name_of
-from orchestrator.events import EventLog
+from orchestrator.events import INJECTED, EventLog
 from orchestrator.goodput import Goodput, goodput
 from orchestrator.run import Run, find_run, folder_names
 from orchestrator.runtime import Event
@@ -82,6 +82,11 @@ class RunState:
             for number, event in enumerate(self.events)
             if event["kind"] == "fault"
         ]
+
+    @property
+    def injected(self) -> list[Event]:
+        """All faults that the run has brought upon itself, as it was told to, in order."""
+        return [event for event in self.events if event["kind"] == INJECTED]
 
     def _seconds_until_begin(self, number: int) -> float | None:
         begins = (event["time"] for event in self.events[number:] if event["kind"] == "begin")

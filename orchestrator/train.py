@@ -147,8 +147,9 @@ def _callbacks(
     training, clip_norm = config.training, config.optimizer.gradient_clip_norm
     tokens_per_step = _tokens_per_step(config)
     guard = StepGuard(config.guard)
+    saves = _storage_of_saves(config, job, storage, runtime)
     checkpoints = Checkpoints(
-        storage,
+        saves,
         job.run.name,
         config.checkpoint,
         runtime,
@@ -175,7 +176,26 @@ def _callbacks(
         *_validation(config, data, runtime, results, throughput, checkpoints),
         Preemption(checkpoints, runtime),
         Watchdog(storage, job.run.folder, runtime, config.cluster.hang_timeout_seconds),
+        *_ordered_fault(config, job, storage, runtime),
     ]
+
+
+def _storage_of_saves(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> Storage:
+    """Return the store of this rank's saves: one that fails if that was ordered."""
+    if config.faults is None or not config.faults.fails_saves or config.faults.rank != runtime.rank:
+        return storage
+    from orchestrator.faults import FailingStorage, FaultOrder
+
+    return FailingStorage(config.storage.root, FaultOrder(config.faults, storage, job.run.folder))
+
+
+def _ordered_fault(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> list[Callback]:
+    if config.faults is None:
+        return []
+    from orchestrator.callbacks.faults import OrderedFault
+    from orchestrator.faults import FaultOrder
+
+    return [OrderedFault(FaultOrder(config.faults, storage, job.run.folder), storage, job.run.name, runtime)]
 
 
 def _validation(

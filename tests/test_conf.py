@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,6 +13,7 @@ from modules.config import Config, DataConfig
 from orchestrator import config
 from orchestrator.cli import COMMANDS, conf_folder
 from orchestrator.config import EvaluateConfig, PretrainConfig
+from orchestrator.faults_config import FaultKind
 from orchestrator.mistakes import validated
 from orchestrator.schema import leaves
 
@@ -23,6 +25,8 @@ NEEDS = {
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
     ("experiment", "shakespeare_char"): ["data.path=text.txt"],
     ("experiment", "gpt2_124m"): ["data.path=text.txt"],
+    **{("faults", kind): ["faults.at_step=3"] for kind in get_args(FaultKind)},
+    ("faults", "stop_rank"): ["faults.at_step=3", "cluster.num_workers=2", "strategy=ddp"],
 }
 MODEL = {"evaluate": ["model.path=somewhere"], "generate": ["model.path=somewhere"]}
 
@@ -61,6 +65,9 @@ def test_option_composes_and_validates(group: str, option: str) -> None:
     assert isinstance(made, PretrainConfig)
     if group in ("strategy", "cluster"):
         assert getattr(made, group).name == option
+    if group == "faults":
+        assert made.faults is not None
+        assert made.faults.kind == option
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -85,6 +92,10 @@ def test_every_option_says_what_it_is_in_its_first_comment() -> None:
         lines = file.read_text(encoding="utf-8").splitlines()
         first = next(line for line in lines if not line.startswith("# @package"))
         assert re.match(r"# .{5}", first), file
+
+
+def test_every_kind_of_fault_can_be_ordered() -> None:
+    assert {option for group, option in OPTIONS if group == "faults"} == set(get_args(FaultKind))
 
 
 def test_evaluate_takes_the_data_of_the_model_unless_told_otherwise() -> None:

@@ -36,6 +36,17 @@ def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     assert imported_by("import orchestrator.config") & {*TRAINING_LIBRARIES, "hydra", "omegaconf"} == set()
 
 
+def test_a_training_without_ordered_faults_imports_nothing_of_them() -> None:
+    script = """
+import sys, orchestrator.train as train
+from orchestrator.config import PretrainConfig
+assert train._ordered_fault(PretrainConfig(), None, None, None) == []
+assert train._storage_of_saves(PretrainConfig(), None, "store", None) == "store"
+assert not {"orchestrator.faults", "orchestrator.callbacks.faults"} & set(sys.modules)
+"""
+    assert "torch" in imported_by(script)
+
+
 @pytest.mark.parametrize("module", ["prepare", "pretrain", "evaluate", "generate", "runs"])
 def test_command_module_imports_neither_ray_nor_deepspeed_nor_wandb(module: str) -> None:
     loaded = imported_by(f"import orchestrator.commands.{module}")

@@ -10,6 +10,7 @@ from orchestrator.config import PretrainConfig
 from orchestrator.console import ProgressDisplay, prepare_progress, show_results
 from orchestrator.data import Needs, prepared_data
 from orchestrator.events import DRIVER_KINDS, EventLog
+from orchestrator.goodput import goodput
 from orchestrator.lease import lease
 from orchestrator.run import Job, Run
 from orchestrator.storage import Storage
@@ -29,7 +30,8 @@ def run(config: PretrainConfig) -> None:
             events = EventLog(storage, this_run.folder, DRIVER_KINDS)
             events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})
             launcher.launch(Job(_for_workers(config, storage), this_run, data_name), events.and_then(display))
-    show_results(this_run.name, this_run.metrics(storage) or {}, _places(storage, this_run))
+    spent = goodput(EventLog(storage, this_run.folder).read())
+    show_results(this_run.name, this_run.metrics(storage) or {}, spent, _places(storage, this_run))
 
 
 def _for_workers(config: PretrainConfig, storage: Storage) -> dict[str, Any]:

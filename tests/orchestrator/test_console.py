@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.console import show_evaluation, show_results, show_samples, stream_text
+from orchestrator.goodput import Goodput
 from orchestrator.progress_display import ProgressDisplay, prepare_progress
 from orchestrator.units import age, count, duration, percent, size
 
@@ -71,10 +72,23 @@ def test_preparation_ends_with_what_was_done(capsys: pytest.CaptureFixture[str])
 
 
 def test_results_show_figures_in_order_and_where_things_are(capsys: pytest.CaptureFixture[str]) -> None:
-    show_results("tiny", {"train/loss": 2.5, "val/bits_per_byte": 1.5, "own/figure": 7.0}, ["model: /a/model"])
+    metrics = {"train/loss": 2.5, "val/bits_per_byte": 1.5, "own/figure": 7.0}
+    show_results("tiny", metrics, Goodput(100, 93, 0.4, ()), ["model: /a/model"])
     said = capsys.readouterr().out
     assert said.index("validation bits per byte") < said.index("training loss") < said.index("own/figure")
-    assert said.splitlines()[-1] == "model: /a/model"
+    assert said.splitlines()[-2:] == ["goodput 93.0 % of 1 min 40 s; 0.4 s waiting for saves", "model: /a/model"]
+
+
+@pytest.mark.parametrize(
+    ("recovery", "told"), [((2.25,), "1 restart took 2.2 s"), ((2.0, 3.5), "2 restarts took 5.5 s")]
+)
+def test_results_tell_what_restarts_cost(
+    recovery: tuple[float, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_results("tiny", {}, Goodput(100, 50, 0.0, recovery), [])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"goodput 50.0 % of 1 min 40 s; {told}; 0.0 s waiting for saves"
+    assert len(line) <= 80
 
 
 def test_evaluation_ranks_the_model_among_compressors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.events import DRIVER_KINDS, WORKER_KINDS, EventLog
-from orchestrator.goodput import goodput
+from orchestrator.goodput import goodput, last_recovery
 from orchestrator.storage import Storage
 
 
@@ -47,7 +47,16 @@ def test_steps_after_the_last_checkpoint_before_a_fault_are_lost() -> None:
     found = goodput(KILLED)
     assert found.lasting_seconds == 50 + 50
     assert found.recovery_seconds == (10,)
-    assert found.metrics() == {"goodput/fraction": pytest.approx(100 / 142), "faults/restarts": 1}
+    fraction = pytest.approx(100 / 142)
+    assert found.metrics() == {"goodput/fraction": fraction, "faults/restarts": 1, "faults/recovery_seconds": 10}
+
+
+def test_recovery_is_told_of_a_beginning_after_a_fault_and_of_no_other() -> None:
+    assert last_recovery(UNBROKEN) is None
+    assert last_recovery(KILLED) == 10
+    assert last_recovery([event(0, "begin"), event(80, "fault"), event(90, "begin"), event(200, "begin")]) is None
+    assert last_recovery([event(5, "fault"), event(9, "begin")]) == 4
+    assert last_recovery([]) is None
 
 
 def test_checkpoint_that_was_passed_over_counts_as_lost() -> None:
@@ -81,4 +90,5 @@ def test_events_come_back_in_order_and_each_process_writes_its_own_kinds(tmp_pat
     for one in ({"kind": "launch"}, {"kind": "begin", "step": 0}, {"kind": "step", "step": 1}, {"kind": "fault"}):
         worker.and_then(driver.and_then(seen.append))(one)
     assert [one["kind"] for one in driver.read()] == ["launch", "begin", "fault"]
+    assert [one["kind"] for one in driver.read("fault", "launch")] == ["launch", "fault"]
     assert [one["kind"] for one in seen] == ["launch", "begin", "step", "fault"]

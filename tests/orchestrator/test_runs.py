@@ -143,6 +143,17 @@ def test_each_fault_has_its_time_until_training_began_anew(storage: Storage) -> 
     assert found == [(FAULT["text"], pytest.approx(12)), ("lost", None)]
 
 
+def test_ordered_faults_are_shown_in_the_steps_that_they_struck(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    injected = {"kind": "fault_injected", "fault": "kill_rank", "at_step": 60, "rank": 1, "step": 59, "time": 70}
+    refused = {**injected, "fault": "full_disk", "step": 60, "time": 95}
+    write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, injected, FAULT, RESTART, AGAIN, refused])
+    shown = " ".join(said_by(capsys, storage, "show", "tiny").replace("│", " ").split())
+    assert "faults to order kill_rank on rank 1 in step 60; full_disk on rank 1 in the save after step 60" in shown
+    assert len(state_of(storage, "tiny").faults) == 1
+
+
 def test_newest_run_comes_first_and_other_folders_are_no_runs(storage: Storage) -> None:
     for name, began in (("old", 1000.0), ("new", 3000.0), ("middle", 2000.0)):
         write_run(storage, name, [LAUNCH], began=began)
