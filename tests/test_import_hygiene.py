@@ -36,7 +36,7 @@ def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     assert imported_by("import orchestrator.config") & {*TRAINING_LIBRARIES, "hydra", "omegaconf"} == set()
 
 
-@pytest.mark.parametrize("module", ["prepare", "pretrain", "evaluate", "generate", "runs"])
+@pytest.mark.parametrize("module", ["prepare", "pretrain", "evaluate", "generate", "runs", "doctor"])
 def test_command_module_imports_neither_ray_nor_deepspeed_nor_wandb(module: str) -> None:
     loaded = imported_by(f"import orchestrator.commands.{module}")
     assert loaded & {"ray", "deepspeed", "wandb", "hydra"} == set()
