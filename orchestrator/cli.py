@@ -41,6 +41,7 @@ COMMANDS = {
     "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
     "generate": Command("continue a prompt", "GenerateConfig"),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
+    "doctor": Command("check machine, storage and services, each with the mend", "DoctorConfig"),
 }
 
 DONE, FAILURE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143

@@ -242,6 +242,18 @@ class RunsConfig(Config):
     storage: StorageConfig = StorageConfig()
 
 
+class DoctorConfig(Config):
+    """`orchestrator doctor`: what a run would find on this machine, in its store and at its services."""
+
+    fix: bool = False
+    """Remove the locks that killed compiles have left."""
+    build: bool = False
+    """Compile DeepSpeed's CPU Adam, which tries compiler, headers and ninja."""
+    storage: StorageConfig = StorageConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
 def accumulation_steps(config: PretrainConfig, num_workers: int) -> int:
     """Micro-batches that each of `num_workers` computes in a step (DESIGN, invariant 1)."""
     return config.training.global_batch_size // (num_workers * micro_batch_size(config, num_workers))

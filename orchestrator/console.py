@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.doctor.findings import Finding
 from orchestrator.faults_config import SAVE_KINDS
 from orchestrator.goodput import Goodput
 from orchestrator.progress_display import ProgressDisplay, evaluate_progress, prepare_progress
@@ -22,6 +23,7 @@ __all__ = [
     "prepare_progress",
     "say",
     "show_evaluation",
+    "show_findings",
     "show_results",
     "show_run",
     "show_runs",
@@ -64,6 +66,7 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 _STATE_STYLES = {"done": "green", "running": "bold green", "stopped": "yellow", "interrupted": "red"}
+_STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 _UNKNOWN = "-"
 
 
@@ -145,6 +148,20 @@ def show_run(state: RunState, checkpoints: Mapping[int, bool], places: Sequence[
         console.print(_faults_table(console, state))
     for line in places:
         say(line)
+
+
+def show_findings(findings: Iterable[tuple[str, Finding]]) -> list[str]:
+    """Show a line for each check as soon as it is there, and what mends it; return the names of those that failed."""
+    console, failed = _console(), []
+    for name, finding in findings:
+        if console.is_terminal:
+            console.print(_finding_line(console, name, finding))
+        else:
+            mend = f"; mend: {finding.mend}" if finding.mend else ""
+            say(f"{finding.status:9}{name:15}{finding.text}{mend}")
+        if finding.status == "failure":
+            failed.append(name)
+    return failed
 
 
 def show_samples(prompt: str, samples: Sequence[str]) -> None:
@@ -244,6 +261,16 @@ def _faults_table(console: Console, state: RunState) -> Table:
         recovery = "not since" if fault.recovery_seconds is None else duration(fault.recovery_seconds)
         table.add_row(_moment(fault.time), Text(_shown(console, fault.text)), recovery)
     return table
+
+
+def _finding_line(console: Console, name: str, finding: Finding) -> Table:
+    line = Table.grid(padding=(0, 2, 0, 0))
+    for width in (7, 13, None):
+        line.add_column(width=width, overflow="fold")
+    mend = Text(f"\nmend: {finding.mend}" if finding.mend else "", style="bold")
+    mark = Text(finding.status, style=_STATUS_STYLES[finding.status])
+    line.add_row(mark, name, Text.assemble(_shown(console, finding.text), mend))
+    return line
 
 
 def _steps(state: RunState) -> str:

@@ -35,6 +35,10 @@ class StorageError(OrchestratorError):
     """The store could not be read or written."""
 
 
+class MachineError(OrchestratorError):
+    """The machine, its store or a service is not fit for a run."""
+
+
 class BadStepsError(OrchestratorError):
     """Too many steps in a row had to be skipped."""
 

@@ -15,6 +15,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
+from orchestrator.compile_locks import prepare_to_compile
 from orchestrator.config import StrategyConfig
 from orchestrator.runtime import Runtime
 
@@ -83,6 +84,8 @@ def build_strategy(config: StrategyConfig, runtime: Runtime, gradient_clip_norm:
     if config.name == "ddp":
         # one bucket view less to copy, and the graph is the same in every step of a phase
         return _DDP(device, cluster_environment=environment, gradient_as_bucket_view=True)
+    # none of ours compiles anything; settings of DeepSpeed's own may (offload to NVMe, quantized weights, ZenFlow)
+    prepare_to_compile(lambda text: runtime.emit({"kind": "note", "text": text}))
     return _deepspeed_strategy(config, device, environment, gradient_clip_norm)
 
 
@@ -144,6 +147,20 @@ def _deepspeed_strategy(
     if device.type == "cpu":
         return _CpuDeepSpeed(process_group_backend="gloo", **settings)
     return _DeepSpeed(**settings)
+
+
+def compile_cpu_adam() -> None:
+    """Compile DeepSpeed's Adam for the CPU into the folder that runs take extensions from, once.
+
+    No strategy of ours takes it, but settings of DeepSpeed's own do (ZenFlow).
+    """
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    prepare_to_compile(print)
+    from deepspeed.ops import op_builder
+
+    builders: Any = op_builder  # it names them as it is imported
+    builders.CPUAdamBuilder().load(verbose=False)
 
 
 def _without_compiled_collectives() -> None:

@@ -108,7 +108,17 @@ def resolve_mode(config: TrackingConfig) -> Literal["online", "offline", "disabl
     asked = os.environ.get("WANDB_MODE", "").lower()
     if asked in ("online", "offline", "disabled"):
         return asked
-    return "online" if any(map(os.environ.get, _KEYS)) or _has_netrc_key() else "offline"
+    return "online" if key_place() else "offline"
+
+
+def key_place() -> str | None:
+    """Where W&B would find its key: the name of a variable, or `netrc`. Never the key itself."""
+    return next(filter(os.environ.get, _KEYS), "netrc" if _has_netrc_key() else None)
+
+
+def api_url() -> str:
+    """The address of the W&B service."""
+    return os.environ.get("WANDB_BASE_URL") or f"https://{_DEFAULT_HOSTS[0]}"
 
 
 class WandbTracker:

@@ -47,7 +47,7 @@ assert not {"orchestrator.faults", "orchestrator.callbacks.faults"} & set(sys.mo
     assert "torch" in imported_by(script)
 
 
-@pytest.mark.parametrize("module", ["prepare", "pretrain", "evaluate", "generate", "runs"])
+@pytest.mark.parametrize("module", ["prepare", "pretrain", "evaluate", "generate", "runs", "doctor"])
 def test_command_module_imports_neither_ray_nor_deepspeed_nor_wandb(module: str) -> None:
     loaded = imported_by(f"import orchestrator.commands.{module}")
     assert loaded & {"ray", "deepspeed", "wandb", "hydra"} == set()

@@ -181,6 +181,21 @@ def _cluster(config: ClusterConfig) -> Iterator[None]:
             ray.shutdown()
 
 
+def cluster_facts(address: str) -> dict[str, Any]:
+    """Return what an existing cluster says of itself, as plain data.
+
+    Raises:
+        Exception: Ray's own, where no cluster of the same version answers.
+    """
+    with _cluster(ClusterConfig(name="ray", address=address)):
+        return {
+            "version": ray.__version__,  # a cluster of another version refuses
+            "address": ray.get_runtime_context().gcs_address,
+            "num_nodes": sum(node["Alive"] for node in ray.nodes()),
+            "resources": ray.cluster_resources(),
+        }
+
+
 def _present_resources(config: ClusterConfig) -> Mapping[str, float]:
     """Return what there is, by Ray's names; an embedded Ray has this machine and need not start for it."""
     if config.address is None and not ray.is_initialized():

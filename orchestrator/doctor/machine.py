@@ -1,0 +1,66 @@
+"""What the machine has: processors, memory, shared memory, GPUs."""
+
+import os
+import shutil
+
+import psutil
+
+from orchestrator.doctor.findings import Finding
+from orchestrator.units import size
+
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  # Linux's own name
+LEAST_SHARED_BYTES = 2**30
+LEAST_FREE_MEMORY_BYTES = 2 * 2**30
+
+
+def processors() -> Finding:
+    """Count the processors that this process may use, and the memory."""
+    usable, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    memory = psutil.virtual_memory()
+    cpus = f"{usable} CPU{'s' if usable != 1 else ''}" + (f" of {present}" if usable < present else "")
+    text = f"{cpus}, {size(memory.total)} memory, {size(memory.available)} of it free"
+    if memory.available < LEAST_FREE_MEMORY_BYTES:
+        return Finding("warning", text, "end what else runs here, or take a small model and micro-batch")
+    return Finding("ok", text)
+
+
+def shared_memory() -> Finding:
+    """Measure what Ray keeps its objects in; containers often get 64 MB."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return Finding(
+            "warning", f"no {SHARED_MEMORY}: Ray keeps its objects on the disk, slowly", "mount a tmpfs there"
+        )
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    text = f"{SHARED_MEMORY} has {size(usage.total)}, {size(usage.free)} of it free"
+    if usage.free < LEAST_SHARED_BYTES:
+        mend = "docker run --shm-size=8g, or a Kubernetes emptyDir with medium: Memory; or free some"
+        return Finding("warning", f"{text}: Ray keeps its objects on the disk, slowly", mend)
+    return Finding("ok", text)
+
+
+def gpus() -> Finding:
+    """Count the GPUs that torch sees, and look for NCCL, which several of them speak through."""
+    import torch
+
+    if torch.cuda.is_available():
+        return _visible_gpus()
+    if shutil.which("nvidia-smi") is None:
+        return Finding("ok", f"none; torch {torch.__version__} computes on the CPU")
+    if torch.version.cuda is None:
+        mend = f"pip install torch=={torch.__version__.partition('+')[0]} in its CUDA build"
+        return Finding("warning", f"nvidia-smi is here, but torch {torch.__version__} is built for the CPU alone", mend)
+    text = f"nvidia-smi is here, but torch {torch.__version__} sees no GPU"
+    mend = f"a driver for CUDA {torch.version.cuda} or later; in a container --gpus=all; look at CUDA_VISIBLE_DEVICES"
+    return Finding("warning", text, mend)
+
+
+def _visible_gpus() -> Finding:
+    import torch
+    from torch.cuda import nccl
+
+    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    models = sorted({f"{properties.name} ({size(properties.total_memory)})" for properties in found})
+    text = f"{len(found)} x {', '.join(models)}, CUDA {torch.version.cuda}"
+    if len(found) > 1 and not torch.distributed.is_nccl_available():
+        return Finding("warning", f"{text}, without NCCL: several GPUs cannot train together", "pip's build of torch")
+    return Finding("ok", f"{text}, NCCL {'.'.join(map(str, nccl.version()))}" if len(found) > 1 else text)

@@ -1,0 +1,78 @@
+"""What compiles: the compiler, ninja, DeepSpeed's extensions, and the locks of compiles that were killed."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from orchestrator.compile_locks import CompileLock, all_folders, find_locks, remove
+from orchestrator.doctor.findings import Finding
+
+BUILD_SECONDS = 600
+_COMPILE = "from orchestrator.strategy import compile_cpu_adam; compile_cpu_adam()"
+
+
+def compiler() -> Finding:
+    """Look for the C++ compiler and Python's headers; only compiled models on CPU and extensions want them."""
+    name = os.environ.get("CXX", "g++")
+    path = shutil.which(name)
+    needed_for = "training.compile=true on CPU and DeepSpeed's own extensions do not work"
+    if path is None:
+        mend = "apt-get install g++ python3-dev, or dnf install gcc-c++ python3-devel"
+        return Finding("warning", f"no {name} on PATH: {needed_for}", mend)
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        mend = "apt-get install python3-dev, or dnf install python3-devel"
+        return Finding("warning", f"{path}, but no Python.h: {needed_for}", mend)
+    return Finding("ok", f"{path}, with Python's headers")
+
+
+def ninja() -> Finding:
+    """Look for ninja, which DeepSpeed's extensions are compiled with."""
+    path = shutil.which("ninja")
+    if path is None:
+        mend = "apt-get install ninja-build, or pip install ninja"
+        return Finding("warning", "no ninja on PATH: DeepSpeed's own extensions do not compile", mend)
+    return Finding("ok", path)
+
+
+def extensions(build: bool) -> Finding:
+    """Compile DeepSpeed's Adam for the CPU if that is asked for."""
+    if not build:
+        return Finding("ok", "none is compiled by our strategies; build=true tries it")
+    # in a process of its own: it talks, and it may be ended in the middle
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _COMPILE], capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("failure", f"DeepSpeed's CPU Adam is not compiled after {BUILD_SECONDS} s", "run it again")
+    if done.returncode:
+        return Finding("failure", f"DeepSpeed's CPU Adam does not compile: {_reason(done.stdout + done.stderr)}")
+    return Finding("ok", "DeepSpeed's CPU Adam is compiled")
+
+
+def locks(fix: bool) -> Finding:
+    """Look for locks of compiles that were killed, and remove them if that is asked for."""
+    found = find_locks(all_folders())
+    stale = [lock for lock in found if lock.is_stale]
+    if not stale:
+        others = "".join(f"; {lock.path} may be another machine's" for lock in found if lock.owner == "unknown")
+        at_work = sum(lock.owner == "at work" for lock in found)
+        return Finding("ok", (f"{at_work} at work" if at_work else "none") + others)
+    if fix:
+        return Finding("ok", f"removed {_paths([lock for lock in stale if remove(lock)])}")
+    text = f"left by killed compiles, later ones wait for ever: {_paths(stale)}"
+    return Finding("failure", text, "orchestrator doctor fix=true")
+
+
+def _paths(found: list[CompileLock]) -> str:
+    return ", ".join(str(lock.path) for lock in found)
+
+
+def _reason(output: str) -> str:
+    """Return the compiler's own first complaint, or else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    complaint = next((line for line in lines if "error:" in line.lower() or "requires" in line), "")
+    return (complaint or (lines[-1] if lines else "it said nothing"))[:300]

@@ -1,0 +1,40 @@
+"""What Weights & Biases will do with a run: the mode, the key, and whether the service can be reached."""
+
+import urllib.error
+import urllib.request
+
+from orchestrator.config import TrackingConfig
+from orchestrator.doctor.findings import Finding
+from orchestrator.redaction import redact
+from orchestrator.tracking import api_url, key_place, resolve_mode
+
+ANSWER_SECONDS = 5
+_KEY = "wandb login, or put the key into WANDB_API_KEY"
+
+
+def wandb_account(config: TrackingConfig) -> Finding:
+    """Tell the mode that results; where a key is found, look whether its service answers."""
+    mode, place = resolve_mode(config), key_place()
+    if mode == "disabled":
+        return Finding("ok", "disabled: nothing is tracked")
+    if place is None:
+        if mode == "online":
+            return Finding("warning", "no key: runs start online, fail and are tracked offline", _KEY)
+        return Finding("ok", "offline, for want of a key; wandb sync uploads later")
+    url = api_url()
+    if not _answers(url):
+        text = f"{mode}, key from {place}, but {redact(url)} does not answer"
+        mend = "look at the network and HTTPS_PROXY, or set tracking.mode=offline"
+        return Finding("warning" if mode == "online" else "ok", text, mend if mode == "online" else "")
+    return Finding("ok", f"{mode}, key from {place}, {redact(url)} answers")
+
+
+def _answers(url: str) -> bool:
+    """Whether the service speaks HTTP there, whatever it says: the key is not shown to it."""
+    try:
+        urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()  # noqa: S310  # the user's own address, or W&B's
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
