@@ -1,8 +1,7 @@
 """Saving and restoring a training state on a local disk beside torch.save and torch.load of the same state.
 
 25 million parameters with AdamW's moments, about 300 MB, one process. Both saves end with the data on the disk (fsync).
-Ours also digests the file and commits it; our restore reads it twice, first to verify its digest, as a run does that
-continues.
+Ours also digests the file and commits it, here with `checkpoint.mode=sync`; our restore verifies what it reads.
 
 Run: python tests/benchmarks/bench_checkpoint.py
 """
@@ -23,8 +22,11 @@ from modules.model import GPT, initialize
 from modules.optimizer import build_optimizer, parameter_groups
 from orchestrator import artifact, checkpoint
 from orchestrator.checkpoint import Progress
+from orchestrator.checkpoint_names import name_of
 from orchestrator.config import StrategyConfig
+from orchestrator.retention import Retention
 from orchestrator.runtime import Runtime
+from orchestrator.saves import Saves
 from orchestrator.storage import Storage
 from orchestrator.strategy import build_strategy
 from orchestrator.training_state import TrainingState, training_state
@@ -34,7 +36,7 @@ Row = tuple[str, float, float, float]
 MODEL = ModelConfig(num_layers=8, num_heads=8, hidden_dim=512, max_positions=256)
 VOCAB_SIZE = 256
 REPEATS = 5
-NAME = "runs/bench/checkpoints/step_00000001"
+RUN = "bench"
 
 
 class Ours:
@@ -43,17 +45,20 @@ class Ours:
     def __init__(self, folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
         self._storage, self._model, self._optimizer = Storage(str(folder / "ours")), model, optimizer
 
+        self._shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+        self._saves = Saves(self._storage, RUN, "sync")
+
     def save(self) -> None:
-        shapes = {name: list(parameter.shape) for name, parameter in self._model.named_parameters()}
-        checkpoint.save(self._storage, NAME, state_of(self._model, self._optimizer), shapes, Progress(step=1, tokens=1))
+        state = state_of(self._model, self._optimizer)
+        self._saves.begin(state, self._shapes, Progress(step=1, tokens=1), Retention())
+        assert self._saves.finish() is None
 
     def restore(self) -> None:
-        artifact.verify(self._storage, NAME)
-        opened = checkpoint.open_checkpoint(self._storage, NAME)
-        state_of(self._model, self._optimizer).load(opened.reader, opened.progress.step)
+        state = state_of(self._model, self._optimizer)
+        assert checkpoint.restore(self._storage, RUN, state, self._shapes, print)
 
     def remove(self) -> None:
-        artifact.remove(self._storage, NAME)
+        artifact.remove(self._storage, name_of(RUN, 1))
 
 
 class Torch:
@@ -107,12 +112,12 @@ def save_and_restore(way: Ours | Torch, model: GPT, optimizer: torch.optim.Optim
     return saved, restored
 
 
-def trained_model() -> tuple[GPT, torch.optim.Optimizer]:
+def trained_model(config: ModelConfig = MODEL) -> tuple[GPT, torch.optim.Optimizer]:
     """A model whose optimizer has made one step, and so has moments."""
-    model = GPT(MODEL, VOCAB_SIZE)
+    model = GPT(config, VOCAB_SIZE)
     initialize(model, seed=1)
-    config = OptimizerConfig()
-    optimizer = build_optimizer(parameter_groups(model, config), config)
+    settings = OptimizerConfig()
+    optimizer = build_optimizer(parameter_groups(model, settings), settings)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()

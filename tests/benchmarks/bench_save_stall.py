@@ -1,0 +1,147 @@
+"""What a save of 100 million parameters with AdamW's moments (1.2 GB, a local disk, one process) costs the training.
+
+Three ratios: the stall of `checkpoint.mode=async` beside that of `sync`, the time of a step while a save is written
+beside that of a step without, and a restore beside reading the files once. Asked for: at least 10, 0.9 and 1 / 1.3.
+
+Run: python tests/benchmarks/bench_save_stall.py
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from bench_checkpoint import state_of, trained_model
+from torch import Tensor
+
+from modules.config import ModelConfig
+from modules.model import GPT
+from orchestrator import checkpoint
+from orchestrator.checkpoint import Progress
+from orchestrator.checkpoint_names import name_of
+from orchestrator.retention import Retention
+from orchestrator.saves import Saves
+from orchestrator.storage import Storage
+
+Row = tuple[str, float, float, float]
+"""What was measured (name and unit), ours, the peer's, ours / peer's."""
+MODEL = ModelConfig(num_layers=8, num_heads=8, hidden_dim=1024, max_positions=256)
+REPEATS = 5
+RUN = "bench"
+_TOKENS = 64
+_PIECE_BYTES = 2**20
+
+
+class Training:
+    """Steps of a model, and its saves by one mode."""
+
+    def __init__(self, root: str, mode: Literal["sync", "async"], model: GPT, optimizer: torch.optim.Optimizer) -> None:
+        self.storage = Storage(f"{root}/{mode}")
+        self.model, self.optimizer = model, optimizer
+        self.shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+        self.saves = Saves(self.storage, RUN, mode)
+        self.saves.prepare(state_of(model, optimizer))
+        self._number, self._waits = 0, mode == "sync"
+
+    def stall(self) -> float:
+        """Seconds that training waits for a save, which is finished afterwards without counting."""
+        seconds = self._begin()
+        if self._waits:
+            return seconds + _seconds(self._finish)
+        self._finish()
+        return seconds
+
+    def step_seconds_while_saving(self, step: Callable[[], None]) -> float:
+        """Seconds of a step from the copy until the commit."""
+        self._begin()
+        num_steps, began = 0, time.perf_counter()
+        while not self.saves.is_committed:
+            step()
+            num_steps += 1
+        seconds = time.perf_counter() - began
+        self._finish()
+        return seconds / num_steps
+
+    def restore(self) -> None:
+        state = state_of(self.model, self.optimizer)
+        assert checkpoint.restore(self.storage, RUN, state, self.shapes, print)
+
+    def read_once(self) -> None:
+        """Read all bytes of the newest checkpoint, and do nothing with them."""
+        folder = self.storage.local_path(name_of(RUN, self._number))
+        assert folder is not None
+        buffer = memoryview(bytearray(_PIECE_BYTES))
+        for path in folder.iterdir():
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+    def _begin(self) -> float:
+        self._number += 1
+        state = state_of(self.model, self.optimizer)
+        progress = Progress(step=self._number, tokens=1)
+        return _seconds(lambda: self.saves.begin(state, self.shapes, progress, Retention()))
+
+    def _finish(self) -> None:
+        error = self.saves.finish()
+        assert error is None, error
+
+
+def main() -> list[Row]:
+    """Medians in milliseconds, the two of each pair taking turns."""
+    model, optimizer = trained_model(MODEL)
+    tokens = torch.randint(256, (1, _TOKENS))
+    with tempfile.TemporaryDirectory(prefix="bench-stall-") as root:
+        ours, peer = (Training(root, mode, model, optimizer) for mode in ("async", "sync"))
+        rows = [
+            _row("stall of a save, 1.2 GB, async beside sync (ms)", ours.stall, peer.stall),
+            _step_row(ours, lambda: _step(model, optimizer, tokens)),
+            _row(
+                "restore, 1.2 GB, beside reading the bytes once (ms)",
+                lambda: _seconds(ours.restore),
+                lambda: _seconds(ours.read_once),
+            ),
+        ]
+        for training in (ours, peer):
+            training.saves.close()
+    return rows
+
+
+def _step(model: GPT, optimizer: torch.optim.Optimizer, tokens: Tensor) -> None:
+    model(tokens).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _step_row(training: Training, step: Callable[[], None]) -> Row:
+    def alone() -> float:
+        return statistics.median(_seconds(step) for _ in range(5))
+
+    return _row(
+        "step while a save is written, beside one without (ms)", lambda: training.step_seconds_while_saving(step), alone
+    )
+
+
+def _row(what: str, ours: Callable[[], float], peer: Callable[[], float]) -> Row:
+    """Call each in turn, in alternating order; the first turn warms up."""
+    seconds: dict[Callable[[], float], list[float]] = {ours: [], peer: []}
+    for turn in range(REPEATS + 1):
+        for way in (ours, peer) if turn % 2 else (peer, ours):
+            measured = way()
+            if turn:
+                seconds[way].append(measured)
+    our_time, peer_time = (1000 * statistics.median(seconds[way]) for way in (ours, peer))
+    return what, our_time, peer_time, our_time / peer_time
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    for row in main():
+        print("{:60s} {:10.1f} {:10.1f} {:8.3f}".format(*row))
