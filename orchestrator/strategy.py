@@ -122,6 +122,13 @@ def _deepspeed_strategy(
             # Lightning has divided by the accumulated micro-batches, and the engine would do it again
             return super().backward(closure_loss, *args, scale_wrt_gas=False, **kwargs)
 
+        def teardown(self) -> None:
+            engine: Any = self.model
+            if hasattr(engine, "destroy"):  # not where the set-up has failed
+                engine.destroy()
+            _forget_sharded_models()
+            super().teardown()
+
     class _CpuDeepSpeed(_DeepSpeed):
         def setup_environment(self) -> None:
             # Lightning's own version only refuses what is not CUDA
@@ -144,6 +151,20 @@ def _deepspeed_strategy(
     if device.type == "cpu":
         return _CpuDeepSpeed(process_group_backend="gloo", **settings)
     return _DeepSpeed(**settings)
+
+
+def _forget_sharded_models() -> None:
+    """Let go of all models that ZeRO-3 has sharded in this process, so that another one finds memory after a rollback.
+
+    Two registers hold them for ever (deepspeed 0.19.8): a stack that is never emptied, and the cache of a method.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    method: Any = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    for cell in method.__closure__:
+        cell.cell_contents.cache_clear()
 
 
 def _without_compiled_collectives() -> None:
