@@ -28,7 +28,7 @@ _STATE = "state.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is; all else (data, schedule, phase) follows from the step."""
+    """How far the run is; all else (schedule, phase, and with the offset data) follows from the step."""
 
     step: int
     """Finished steps, those skipped among them."""
@@ -36,6 +36,8 @@ class Progress:
     """Tokens seen, over all workers."""
     loss_scale: float | None = None
     """float16 only."""
+    data_offset: int = 0
+    """Steps of data that were passed over: step s has the data of step s + data_offset."""
     guard: GuardState = field(default_factory=GuardState)
 
     @classmethod
@@ -151,17 +153,20 @@ def steps_of(storage: Storage, run_name: str) -> list[int]:
     return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]
 
 
-def newest_valid(storage: Storage, run_name: str, say: Callable[[str], None]) -> str | None:
+def newest_valid(storage: Storage, run_name: str, say: Callable[[str], None], at_most: int | None = None) -> str | None:
     """Return the newest checkpoint that is whole; None for a run without any.
 
     Args:
         say: Is told of each that was passed over, and why.
+        at_most: Later steps are not looked at, as if there were none.
 
     Raises:
         ArtifactError: there are checkpoints, and none is whole: nothing starts from scratch by itself.
     """
     faults = []
     for step in reversed(steps_of(storage, run_name)):
+        if at_most is not None and step > at_most:
+            continue
         try:
             artifact.verify(storage, name_of(run_name, step))
             return name_of(run_name, step)
@@ -187,10 +192,16 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
     return Checkpoint(name, progress, FragmentReader(storage, name, manifest["fragments"]), manifest["shapes"])
 
 
-def prune(storage: Storage, run_name: str, keep_last: int, keep_every_steps: int | None) -> None:
-    """Remove committed checkpoints but the newest and those at every so many steps; a failure stops nothing."""
-    for step in steps_of(storage, run_name)[:-keep_last]:
-        if keep_every_steps and step % keep_every_steps == 0:
+def prune(storage: Storage, run_name: str, keep_last: int, keep_every_steps: int | None, good_step: int) -> None:
+    """Remove committed checkpoints but the newest and those at every so many steps; a failure stops nothing.
+
+    Args:
+        good_step: The newest up to here are kept, too: a rollback may need them.
+    """
+    steps = steps_of(storage, run_name)
+    kept = {*steps[-keep_last:], *[step for step in steps if step <= good_step][-keep_last:]}
+    for step in steps:
+        if step in kept or (keep_every_steps and step % keep_every_steps == 0):
             continue
         try:
             artifact.remove(storage, name_of(run_name, step))

@@ -56,6 +56,7 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "goodput/fraction": ("goodput", percent),
     "faults/restarts": ("restarts", count),
     "faults/skipped_steps": ("skipped steps", count),
+    "faults/rollbacks": ("rollbacks", count),
 }
 
 

@@ -1,9 +1,10 @@
 """One worker's way through a training: build the parts, fit, hand over the results. The same under every launcher."""
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
@@ -17,7 +18,7 @@ from orchestrator.callbacks.bad_steps import SkipBadSteps
 from orchestrator.callbacks.checkpoints import Checkpoints
 from orchestrator.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
 from orchestrator.callbacks.metrics import Metrics
-from orchestrator.callbacks.preemption import Preemption
+from orchestrator.callbacks.preemption import Preemption, StopNotices
 from orchestrator.callbacks.throughput import Throughput
 from orchestrator.callbacks.validation import Validation
 from orchestrator.callbacks.watchdog import Watchdog
@@ -25,7 +26,7 @@ from orchestrator.config import PretrainConfig, accumulation_steps, micro_batch_
 from orchestrator.errors import StoppedError
 from orchestrator.events import EventLog
 from orchestrator.export import export_model
-from orchestrator.guard import StepGuard
+from orchestrator.guard import Rollback, RollbackError, StepGuard
 from orchestrator.results import Results
 from orchestrator.run import Job
 from orchestrator.runtime import Runtime
@@ -42,7 +43,7 @@ def train(job: Job, runtime: Runtime) -> None:
 
     Raises:
         OrchestratorError: a checkpoint or the data is damaged, or a store cannot be written.
-        BadStepsError: too many steps in a row were bad; raised on all workers.
+        BadStepsError: too many steps in a row were bad, once too often; raised on all workers.
         StoppedError: a notice of termination reached some worker; raised on all of them, after a last checkpoint.
     """
     _quiet_libraries()
@@ -52,20 +53,54 @@ def train(job: Job, runtime: Runtime) -> None:
     if runtime.rank == 0:
         runtime = replace(runtime, emit=events.and_then(runtime.emit))
     data = TokenData.open(artifact.local_copy(storage, job.data_name, cache_folder()))
-    module = _build_module(config, data, runtime)
     results = Results(job.run, storage, data.tokenizer, _tracker(config, job, storage, runtime), runtime, events)
-    throughput = _throughput(config)
-    trainer = _build_trainer(config, runtime, _callbacks(config, job, storage, data, runtime, results, throughput))
     results.start(config.training.num_steps)
     try:
-        trainer.fit(module, throughput.watch(_StepBatches(module, _batches(config, data, runtime))))
+        with StopNotices(runtime) as notices:
+            step, training_seconds = _train(_Parts(config, job, storage, data, runtime, results, notices))
     except StoppedError as stop:
         results.stop(stop)
         raise
     if runtime.rank == 0:
-        last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, module.step))
+        last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, step))
         export_model(storage, job.run.model_name, last, config.model, data.tokenizer, job.run.recipe)
-        results.finish(job.data_name, module.step, throughput.meter.training_seconds())
+        results.finish(job.data_name, step, training_seconds)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What serves a training on this worker from its start to its end, however often it goes back."""
+
+    config: PretrainConfig
+    job: Job
+    storage: Storage
+    data: TokenData
+    runtime: Runtime
+    results: Results
+    notices: StopNotices
+
+
+def _train(parts: _Parts) -> tuple[int, float]:
+    """Fit to the last step, and anew after each rollback; return that step, and the last fit's seconds in steps."""
+    rollback: Rollback | None = None
+    while True:
+        try:
+            return _fit(parts, rollback)
+        except RollbackError as error:
+            rollback = error.rollback
+        # Lightning ties a model into cycles, and two may not fit into memory; one pass left it in half of the runs
+        for _ in range(2):
+            gc.collect()
+
+
+def _fit(parts: _Parts, rollback: Rollback | None) -> tuple[int, float]:
+    """Fit a fresh model: what DeepSpeed has made of one cannot be filled anew."""
+    config, data, runtime = parts.config, parts.data, parts.runtime
+    module = _build_module(config, data, runtime)
+    throughput = Throughput(_tokens_per_step(config), config.training.sequence_length)
+    trainer = _build_trainer(config, runtime, _callbacks(parts, throughput, rollback))
+    trainer.fit(module, throughput.watch(_StepBatches(module, _batches(config, data, runtime))))
+    return module.step, throughput.meter.training_seconds()
 
 
 def _tracker(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> Tracker:
@@ -115,38 +150,27 @@ def _batches(config: PretrainConfig, data: TokenData, runtime: Runtime) -> Batch
 
 
 class _StepBatches:
-    """The batches from the module's step on: by the time that Lightning asks, a checkpoint may have set it."""
+    """The batches from the module's place in the data on: by the time that Lightning asks, a checkpoint has set it."""
 
     def __init__(self, module: GPTModule, batches: Batches) -> None:
         self._module, self._batches = module, batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches.from_step(self._module.step)
-
-
-def _throughput(config: PretrainConfig) -> Throughput:
-    return Throughput(_tokens_per_step(config), config.training.sequence_length)
+        return self._batches.from_step(self._module.step + self._module.data_offset)
 
 
 def _tokens_per_step(config: PretrainConfig) -> int:
     return config.training.global_batch_size * config.training.sequence_length
 
 
-def _callbacks(
-    config: PretrainConfig,
-    job: Job,
-    storage: Storage,
-    data: TokenData,
-    runtime: Runtime,
-    results: Results,
-    throughput: Throughput,
-) -> list[Callback]:
+def _callbacks(parts: _Parts, throughput: Throughput, rollback: Rollback | None) -> list[Callback]:
     """Return the callbacks in the order in which they act after a step: what fails last has lost least."""
+    config, storage, run, runtime = parts.config, parts.storage, parts.job.run, parts.runtime
     training, clip_norm = config.training, config.optimizer.gradient_clip_norm
     tokens_per_step = _tokens_per_step(config)
     guard = StepGuard(config.guard)
     checkpoints = Checkpoints(
-        storage, job.run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed, throughput, guard
+        storage, run.name, config.checkpoint, runtime, tokens_per_step, config.run.seed, throughput, guard, rollback
     )
 
     def extra() -> dict[str, float]:
@@ -154,6 +178,7 @@ def _callbacks(
             **throughput.metrics(),
             "checkpoint/stall_seconds": checkpoints.stall_seconds,
             "faults/skipped_steps": guard.state.num_skipped,
+            "faults/rollbacks": guard.state.num_rollbacks,
         }
 
     return [
@@ -161,21 +186,20 @@ def _callbacks(
         SkipBadSteps(guard, runtime, training.global_batch_size),
         throughput,
         checkpoints,
-        Metrics(training.log_interval_steps, tokens_per_step, extra, results.step),
-        *_validation(config, data, runtime, results, throughput),
-        Preemption(checkpoints, runtime),
-        Watchdog(storage, job.run.folder, runtime, config.cluster.hang_timeout_seconds),
+        Metrics(training.log_interval_steps, tokens_per_step, extra, parts.results.step),
+        *_validation(parts, throughput),
+        Preemption(checkpoints, parts.notices, runtime),
+        Watchdog(storage, run.folder, runtime, config.cluster.hang_timeout_seconds),
     ]
 
 
-def _validation(
-    config: PretrainConfig, data: TokenData, runtime: Runtime, results: Results, throughput: Throughput
-) -> list[Validation]:
+def _validation(parts: _Parts, throughput: Throughput) -> list[Validation]:
+    config, data = parts.config, parts.data
     training = config.training
     if len(data.val) == 0:  # data.val_fraction=0
         return []
     batches = ValidationBatches(
-        data.val, data.tokenizer, num_batches=training.val_batches, **_batch_settings(config, runtime)
+        data.val, data.tokenizer, num_batches=training.val_batches, **_batch_settings(config, parts.runtime)
     )
     ends = set(phase_ends(config.objective, training.num_steps))
     prompt = {
@@ -193,7 +217,7 @@ def _validation(
             batches,
             due=lambda step: step % training.val_interval_steps == 0 or step in ends,
             prompt=prompt if config.tracking.num_samples and config.tracking.mode != "disabled" else None,
-            report=results.validation,
+            report=parts.results.validation,
             pause=throughput.pause,
         )
     ]

@@ -84,9 +84,15 @@ def test_a_run_without_checkpoints_starts_anew(storage: Storage) -> None:
 
 def test_the_newest_and_those_at_every_so_many_steps_are_kept(storage: Storage) -> None:
     committed(storage, *range(10, 110, 10))
-    checkpoint.prune(storage, RUN, keep_last=2, keep_every_steps=40)
+    checkpoint.prune(storage, RUN, keep_last=2, keep_every_steps=40, good_step=100)
     assert checkpoint.steps_of(storage, RUN) == [40, 80, 90, 100]
     assert begun_steps(storage, RUN) == [40, 80, 90, 100]
+
+
+def test_the_newest_from_before_bad_steps_are_kept_as_long_as_these_last(storage: Storage) -> None:
+    committed(storage, *range(10, 110, 10))
+    checkpoint.prune(storage, RUN, keep_last=2, keep_every_steps=None, good_step=65)
+    assert checkpoint.steps_of(storage, RUN) == [50, 60, 90, 100]
 
 
 def test_a_failed_removal_stops_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +105,31 @@ def test_a_failed_removal_stops_nothing(storage: Storage, monkeypatch: pytest.Mo
         remove(storage, name)
 
     monkeypatch.setattr(artifact, "remove", failing)
-    checkpoint.prune(storage, RUN, keep_last=1, keep_every_steps=None)
+    checkpoint.prune(storage, RUN, keep_last=1, keep_every_steps=None, good_step=40)
     assert checkpoint.steps_of(storage, RUN) == [10, 40]
+
+
+def test_no_checkpoint_after_the_last_good_step_is_gone_back_to(storage: Storage) -> None:
+    committed(storage, 10, 20, 30)
+
+    def newest(at_most: int) -> str | None:
+        return checkpoint.newest_valid(storage, RUN, lambda _: None, at_most)
+
+    assert [newest(25), newest(20)] == [checkpoint.name_of(RUN, 20)] * 2
+    assert newest(9) is None
+    damage(storage, 20, *DAMAGES["shard missing"])
+    assert newest(25) == checkpoint.name_of(RUN, 10)
+    damage(storage, 10, *DAMAGES["shard missing"])
+    with pytest.raises(ArtifactError, match="is whole"):
+        newest(25)
+
+
+def test_a_checkpoint_from_before_there_were_rollbacks_opens() -> None:
+    guard = {"grad_norms": [1.0], "num_skipped": 1, "num_in_a_row": 0}
+    old = json.dumps({"step": 10, "tokens": 20, "loss_scale": None, "guard": guard}).encode()
+    progress = checkpoint.Progress.from_json(old)
+    assert (progress.step, progress.data_offset, progress.guard.num_rollbacks) == (10, 0, 0)
+    assert checkpoint.Progress.from_json(progress.to_json()) == progress
 
 
 def test_steps_after_the_one_gone_back_to_lose_their_commit(storage: Storage) -> None:
