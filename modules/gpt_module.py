@@ -21,8 +21,8 @@ _LOSSES = {"clm": causal_loss, "mlm": masked_loss}
 class GPTModule(LightningModule):
     """Trains one GPT on the causal and the masked objective, weighted by the phase that the step lies in.
 
-    `step` counts finished optimizer steps. It alone decides phase, learning rate and data; Lightning's own
-    counters are kept equal to it.
+    `step` counts finished optimizer steps. It alone decides phase and learning rate, and together with `data_offset`,
+    the steps of data that were passed over, the data; Lightning's own counters are kept equal to it.
 
     Args:
         model: Shape of the Transformer.
@@ -51,7 +51,7 @@ class GPTModule(LightningModule):
         self.training_config, self.vocab_size = training, vocab_size
         self.accumulation_steps, self.dropout_seed = accumulation_steps, dropout_seed
         self.register_buffer("token_num_bytes", torch.from_numpy(token_num_bytes.astype(np.int64)), persistent=False)
-        self.step = 0
+        self.step = self.data_offset = 0
         self.last_metrics: dict[str, Tensor | float] = {}
         self._micro_losses: list[dict[str, Tensor]] = []
 

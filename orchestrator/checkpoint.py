@@ -26,7 +26,7 @@ Shapes = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is; all else (data, schedule, phase) follows from the step."""
+    """How far the run is; all else (schedule, phase, and with the offset data) follows from the step."""
 
     step: int
     """Finished steps, those skipped among them."""
@@ -34,6 +34,8 @@ class Progress:
     """Tokens seen, over all workers."""
     loss_scale: LossScale | None = None
     """With float16 only."""
+    data_offset: int = 0
+    """Steps of data that were passed over: step s has the data of step s + data_offset."""
     guard: GuardState = field(default_factory=GuardState)
     scores: dict[int, float] = field(default_factory=dict)
     """How good earlier checkpoints are, by their step; lower is better."""
@@ -107,7 +109,12 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
 
 
 def restore(
-    storage: Storage, run_name: str, state: TrainingState, shapes: Shapes, say: Callable[[str], None]
+    storage: Storage,
+    run_name: str,
+    state: TrainingState,
+    shapes: Shapes,
+    say: Callable[[str], None],
+    at_most: int | None = None,
 ) -> Progress | None:
     """Fill `state` from the newest checkpoint that is whole; all ranks call it together.
 
@@ -115,6 +122,7 @@ def restore(
 
     Args:
         say: Is told of each that was passed over, and why.
+        at_most: Later steps are not looked at, as if there were none.
 
     Returns:
         How far the run was then; None for one without checkpoints.
@@ -125,6 +133,8 @@ def restore(
     """
     faults = []
     for step in reversed(from_rank_0(lambda: committed_steps(storage, run_name))):
+        if at_most is not None and step > at_most:
+            continue
         progress, error = _load(storage, name_of(run_name, step), state, shapes)
         errors = [other for other in gathered(error) if other]
         if not errors:

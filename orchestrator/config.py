@@ -142,7 +142,9 @@ class GuardConfig(Config):
     window_steps: Annotated[int, Field(ge=LEAST_NORMS)] = 100
     """Mean and deviation are taken over this many good steps before; below 20 of them none is a spike."""
     max_consecutive: Annotated[int, Field(gt=0)] = 20
-    """So many skipped steps in a row fail the run."""
+    """After so many skipped steps in a row the run goes back."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    """So often the run goes back to a checkpoint and passes over the data since; then it fails."""
 
 
 class TrackingConfig(Config):

@@ -62,6 +62,7 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "faults/restarts": ("restarts", count),
     "faults/recovery_seconds": ("last restart took", duration),
     "faults/skipped_steps": ("skipped steps", count),
+    "faults/rollbacks": ("rollbacks", count),
 }
 
 

@@ -8,6 +8,8 @@ and rank 0 of the workers
     begin: training begins; step, world_size, strategy
     skip: a bad step left weights and moments as they were; step (counted from 0, as data and schedule do), reason,
         grad_norm (null if not finite), samples (the first and the last that it held)
+    rollback: too many bad steps in a row; step (that the run goes back to), from_step, data_steps (that are passed
+        over from there on) and samples (the first and the last of them), text; `begin` follows
     checkpoint: is committed; step, loss (`train/loss` of that step), seconds (that training waited), flush_seconds
         (from the step to the commit), training_seconds (spent in steps from `begin` to that step)
     save_failed: a checkpoint could not be written; step, text, seconds (that training waited)
@@ -30,7 +32,7 @@ from orchestrator.storage import Storage
 
 log = logging.getLogger(__name__)
 DRIVER_KINDS = frozenset({"launch", "fault", "restart"})
-WORKER_KINDS = frozenset({"begin", "skip", "checkpoint", "save_failed", "stop", "end"})
+WORKER_KINDS = frozenset({"begin", "skip", "rollback", "checkpoint", "save_failed", "stop", "end"})
 INJECTED = "fault_injected"
 _NUM_READERS = 8
 

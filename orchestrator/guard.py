@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from orchestrator.config import LEAST_NORMS, GuardConfig
+from orchestrator.runtime import Event
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,62 @@ class GuardState:
     """Steps skipped since the run began."""
     num_in_a_row: int = 0
     """Steps skipped since the last good one."""
+    num_rollbacks: int = 0
+    """How often the run has gone back since it began."""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """Return it from its fields, as JSON keeps them."""
         return cls(**{**fields, "grad_norms": tuple(fields["grad_norms"])})
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Where a run stands when too many steps in a row were bad, and it goes back to before them."""
+
+    step: int
+    """Finished steps, the bad ones among them."""
+    good_step: int
+    """Finished steps before the bad ones: no later checkpoint is gone back to."""
+    data_offset: int
+    """Of those steps, as in `Progress`."""
+    global_batch_size: int
+    """Samples in a step."""
+    number: int
+    """Counted from 1 through the whole run."""
+    reason: str
+    """Which steps were bad, and why."""
+
+    def offset_from(self, step: int) -> int:
+        """Return the data offset with which the run goes on after `step`: behind all data that it has seen."""
+        return self.step + self.data_offset - step
+
+    def event(self, step: int, data_step: int, max_rollbacks: int) -> Event:
+        """Return what is told when the run goes on after `step`.
+
+        Args:
+            data_step: Whose data would have come next there before the run went back.
+        """
+        last_data_step = self.step + self.data_offset
+        first, last = data_step * self.global_batch_size, last_data_step * self.global_batch_size - 1
+        target = f"the checkpoint after step {step}" if step else "the initial weights"
+        return {
+            "kind": "rollback",
+            "step": step,
+            "from_step": self.step,
+            "data_steps": last_data_step - data_step,
+            "samples": [first, last],
+            "text": f"{self.reason}: back to {target}, and on without samples {first} to {last} "
+            f"(rollback {self.number} of {max_rollbacks})",
+        }
+
+
+class RollbackError(Exception):
+    """Ends a fit on all ranks alike; the training itself goes on with another one."""
+
+    def __init__(self, rollback: Rollback) -> None:
+        super().__init__(rollback.reason)
+        self.rollback = rollback
 
 
 class StepGuard:
@@ -36,10 +88,20 @@ class StepGuard:
         """Go on from `state`."""
         self._norms = deque(state.grad_norms, maxlen=self._config.window_steps)
         self._num_skipped, self._num_in_a_row = state.num_skipped, state.num_in_a_row
+        self._num_rollbacks = state.num_rollbacks
 
     @property
     def state(self) -> GuardState:
-        return GuardState(tuple(self._norms), self._num_skipped, self._num_in_a_row)
+        return GuardState(tuple(self._norms), self._num_skipped, self._num_in_a_row, self._num_rollbacks)
+
+    @property
+    def max_rollbacks(self) -> int:
+        return self._config.max_rollbacks
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether the run has a rollback left."""
+        return self._num_rollbacks < self._config.max_rollbacks
 
     @property
     def is_exhausted(self) -> bool:

@@ -25,6 +25,7 @@ class ProgressDisplay:
         step: step, metrics (by metric name)
         validation: step, metrics
         skip: step (counted from 0), reason, samples (first and last)
+        rollback: from_step, text; begin follows
         checkpoint: step, seconds
         note, fault, restart, save_failed: text
         stop: nothing more
@@ -37,6 +38,7 @@ class ProgressDisplay:
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._num_steps = 0
+        self._went_back = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -63,8 +65,10 @@ class ProgressDisplay:
             self._live.start()
 
     def _show_begin(self, event: Mapping[str, Any]) -> None:
-        if event["step"]:
+        # a rollback has told where it goes on
+        if event["step"] and not self._went_back:
             self._line(f"continues from the checkpoint after step {event['step']:,}")
+        self._went_back = False
         if self._live is not None:
             self._live.update(self._task, completed=event["step"])
 
@@ -86,6 +90,10 @@ class ProgressDisplay:
         # figures are shown after their step, under its number counted from 1
         first, last = event["samples"]
         self._line(f"{self._step(int(event['step']) + 1)}  skipped: {event['reason']} (samples {first} to {last})")
+
+    def _show_rollback(self, event: Mapping[str, Any]) -> None:
+        self._line(f"{self._step(int(event['from_step']))}  {event['text']}", style="bold")
+        self._went_back = True
 
     def _show_checkpoint(self, event: Mapping[str, Any]) -> None:
         self._line(f"{self._step(int(event['step']))}  checkpoint saved in {duration(event['seconds'])}", style="dim")

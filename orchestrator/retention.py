@@ -27,6 +27,9 @@ class Retention:
     scores: Mapping[int, float] = field(default_factory=dict)
     """How good each is, by its step; one without a score is not among the best."""
 
+    good_step: int | None = None
+    """The newest up to here are kept, too, as many: a rollback may need them."""
+
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Return it from its fields, as JSON keeps them."""
@@ -36,7 +39,11 @@ class Retention:
         """Return which of the `steps`, ascending, are kept; the newest always is."""
         best = sorted((step for step in steps if step in self.scores), key=lambda step: self.scores[step])
         every = {step for step in steps if self.keep_every_steps and step % self.keep_every_steps == 0}
-        return {*steps[-max(1, self.keep_last) :], *best[: self.keep_best], *every}
+        good = [step for step in steps if self.good_step is not None and step <= self.good_step]
+        return {*self._newest(steps), *self._newest(good), *best[: self.keep_best], *every}
+
+    def _newest(self, steps: list[int]) -> list[int]:
+        return steps[-max(1, self.keep_last) :]
 
 
 def prune(storage: Storage, run_name: str, retention: Retention) -> None:

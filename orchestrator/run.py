@@ -71,7 +71,8 @@ class Job:
 def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
     """Return what decides the weights: data, model, objective, optimizer, batches, precision, seed and skipped steps.
 
-    Where and how it runs, what is logged, how a batch is shared out and when it gives up are no part of it.
+    Where and how it runs, what is logged, how a batch is shared out, when it goes back and when it gives up are no
+    part of it: a run may be continued with other limits.
     """
     training = config.training.model_dump(
         mode="json",

@@ -125,6 +125,13 @@ def _deepspeed_strategy(
             # Lightning has divided by the accumulated micro-batches, and the engine would do it again
             return super().backward(closure_loss, *args, scale_wrt_gas=False, **kwargs)
 
+        def teardown(self) -> None:
+            engine: Any = self.model
+            if hasattr(engine, "destroy"):  # not where the set-up has failed
+                engine.destroy()
+            _forget_sharded_models()
+            super().teardown()
+
     class _CpuDeepSpeed(_DeepSpeed):
         def setup_environment(self) -> None:
             # Lightning's own version only refuses what is not CUDA
@@ -161,6 +168,20 @@ def compile_cpu_adam() -> None:
 
     builders: Any = op_builder  # it names them as it is imported
     builders.CPUAdamBuilder().load(verbose=False)
+
+
+def _forget_sharded_models() -> None:
+    """Let go of all models that ZeRO-3 has sharded in this process, so that another one finds memory after a rollback.
+
+    Two registers hold them for ever (deepspeed 0.19.8): a stack that is never emptied, and the cache of a method.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    method: Any = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    for cell in method.__closure__:
+        cell.cell_contents.cache_clear()
 
 
 def _without_compiled_collectives() -> None:

@@ -1,9 +1,10 @@
 """One worker's way through a training: build the parts, fit, hand over the results. The same under every launcher."""
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
@@ -18,7 +19,7 @@ from orchestrator.callbacks.bad_steps import SkipBadSteps
 from orchestrator.callbacks.checkpoints import Checkpoints
 from orchestrator.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
 from orchestrator.callbacks.metrics import Metrics
-from orchestrator.callbacks.preemption import Preemption
+from orchestrator.callbacks.preemption import Preemption, StopNotices
 from orchestrator.callbacks.throughput import Throughput
 from orchestrator.callbacks.validation import Validation
 from orchestrator.callbacks.watchdog import Watchdog
@@ -26,7 +27,7 @@ from orchestrator.config import PretrainConfig, accumulation_steps, micro_batch_
 from orchestrator.errors import StoppedError
 from orchestrator.events import EventLog
 from orchestrator.export import export_model
-from orchestrator.guard import StepGuard
+from orchestrator.guard import Rollback, RollbackError, StepGuard
 from orchestrator.results import Results
 from orchestrator.run import Job
 from orchestrator.runtime import Runtime
@@ -44,7 +45,7 @@ def train(job: Job, runtime: Runtime) -> None:
 
     Raises:
         OrchestratorError: a checkpoint or the data is damaged, or a store cannot be written.
-        BadStepsError: too many steps in a row were bad; raised on all workers.
+        BadStepsError: too many steps in a row were bad, once too often; raised on all workers.
         StoppedError: a notice of termination reached some worker; raised on all of them, after a last checkpoint.
     """
     _quiet_libraries()
@@ -54,20 +55,54 @@ def train(job: Job, runtime: Runtime) -> None:
     if runtime.rank == 0:
         runtime = replace(runtime, emit=events.and_then(runtime.emit))
     data = TokenData.open(artifact.local_copy(storage, job.data_name, cache_folder()))
-    module = _build_module(config, data, runtime)
     results = Results(job.run, storage, data.tokenizer, _tracker(config, job, storage, runtime), runtime, events)
-    throughput = _throughput(config)
-    trainer = _build_trainer(config, runtime, _callbacks(config, job, storage, data, runtime, results, throughput))
     results.start(config.training.num_steps)
     try:
-        trainer.fit(module, throughput.watch(_StepBatches(module, _batches(config, data, runtime))))
+        with StopNotices(runtime) as notices:
+            step, training_seconds = _train(_Parts(config, job, storage, data, runtime, results, notices))
     except StoppedError as stop:
         results.stop(stop)
         raise
     if runtime.rank == 0:
-        last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, module.step))
+        last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, step))
         export_model(storage, job.run.model_name, last, config.model, data.tokenizer, job.run.recipe)
-        results.finish(job.data_name, module.step, throughput.meter.training_seconds())
+        results.finish(job.data_name, step, training_seconds)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What serves a training on this worker from its start to its end, however often it goes back."""
+
+    config: PretrainConfig
+    job: Job
+    storage: Storage
+    data: TokenData
+    runtime: Runtime
+    results: Results
+    notices: StopNotices
+
+
+def _train(parts: _Parts) -> tuple[int, float]:
+    """Fit to the last step, and anew after each rollback; return that step, and the last fit's seconds in steps."""
+    rollback: Rollback | None = None
+    while True:
+        try:
+            return _fit(parts, rollback)
+        except RollbackError as error:
+            rollback = error.rollback
+        # Lightning ties a model into cycles, and two may not fit into memory; one pass left it in half of the runs
+        for _ in range(2):
+            gc.collect()
+
+
+def _fit(parts: _Parts, rollback: Rollback | None) -> tuple[int, float]:
+    """Fit a fresh model: what DeepSpeed has made of one cannot be filled anew."""
+    config, data, runtime = parts.config, parts.data, parts.runtime
+    module = _build_module(config, data, runtime)
+    throughput = Throughput(_tokens_per_step(config), config.training.sequence_length)
+    trainer = _build_trainer(config, runtime, _callbacks(parts, throughput, rollback))
+    trainer.fit(module, throughput.watch(_StepBatches(module, _batches(config, data, runtime))))
+    return module.step, throughput.meter.training_seconds()
 
 
 def _tracker(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> Tracker:
@@ -117,47 +152,36 @@ def _batches(config: PretrainConfig, data: TokenData, runtime: Runtime) -> Batch
 
 
 class _StepBatches:
-    """The batches from the module's step on: by the time that Lightning asks, a checkpoint may have set it."""
+    """The batches from the module's place in the data on: by the time that Lightning asks, a checkpoint has set it."""
 
     def __init__(self, module: GPTModule, batches: Batches) -> None:
         self._module, self._batches = module, batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches.from_step(self._module.step)
-
-
-def _throughput(config: PretrainConfig) -> Throughput:
-    return Throughput(_tokens_per_step(config), config.training.sequence_length)
+        return self._batches.from_step(self._module.step + self._module.data_offset)
 
 
 def _tokens_per_step(config: PretrainConfig) -> int:
     return config.training.global_batch_size * config.training.sequence_length
 
 
-def _callbacks(
-    config: PretrainConfig,
-    job: Job,
-    storage: Storage,
-    data: TokenData,
-    runtime: Runtime,
-    results: Results,
-    throughput: Throughput,
-) -> list[Callback]:
+def _callbacks(parts: _Parts, throughput: Throughput, rollback: Rollback | None) -> list[Callback]:
     """Return the callbacks in the order in which they act after a step: what fails last has lost least."""
+    config, storage, run, runtime = parts.config, parts.storage, parts.job.run, parts.runtime
     training, clip_norm = config.training, config.optimizer.gradient_clip_norm
     tokens_per_step = _tokens_per_step(config)
     guard = StepGuard(config.guard)
-    saves = _storage_of_saves(config, job, storage, runtime)
     checkpoints = Checkpoints(
-        saves,
-        job.run.name,
+        _storage_of_saves(parts),
+        run.name,
         config.checkpoint,
         runtime,
         tokens_per_step,
         config.run.seed,
         throughput,
         guard,
-        mtbf_seconds=lambda: seen_mtbf_seconds(results.events()),
+        mtbf_seconds=lambda: seen_mtbf_seconds(parts.results.events()),
+        rollback=rollback,
     )
 
     def extra() -> dict[str, float]:
@@ -165,6 +189,7 @@ def _callbacks(
             **throughput.metrics(),
             "checkpoint/stall_seconds": checkpoints.stall_seconds,
             "faults/skipped_steps": guard.state.num_skipped,
+            "faults/rollbacks": guard.state.num_rollbacks,
         }
 
     return [
@@ -172,45 +197,41 @@ def _callbacks(
         SkipBadSteps(guard, runtime, training.global_batch_size),
         throughput,
         checkpoints,
-        Metrics(training.log_interval_steps, tokens_per_step, extra, results.step),
-        *_validation(config, data, runtime, results, throughput, checkpoints),
-        Preemption(checkpoints, runtime),
-        Watchdog(storage, job.run.folder, runtime, config.cluster.hang_timeout_seconds),
-        *_ordered_fault(config, job, storage, runtime),
+        Metrics(training.log_interval_steps, tokens_per_step, extra, parts.results.step),
+        *_validation(parts, throughput, checkpoints),
+        Preemption(checkpoints, parts.notices, runtime),
+        Watchdog(storage, run.folder, runtime, config.cluster.hang_timeout_seconds),
+        *_ordered_fault(parts),
     ]
 
 
-def _storage_of_saves(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> Storage:
+def _storage_of_saves(parts: _Parts) -> Storage:
     """Return the store of this rank's saves: one that fails if that was ordered."""
-    if config.faults is None or not config.faults.fails_saves or config.faults.rank != runtime.rank:
+    faults, storage = parts.config.faults, parts.storage
+    if faults is None or not faults.fails_saves or faults.rank != parts.runtime.rank:
         return storage
     from orchestrator.faults import FailingStorage, FaultOrder
 
-    return FailingStorage(config.storage.root, FaultOrder(config.faults, storage, job.run.folder))
+    return FailingStorage(parts.config.storage.root, FaultOrder(faults, storage, parts.job.run.folder))
 
 
-def _ordered_fault(config: PretrainConfig, job: Job, storage: Storage, runtime: Runtime) -> list[Callback]:
-    if config.faults is None:
+def _ordered_fault(parts: _Parts) -> list[Callback]:
+    faults, storage, run = parts.config.faults, parts.storage, parts.job.run
+    if faults is None:
         return []
     from orchestrator.callbacks.faults import OrderedFault
     from orchestrator.faults import FaultOrder
 
-    return [OrderedFault(FaultOrder(config.faults, storage, job.run.folder), storage, job.run.name, runtime)]
+    return [OrderedFault(FaultOrder(faults, storage, run.folder), storage, run.name, parts.runtime)]
 
 
-def _validation(
-    config: PretrainConfig,
-    data: TokenData,
-    runtime: Runtime,
-    results: Results,
-    throughput: Throughput,
-    checkpoints: Checkpoints,
-) -> list[Validation]:
+def _validation(parts: _Parts, throughput: Throughput, checkpoints: Checkpoints) -> list[Validation]:
+    config, data = parts.config, parts.data
     training = config.training
     if len(data.val) == 0:  # data.val_fraction=0
         return []
     batches = ValidationBatches(
-        data.val, data.tokenizer, num_batches=training.val_batches, **_batch_settings(config, runtime)
+        data.val, data.tokenizer, num_batches=training.val_batches, **_batch_settings(config, parts.runtime)
     )
     ends = set(phase_ends(config.objective, training.num_steps))
     prompt = {
@@ -226,7 +247,7 @@ def _validation(
 
     def report(step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
         checkpoints.validated(step, metrics)
-        results.validation(step, metrics, samples)
+        parts.results.validation(step, metrics, samples)
 
     return [
         Validation(

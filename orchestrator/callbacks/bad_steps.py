@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, Trainer
 
 from modules.gpt_module import GPTModule
 from orchestrator.errors import BadStepsError
-from orchestrator.guard import StepGuard
+from orchestrator.guard import Rollback, RollbackError, StepGuard
 from orchestrator.runtime import Runtime
 from orchestrator.strategy import gradient_norm, guard_steps
 
@@ -54,35 +54,59 @@ class SkipBadSteps(Callback):
         return loss, (norms[0] if norms[0] >= 0 else math.inf) if norms else None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
-        """Tell a skipped step, and end a run of too many."""
+        """Tell a skipped step, and end the fit after too many.
+
+        Raises:
+            RollbackError: the run shall go back.
+            BadStepsError: it has gone back too often.
+        """
         if (index + 1) % pl_module.accumulation_steps:
             return
         # not judged yet: the gradient overflowed, and DeepSpeed skipped the step itself on all ranks
         if not self._admits(trainer, pl_module):
-            self._tell(pl_module.step - 1)
+            self._tell(pl_module)
         self._is_judged = False
         if self._guard.is_exhausted:
-            raise BadStepsError(self._too_many(pl_module.step))
+            raise self._way_out(pl_module)
 
-    def _tell(self, step: int) -> None:
-        first, last = step * self._global_batch_size, (step + 1) * self._global_batch_size - 1
+    def _tell(self, module: GPTModule) -> None:
         norm = self._grad_norm
         event = {
             "kind": "skip",
-            "step": step,
+            "step": module.step - 1,
             "reason": self._reason,
             "grad_norm": norm if norm is not None and math.isfinite(norm) else None,  # JSON knows no infinity
-            "samples": [first, last],
+            "samples": list(self._newest_samples(module, num_steps=1)),
         }
         if self._runtime.rank == 0:
             self._runtime.emit(event)
 
-    def _too_many(self, last: int) -> str:
-        count = self._guard.state.num_in_a_row
-        steps = f"steps {last - count + 1} to {last} were" if count > 1 else f"step {last} was"
-        samples = f"{(last - count) * self._global_batch_size} to {last * self._global_batch_size - 1}"
-        return (
-            f"{steps} skipped (samples {samples}; at the end {self._reason}): guard.max_consecutive allows no more in "
-            "a row; begin another run with a lower optimizer.learning_rate or other data, or raise "
-            "guard.max_consecutive and go on with this one"
+    def _newest_samples(self, module: GPTModule, num_steps: int) -> tuple[int, int]:
+        """Return the first and the last sample of the newest steps."""
+        data_step = module.step + module.data_offset
+        return (data_step - num_steps) * self._global_batch_size, data_step * self._global_batch_size - 1
+
+    def _way_out(self, module: GPTModule) -> RollbackError | BadStepsError:
+        step, state, guard = module.step, self._guard.state, self._guard
+        if not guard.may_go_back:
+            return BadStepsError(
+                f"{self._too_many(module)}: guard.max_consecutive allows no more in a row, and guard.max_rollbacks no "
+                f"more than {guard.max_rollbacks} rollbacks; begin another run with a lower optimizer.learning_rate or "
+                "other data, or raise guard.max_consecutive or guard.max_rollbacks and go on with this one"
+            )
+        return RollbackError(
+            Rollback(
+                step=step,
+                good_step=step - state.num_in_a_row,
+                data_offset=module.data_offset,
+                global_batch_size=self._global_batch_size,
+                number=state.num_rollbacks + 1,
+                reason=self._too_many(module),
+            )
         )
+
+    def _too_many(self, module: GPTModule) -> str:
+        last, count = module.step, self._guard.state.num_in_a_row
+        steps = f"steps {last - count + 1} to {last} were" if count > 1 else f"step {last} was"
+        first_sample, last_sample = self._newest_samples(module, count)
+        return f"{steps} skipped (samples {first_sample} to {last_sample}; at the end {self._reason})"

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
@@ -15,14 +15,14 @@ from orchestrator.checkpoint import InitialWeights, Progress
 from orchestrator.collectives import from_rank_0
 from orchestrator.config import CheckpointConfig
 from orchestrator.errors import BadStepsError, StorageError
-from orchestrator.guard import StepGuard
+from orchestrator.guard import Rollback, RollbackError, StepGuard
 from orchestrator.loss_scale import read_loss_scale, restore_loss_scale
 from orchestrator.retention import Retention
 from orchestrator.runtime import Event, Runtime
 from orchestrator.save_schedule import SaveSchedule
 from orchestrator.saves import Saves
 from orchestrator.storage import Storage
-from orchestrator.training_state import training_state
+from orchestrator.training_state import TrainingState, training_state
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Checkpoints(Callback):
         throughput: Leaves the time of a save out, and tells the time in steps.
         guard: Is a part of what is saved.
         mtbf_seconds: Mean time between faults that the run has seen; asked for where nobody has given it.
+        rollback: Where the run has to go back from; None goes on from the newest checkpoint.
     """
 
     def __init__(
@@ -59,14 +60,15 @@ class Checkpoints(Callback):
         throughput: Throughput,
         guard: StepGuard,
         mtbf_seconds: Callable[[], float],
+        rollback: Rollback | None = None,
     ) -> None:
         self._storage, self._run_name, self._config, self._runtime = storage, run_name, config, runtime
         self._tokens_per_step, self._seed, self._throughput = tokens_per_step, seed, throughput
-        self._guard = guard
+        self._guard, self._rollback = guard, rollback
         self._schedule = SaveSchedule(config, mtbf_seconds)
         self._scores: dict[int, float] = {}
         self.stall_seconds = 0.0
-        """Time that training has waited for saves, since this process started."""
+        """Time that training has waited for saves, since it began here or went back."""
         self._saves: Saves | None = None
         self._save: _Save | None = None
         self._saved_step, self._num_failed, self._begun_step = -1, 0, 0
@@ -74,18 +76,36 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Fill weights and moments, from the newest checkpoint or from the seed; set the step everywhere."""
         state, shapes = training_state(trainer, pl_module.model), _shapes(pl_module)
-        progress = checkpoint.restore(self._storage, self._run_name, state, shapes, say=self._note)
+        progress = self._restored(state, shapes)
         if progress is None:
             state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, self._seed), 0)
-        else:
-            from_rank_0(lambda: checkpoint.discard_after(self._storage, self._run_name, progress.step))
-            self._guard.restore(progress.guard)
-            self._scores = dict(progress.scores)
-            if progress.loss_scale:
-                restore_loss_scale(trainer, progress.loss_scale)
-            _set_step(trainer, pl_module, progress.step)
+            progress = Progress(step=0, tokens=0)
+        if self._rollback is not None:
+            progress = self._gone_back(progress, self._rollback)
+        self._guard.restore(progress.guard)
+        self._scores = dict(progress.scores)
+        if progress.loss_scale:
+            restore_loss_scale(trainer, progress.loss_scale)
+        pl_module.data_offset = progress.data_offset
+        _set_step(trainer, pl_module, progress.step)
         self._saves = Saves(self._storage, self._run_name, self._config.mode)
         self._saves.prepare(state)
+
+    def _restored(self, state: TrainingState, shapes: checkpoint.Shapes) -> Progress | None:
+        storage, run_name, rollback = self._storage, self._run_name, self._rollback
+        good_step = rollback.good_step if rollback else None
+        progress = checkpoint.restore(storage, run_name, state, shapes, say=self._note, at_most=good_step)
+        if progress or rollback:
+            step = progress.step if progress else 0
+            from_rank_0(lambda: checkpoint.discard_after(storage, run_name, step))
+        return progress
+
+    def _gone_back(self, progress: Progress, rollback: Rollback) -> Progress:
+        """Return with which data and guard the run goes on from `progress`, and tell it."""
+        step = progress.step
+        self._emit(rollback.event(step, step + progress.data_offset, self._guard.max_rollbacks))
+        guard = replace(progress.guard, num_rollbacks=rollback.number)
+        return replace(progress, data_offset=rollback.offset_from(step), guard=guard)
 
     def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Tell from where the training goes on."""
@@ -131,11 +151,12 @@ class Checkpoints(Callback):
             step=module.step,
             tokens=module.step * self._tokens_per_step,
             loss_scale=read_loss_scale(trainer),
+            data_offset=module.data_offset,
             guard=self._guard.state,
             scores=self._scores,
         )
         state = training_state(trainer, module.model)
-        self._saves.begin(state, _shapes(module), progress, self._retention())
+        self._saves.begin(state, _shapes(module), progress, self._retention(progress))
         self._save = save
         self._saved_step = module.step
         save.stall_seconds = time.perf_counter() - save.began
@@ -178,9 +199,10 @@ class Checkpoints(Callback):
         if step == self._saved_step and name in metrics:
             self._scores[step] = -metrics[name] if name.endswith("accuracy") else metrics[name]
 
-    def _retention(self) -> Retention:
+    def _retention(self, progress: Progress) -> Retention:
         config = self._config
-        return Retention(config.keep_last, config.keep_every_steps, config.keep_best, self._scores)
+        good_step = progress.step - progress.guard.num_in_a_row
+        return Retention(config.keep_last, config.keep_every_steps, config.keep_best, progress.scores, good_step)
 
     def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
         """End the process that writes; a save in hand after an error is not waited for."""
@@ -190,7 +212,7 @@ class Checkpoints(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: GPTModule, exception: BaseException) -> None:
         """Do the same when the fit ends so."""
-        if isinstance(exception, BadStepsError):  # on all ranks, so that they can finish together
+        if isinstance(exception, BadStepsError | RollbackError):  # on all ranks, so that they can finish together
             with suppress(StorageError):
                 self._finish()
         self.teardown(trainer, pl_module, "fit")

@@ -1,84 +1,18 @@
 """Bad steps planted in a training of two workers: skipped by both, with weights and moments as they were."""
 
-import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
-from planted_faults import Planted, PlantedLoss
+from planted_faults import PlantedLoss
+from pool_run import BATCH, PoolRun
 from safetensors.torch import load_file
 from tiny_run import write_text
 from worker_pool import Outcome, WorkerPool
 
-from orchestrator import run as runs
-from orchestrator.config import PretrainConfig
-from orchestrator.data import Needs, prepared_data
-from orchestrator.run import Job
-from orchestrator.storage import Storage
-
-STEPS, BATCH = 30, 8
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 NAN = math.nan
 SPIKE = {"spike_sigma": 8.0, "window_steps": 20}
-
-
-class Run:
-    """A tiny training of two workers below `root`."""
-
-    def __init__(self, pool: WorkerPool, text: Path, root: Path, strategy: str, **guard: float) -> None:
-        self._pool, self._root, self._storage = pool, root, Storage(str(root))
-        self._config = PretrainConfig.model_validate(
-            {
-                "run": {"name": "tiny"},
-                "storage": {"root": str(root)},
-                "data": {"source": "files", "path": str(text), "split": "position", "val_fraction": 0.0},
-                "tokenizer": {"kind": "byte"},
-                "model": {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "max_positions": 32},
-                "optimizer": {"warmup_steps": 4},
-                "training": {
-                    "num_steps": STEPS,
-                    "sequence_length": 32,
-                    "global_batch_size": BATCH,
-                    "micro_batch_size": 2,
-                    "log_interval_steps": 1,
-                },
-                "guard": guard,
-                "strategy": {"name": strategy},
-                "cluster": {"num_workers": 2},
-                "checkpoint": {"interval_steps": 1, "keep_last": STEPS},
-                "tracking": {"mode": "disabled"},
-            }
-        )
-
-    def train(self, *planted: PlantedLoss) -> Outcome:
-        config, storage = self._config, self._storage
-        data = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda total: lambda *done: None)
-        run = runs.open_run(storage, config, runs.training_recipe(config, data))
-        runs.begin(storage, run, config)
-        return self._pool.train(Job(config.model_dump(mode="json"), run, data), Planted(planted))
-
-    def go_back_to(self, step: int) -> None:
-        """Forget all that came after `step`."""
-        for folder in self._run.glob("checkpoints/step_*"):
-            if int(folder.name[5:]) > step:
-                shutil.rmtree(folder)
-        shutil.rmtree(self._run / "model")
-        (self._run / "metrics.json").unlink()
-
-    @property
-    def _run(self) -> Path:
-        return self._root / "runs" / "tiny"
-
-    def state(self, step: int) -> list[bytes]:
-        """Weights and moments after `step` steps, each rank's."""
-        return [file.read_bytes() for file in sorted(self._run.glob(f"checkpoints/step_{step:08d}/*.safetensors"))]
-
-    def weights(self) -> Path:
-        return self._run / "model" / "model.safetensors"
-
-    def metrics(self) -> dict[str, float]:
-        return json.loads((self._run / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +36,8 @@ def one_bad_rank(pool, text, tmp_path_factory):
     """Runs in which one rank's loss is no number in the first step and in another one, by strategy."""
 
     class Runs(dict):
-        def __missing__(self, strategy: str) -> tuple[Run, Outcome]:
-            run = Run(pool, text, tmp_path_factory.mktemp(strategy), strategy)
+        def __missing__(self, strategy: str) -> tuple[PoolRun, Outcome]:
+            run = PoolRun(pool, text, tmp_path_factory.mktemp(strategy), strategy)
             self[strategy] = run, run.train(PlantedLoss((0, 12), factor=NAN, rank=1))
             return self[strategy]
 
@@ -139,7 +73,7 @@ def test_a_resumed_run_skips_the_same_steps_and_ends_in_the_same_weights(
 ) -> None:
     # loss alone, with a good gradient: under ZeRO, too, it is for us to skip the very first step
     first, spikes = PlantedLoss((0,), offset=NAN, rank=0), PlantedLoss((24, 26), factor=100.0)
-    run = Run(pool, text, tmp_path, strategy, **SPIKE)
+    run = PoolRun(pool, text, tmp_path, strategy, **SPIKE)
     whole = run.train(first, spikes)
     assert whole.error is None, whole.error
     assert [event["step"] for event in skips(whole)] == [0, 24, 26]
@@ -156,11 +90,11 @@ def test_a_resumed_run_skips_the_same_steps_and_ends_in_the_same_weights(
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
 def test_too_many_bad_steps_in_a_row_fail_the_run(pool, text, tmp_path: Path, strategy: str) -> None:
-    run = Run(pool, text, tmp_path, strategy, max_consecutive=3)
+    run = PoolRun(pool, text, tmp_path, strategy, max_consecutive=3, max_rollbacks=0)
     outcome = run.train(PlantedLoss((2, 3, 5, 6, 7), factor=NAN, rank=1))
     assert [event["step"] for event in skips(outcome)] == [2, 3, 5, 6, 7]
     assert outcome.error is not None
     assert "BadStepsError: steps 6 to 8 were skipped (samples 40 to 63; at the end the loss is not finite)" in (
         outcome.error
     )
-    assert "raise guard.max_consecutive" in outcome.error
+    assert "raise guard.max_consecutive or guard.max_rollbacks" in outcome.error

@@ -46,10 +46,10 @@ def committed(storage: Storage, *steps: int) -> None:
         assert saves.finish() is None
 
 
-def restored(storage: Storage, said: list[str] | None = None) -> float | None:
+def restored(storage: Storage, said: list[str] | None = None, at_most: int | None = None) -> float | None:
     """Return the value of the weights that a run goes on from."""
     state = State(-1)
-    progress = checkpoint.restore(storage, RUN, state, SHAPES, (said if said is not None else []).append)
+    progress = checkpoint.restore(storage, RUN, state, SHAPES, (said if said is not None else []).append, at_most)
     return None if progress is None else state.weights.unique().item()
 
 
@@ -174,6 +174,12 @@ def test_what_is_not_kept_is_removed_and_unfinished_saves_before_the_newest(stor
     assert begun_steps(storage, RUN) == [40, 80, 90, 100]
 
 
+def test_the_newest_from_before_bad_steps_are_kept_as_long_as_these_last(storage: Storage) -> None:
+    committed(storage, *range(10, 110, 10))
+    prune(storage, RUN, Retention(keep_last=2, good_step=65))
+    assert committed_steps(storage, RUN) == [50, 60, 90, 100]
+
+
 def test_a_failed_removal_stops_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     committed(storage, 10, 20, 30, 40)
     remove = artifact.remove
@@ -186,6 +192,16 @@ def test_a_failed_removal_stops_nothing(storage: Storage, monkeypatch: pytest.Mo
     monkeypatch.setattr(artifact, "remove", failing)
     prune(storage, RUN, Retention(keep_last=1))
     assert committed_steps(storage, RUN) == [10, 40]
+
+
+def test_no_checkpoint_after_the_last_good_step_is_gone_back_to(storage: Storage) -> None:
+    committed(storage, 10, 20, 30)
+    assert [restored(storage, at_most=step) for step in (25, 20, 9)] == [20, 20, None]
+    damage(storage, 20, "rank_00000", "missing")
+    assert restored(storage, at_most=25) == 10
+    damage(storage, 10, "rank_00000", "missing")
+    with pytest.raises(ArtifactError, match="is whole"):
+        restored(storage, at_most=25)
 
 
 def test_steps_after_the_one_gone_back_to_lose_their_commit(storage: Storage) -> None:

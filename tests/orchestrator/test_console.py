@@ -24,6 +24,8 @@ EVENTS = (
     {"kind": "validation", "step": 10, "metrics": {"val/bits_per_byte": 1.5, "val/loss_clm": 2.25}},
     {"kind": "skip", "step": 10, "reason": "the loss is not finite", "samples": [80, 87]},
     {"kind": "checkpoint", "step": 10, "seconds": 0.25},
+    {"kind": "rollback", "step": 5, "from_step": 12, "text": "two bad steps: back to the checkpoint after step 5"},
+    {"kind": "begin", "step": 5},
     {"kind": "note", "text": "something to know"},
     {"kind": "a later version's own"},
     {"kind": "end", "seconds": 61.0},
@@ -45,6 +47,7 @@ def test_in_a_file_every_event_is_a_plain_line() -> None:
         "step  10/100  validation: bits per byte 1.500, clm 2.250",
         "step  11/100  skipped: the loss is not finite (samples 80 to 87)",
         "step  10/100  checkpoint saved in 0.2 s",
+        "step  12/100  two bad steps: back to the checkpoint after step 5",
         "something to know",
         "training done in 1 min 01 s",
     ]

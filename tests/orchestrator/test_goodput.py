@@ -92,3 +92,19 @@ def test_events_come_back_in_order_and_each_process_writes_its_own_kinds(tmp_pat
     assert [one["kind"] for one in driver.read()] == ["launch", "begin", "fault"]
     assert [one["kind"] for one in driver.read("fault", "launch")] == ["launch", "fault"]
     assert [one["kind"] for one in seen] == ["launch", "begin", "step", "fault"]
+
+
+def test_steps_that_a_rollback_undid_are_lost_and_it_is_no_restart() -> None:
+    gone_back = [
+        event(0, "launch"),
+        event(10, "begin", step=0),
+        save(61, 50, 50),
+        save(112, 100, 100),
+        event(120, "rollback", step=50),
+        event(122, "begin", step=50),
+        save(173, 100, 50),
+        event(173, "end", step=100, training_seconds=50),
+    ]
+    found = goodput(gone_back)
+    assert (found.wall_seconds, found.lasting_seconds) == (173, 50 + 50)
+    assert found.recovery_seconds == ()

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.checkpoint import Progress
 from orchestrator.config import GuardConfig
-from orchestrator.guard import GuardState, StepGuard
+from orchestrator.guard import GuardState, Rollback, StepGuard
 
 NORMS = [1.0 + 0.1 * (-1) ** i for i in range(20)]  # mean 1, standard deviation 0.1
 
@@ -80,3 +80,29 @@ def test_skipped_steps_have_not_moved_the_optimizer() -> None:
     progress = Progress(10, 10, guard=GuardState(num_skipped=3))
     assert progress.optimizer_steps == 7
     assert json.loads(progress.to_json())["guard"]["num_skipped"] == 3
+
+
+def test_a_run_goes_back_as_often_as_it_may() -> None:
+    judge = guard([], max_rollbacks=2)
+    for number, may_go_back in ((0, True), (1, True), (2, False), (3, False)):
+        judge.restore(GuardState(num_rollbacks=number))
+        assert (judge.may_go_back, judge.state.num_rollbacks) == (may_go_back, number)
+    assert not guard([], max_rollbacks=0).may_go_back
+
+
+def test_a_rollback_leaves_all_data_since_its_checkpoint_behind() -> None:
+    # steps 20 to 29 with the data of steps 27 to 36; seven steps of data were passed over before
+    rollback = Rollback(step=30, good_step=28, data_offset=7, global_batch_size=8, number=2, reason="bad")
+    assert rollback.offset_from(20) == 17
+    event = rollback.event(step=20, data_step=27, max_rollbacks=3)
+    assert (event["step"], event["from_step"], event["data_steps"], event["samples"]) == (20, 30, 10, [216, 295])
+    assert event["text"] == (
+        "bad: back to the checkpoint after step 20, and on without samples 216 to 295 (rollback 2 of 3)"
+    )
+
+
+def test_a_second_rollback_to_the_same_checkpoint_leaves_the_data_of_the_first_behind_too() -> None:
+    first = Rollback(step=30, good_step=28, data_offset=0, global_batch_size=8, number=1, reason="bad")
+    second = Rollback(step=25, good_step=23, data_offset=10, global_batch_size=8, number=2, reason="bad")
+    assert (first.offset_from(20), second.offset_from(20)) == (10, 15)
+    assert second.event(step=20, data_step=20, max_rollbacks=3)["samples"] == [160, 279]

@@ -136,6 +136,14 @@ def test_loss_of_a_checkpoint_that_was_passed_over_is_not_shown(storage: Storage
     assert (found.step, found.loss) == (50, 2.5)
 
 
+def test_run_that_went_back_has_the_steps_and_the_loss_from_before(storage: Storage) -> None:
+    undone = {**SAVE, "time": 70, "step": 60, "loss": 9.0}
+    rollback = {"kind": "rollback", "time": 75, "step": 50, "from_step": 65}
+    write_run(storage, "a", [LAUNCH, BEGIN, SAVE, undone, rollback])
+    found = state_of(storage, "a")
+    assert (found.step, found.loss, found.faults) == (50, 2.5, [])
+
+
 def test_each_fault_has_its_time_until_training_began_anew(storage: Storage) -> None:
     last = {**FAULT, "time": 100, "text": "lost"}
     write_run(storage, "a", [LAUNCH, BEGIN, SAVE, FAULT, RESTART, AGAIN, last])

@@ -1,10 +1,31 @@
-"""Losses that go wrong in chosen steps, planted in a worker of a `WorkerPool`."""
+"""What is planted in a worker of a `WorkerPool`: losses that go wrong, notices, kills, and eyes on data and memory."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+Plant = Callable[[int], AbstractContextManager[None]]
+"""Entered with a rank for the time of a training."""
+
+
+@contextmanager
+def before_each_micro_batch(act: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Call `act(module, batch)` before each micro-batch is computed."""
+    from modules.gpt_module import GPTModule
+
+    original = GPTModule.training_step
+
+    def training_step(module: Any, batch: Any, index: int) -> Any:
+        act(module, batch)
+        return original(module, batch, index)
+
+    with patch.object(GPTModule, "training_step", training_step):
+        yield
 
 
 @dataclass(frozen=True)
@@ -15,6 +36,8 @@ class PlantedLoss:
     factor: float = 1.0
     offset: float = 0.0
     rank: int | None = None
+    with_data: bool = False
+    """It is the data of those steps that is bad, in whichever steps it is seen."""
 
     @contextmanager
     def __call__(self, rank: int) -> Iterator[None]:
@@ -27,7 +50,8 @@ class PlantedLoss:
             return sum_of_losses(losses, weights) * self.factor + self.offset
 
         def training_step(module: Any, batch: Any, index: int) -> Any:
-            if module.step not in self.steps or self.rank not in (None, rank):
+            step = batch["step"] if self.with_data else module.step
+            if step not in self.steps or self.rank not in (None, rank):
                 return original(module, batch, index)
             with patch.object(gpt_module, "sum_of_losses", spoilt):
                 return original(module, batch, index)
@@ -37,14 +61,135 @@ class PlantedLoss:
 
 
 @dataclass(frozen=True)
+class PlantedCrash:
+    """Ends the training at once in a step, on all ranks, with nothing saved: as good as a kill of all."""
+
+    step: int
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        def crash(module: Any, batch: Any) -> None:
+            if module.step == self.step:
+                raise RuntimeError("planted crash")
+
+        with before_each_micro_batch(crash):
+            yield
+
+
+@dataclass(frozen=True)
+class PlantedNotice:
+    """Sends a signal to the worker `rank` itself when it first comes to a step."""
+
+    step: int
+    signal: int
+    rank: int
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        left = [self.step] if rank == self.rank else []
+
+        def send(module: Any, batch: Any) -> None:
+            if module.step in left:
+                left.clear()
+                os.kill(os.getpid(), self.signal)
+
+        with before_each_micro_batch(send):
+            yield
+
+
+@dataclass(frozen=True)
+class ShiftedData:
+    """Gives the steps from `first_step` on the data of `num_steps` later ones."""
+
+    first_step: int
+    num_steps: int
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        from modules.data.batches import Batches
+
+        original = Batches.micro_batches
+
+        def micro_batches(batches: Any, step: int) -> Any:
+            return original(batches, step + self.num_steps if step >= self.first_step else step)
+
+        with patch.object(Batches, "micro_batches", micro_batches):
+            yield
+
+
+@dataclass(frozen=True)
+class SeenSamples:
+    """Writes down which samples each rank sees in which step, in a file of its own in `folder`."""
+
+    folder: Path
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        with open(self.folder / f"seen-{rank}.txt", "a", encoding="utf-8") as file:
+
+            def note(module: Any, batch: Any) -> None:
+                file.write(" ".join(map(str, [module.step, *batch["sample_ids"].tolist()])) + "\n")
+
+            with before_each_micro_batch(note):
+                yield
+
+    def read(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Return each step, in the order in which they were made, with the samples that all ranks saw in it."""
+        seen: list[tuple[int, list[int]]] = []
+        for number, file in enumerate(sorted(self.folder.glob("seen-*.txt"))):
+            for place, (step, samples) in enumerate(_steps(file)):
+                if number == 0:
+                    seen.append((step, samples))
+                else:
+                    assert seen[place][0] == step
+                    seen[place][1].extend(samples)
+        return [(step, tuple(sorted(samples))) for step, samples in seen]
+
+
+def _steps(file: Path) -> list[tuple[int, list[int]]]:
+    """Return the steps of a rank with their samples, micro-batches put together."""
+    steps: list[tuple[int, list[int]]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        step, *samples = map(int, line.split())
+        if not steps or steps[-1][0] != step:
+            steps.append((step, []))
+        steps[-1][1].extend(samples)
+    return steps
+
+
+@dataclass(frozen=True)
+class LivingModels:
+    """Writes down how many models each rank holds in a step, in a file of its own in `folder`."""
+
+    folder: Path
+    step: int
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        from modules.gpt_module import GPTModule
+
+        def count(module: Any, batch: Any) -> None:
+            if module.step == self.step:
+                # by its type, since a weak reference is an instance, too
+                number = sum(type(each) is GPTModule for each in gc.get_objects())
+                (self.folder / f"models-{rank}.txt").write_text(str(number), encoding="utf-8")
+
+        with before_each_micro_batch(count):
+            yield
+
+    def read(self) -> list[int]:
+        return [int(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("models-*.txt"))]
+
+
+@dataclass(frozen=True)
 class Planted:
     """Several of them."""
 
-    losses: tuple[PlantedLoss, ...]
+    plants: tuple[Plant, ...]
 
     @contextmanager
     def __call__(self, rank: int) -> Iterator[None]:
         with ExitStack() as stack:
-            for loss in self.losses:
-                stack.enter_context(loss(rank))
+            for plant in self.plants:
+                stack.enter_context(plant(rank))
             yield

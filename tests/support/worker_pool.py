@@ -30,6 +30,7 @@ class WorkerPool:
     """`world_size` processes that run `train` together, job after job."""
 
     def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         with socket.socket() as probe:

@@ -1,0 +1,87 @@
+"""A tiny training by workers of a `WorkerPool`, whose steps, state and figures are looked at from outside."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from planted_faults import Plant, Planted
+from worker_pool import Outcome, WorkerPool
+
+from orchestrator import run as runs
+from orchestrator.config import PretrainConfig
+from orchestrator.data import Needs, prepared_data
+from orchestrator.run import Job
+from orchestrator.storage import Storage
+
+STEPS, BATCH = 30, 8
+
+
+class PoolRun:
+    """A tiny training below `root`, saved after every step unless `checkpoint` says otherwise."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        text: Path,
+        root: Path,
+        strategy: str,
+        checkpoint: dict[str, Any] | None = None,
+        **guard: float,
+    ) -> None:
+        self._pool, self._root, self._storage = pool, root, Storage(str(root))
+        self._config = PretrainConfig.model_validate(
+            {
+                "run": {"name": "tiny"},
+                "storage": {"root": str(root)},
+                "data": {"source": "files", "path": str(text), "split": "position", "val_fraction": 0.0},
+                "tokenizer": {"kind": "byte"},
+                "model": {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "max_positions": 32},
+                "optimizer": {"warmup_steps": 4},
+                "training": {
+                    "num_steps": STEPS,
+                    "sequence_length": 32,
+                    "global_batch_size": BATCH,
+                    "micro_batch_size": 2,
+                    "log_interval_steps": 1,
+                },
+                "guard": guard,
+                "strategy": {"name": strategy},
+                "cluster": {"num_workers": pool.world_size},
+                "checkpoint": {"interval_steps": 1, "keep_last": STEPS, **(checkpoint or {})},
+                "tracking": {"mode": "disabled"},
+            }
+        )
+
+    def train(self, *planted: Plant) -> Outcome:
+        config, storage = self._config, self._storage
+        data = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda total: lambda *done: None)
+        run = runs.open_run(storage, config, runs.training_recipe(config, data))
+        runs.begin(storage, run, config)
+        return self._pool.train(Job(config.model_dump(mode="json"), run, data), Planted(planted))
+
+    def go_back_to(self, step: int) -> None:
+        """Forget all that came after `step`."""
+        for folder in self._run.glob("checkpoints/step_*"):
+            if int(folder.name[5:]) > step:
+                shutil.rmtree(folder)
+        shutil.rmtree(self._run / "model", ignore_errors=True)
+        (self._run / "metrics.json").unlink(missing_ok=True)
+
+    @property
+    def _run(self) -> Path:
+        return self._root / "runs" / "tiny"
+
+    def state(self, step: int) -> list[bytes]:
+        """Weights and moments after `step` steps, each rank's."""
+        return [file.read_bytes() for file in sorted(self._run.glob(f"checkpoints/step_{step:08d}/*.safetensors"))]
+
+    def saved_steps(self) -> list[int]:
+        """Steps of the checkpoints that count."""
+        return sorted(int(file.parent.name[5:]) for file in self._run.glob("checkpoints/step_*/COMMITTED"))
+
+    def weights(self) -> Path:
+        return self._run / "model" / "model.safetensors"
+
+    def metrics(self) -> dict[str, float]:
+        return json.loads((self._run / "metrics.json").read_text())
