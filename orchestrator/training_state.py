@@ -5,7 +5,7 @@ the only speaker of DeepSpeed.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -81,7 +81,8 @@ class _WholeState:
         self._state.clear()
         for parameter in self._parameters.values():
             if optimizer_steps:
-                self._state[parameter] = _fresh_moments(parameter, optimizer_steps)
+                # all of it is filled below, and to clear it first would touch fresh memory twice
+                self._state[parameter] = _fresh_moments(parameter, optimizer_steps, torch.empty_like)
         reader.fill(
             Fragment(name, kind, 0, parameter.numel(), tensor.detach().view(-1))
             for name, parameter in self._parameters.items()
@@ -166,7 +167,9 @@ class _Zero3State:
             yield Fragment(name, MASTER, start, stop, parameter.ds_tensor.data.view(-1)[: stop - start])
 
 
-def _fresh_moments(parameter: Tensor, optimizer_steps: int) -> dict[str, Tensor]:
+def _fresh_moments(
+    parameter: Tensor, optimizer_steps: int, like: Callable[..., Tensor] = torch.zeros_like
+) -> dict[str, Tensor]:
     """Return AdamW's state as torch makes it before a first step, with the step counter set."""
     step = torch.tensor(float(optimizer_steps), dtype=torch.float32, device=parameter.device)
-    return {"step": step, **{kind: torch.zeros_like(parameter, requires_grad=False) for kind in MOMENTS}}
+    return {"step": step, **{kind: like(parameter, requires_grad=False) for kind in MOMENTS}}

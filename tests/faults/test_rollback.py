@@ -134,7 +134,7 @@ def test_run_without_a_checkpoint_before_the_bad_steps_goes_back_to_its_initial_
 
 def test_checkpoint_from_amid_the_bad_steps_is_gone_on_from_but_not_back_to(pools, text, tmp_path: Path) -> None:
     # saved after every step and only the newest kept, but for the one that is needed here
-    run = PoolRun(pools["zero2"], text, tmp_path, "zero2", {"keep_last": 1}, **THREE_IN_A_ROW)
+    run = PoolRun(pools["zero2"], text, tmp_path, "zero2", {"keep_last": 1, "mode": "sync"}, **THREE_IN_A_ROW)
     killed = run.train(BAD_DATA, PlantedCrash(8))
     assert killed.error is not None
     assert "planted crash" in killed.error
