@@ -77,6 +77,10 @@ class ClusterConfig(Config):
     """0 or 1; null takes one GPU for each worker where there are enough, else none."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts from the last checkpoint after lost or killed workers; the next one fails the run."""
+    max_preemptions: Annotated[int, Field(ge=0)] | None = None
+    """Restarts after nodes that their owner took away, counted apart (Ray only); null allows any number."""
+    resize_interval_seconds: Annotated[float, Field(gt=0)] = 60
+    """With `[min,max]`, how often it is looked whether the cluster has room for another number of workers."""
     hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600
     """A worker without a finished step for so long is taken for hung; it must outlast a save and a validation."""
     address: str | None = None

@@ -230,13 +230,16 @@ def _times(state: RunState) -> dict[str, str]:
     if not state.events:
         return {}
     goodput, began = state.goodput, state.events[0]["time"]
+    counts = {"workers": ", then ".join(map(str, state.worker_counts))} if state.worker_counts else {}
+    preempted = f", {state.num_preemptions} of them after preemptions" if state.num_preemptions else ""
     return {
         "began": f"{_moment(began)}, {age(time.time() - began)} ago",
         "goodput": f"{percent(goodput.fraction)} of {duration(goodput.wall_seconds)}",
         "in steps that lasted": duration(goodput.lasting_seconds),
         "waiting for checkpoints": duration(goodput.stall_seconds),
-        "restarts": str(len(goodput.recovery_seconds)),
+        "restarts": f"{len(goodput.recovery_seconds)}{preempted}",
         **({"faults to order": "; ".join(map(_injection, state.injected))} if state.injected else {}),
+        **counts,
     }
 
 

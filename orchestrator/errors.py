@@ -67,3 +67,14 @@ class StoppedError(OrchestratorError):
 
     def __reduce__(self) -> tuple[type["StoppedError"], tuple[int, int]]:
         return StoppedError, (self.signal_number, self.step)
+
+
+class MovedError(OrchestratorError):
+    """The workers have saved and end, so that others go on with the run."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"saved after step {step}; the run goes on with other workers")
+        self.step = step
+
+    def __reduce__(self) -> tuple[type["MovedError"], tuple[int]]:
+        return MovedError, (self.step,)

@@ -2,8 +2,9 @@
 
 A kind, a time (seconds since 1970) and further fields each. The driver records
     launch: workers are about to be started; host, pid
-    fault: an attempt ended before its time; text
+    fault: an attempt ended before its time; text, preempted (whether a node was taken away, which is no failure)
     restart: the next attempt after a fault; number, text
+    resize: the run goes on with another number of workers; from, to, text
 and rank 0 of the workers
     begin: training begins; step, world_size, strategy
     skip: a bad step left weights and moments as they were; step (counted from 0, as data and schedule do), reason,
@@ -31,7 +32,7 @@ from orchestrator.runtime import Event
 from orchestrator.storage import Storage
 
 log = logging.getLogger(__name__)
-DRIVER_KINDS = frozenset({"launch", "fault", "restart"})
+DRIVER_KINDS = frozenset({"launch", "fault", "restart", "resize"})
 WORKER_KINDS = frozenset({"begin", "skip", "rollback", "checkpoint", "save_failed", "stop", "end"})
 INJECTED = "fault_injected"
 _NUM_READERS = 8

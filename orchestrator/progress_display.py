@@ -101,7 +101,7 @@ class ProgressDisplay:
     def _show_note(self, event: Mapping[str, Any]) -> None:
         self._line(str(event["text"]))
 
-    _show_fault = _show_restart = _show_save_failed = _show_note
+    _show_fault = _show_restart = _show_resize = _show_save_failed = _show_note
 
     def _show_stop(self, event: Mapping[str, Any]) -> None:
         self._stop()

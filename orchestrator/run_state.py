@@ -88,6 +88,17 @@ class RunState:
         """All faults that the run has brought upon itself, as it was told to, in order."""
         return [event for event in self.events if event["kind"] == INJECTED]
 
+    @property
+    def num_preemptions(self) -> int:
+        """Faults that were no failure: a node was taken away by its owner."""
+        return sum(bool(event.get("preempted")) for event in self.events if event["kind"] == "fault")
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """Each number of workers that the run has had, in order; empty where it never changed."""
+        resizes = [event for event in self.events if event["kind"] == "resize"]
+        return [resizes[0]["from"], *(event["to"] for event in resizes)] if resizes else []
+
     def _seconds_until_begin(self, number: int) -> float | None:
         begins = (event["time"] for event in self.events[number:] if event["kind"] == "begin")
         begin = next(begins, None)

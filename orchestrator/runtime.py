@@ -8,6 +8,8 @@ from typing import Any
 Event = dict[str, Any]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Notices of termination: the run is saved once more before it ends."""
+MOVE = 1
+"""In place of a signal's number, and weaker than those: save and end, so that the run goes on with other workers."""
 
 
 def ignore(event: Event) -> None:
@@ -32,4 +34,4 @@ class Runtime:
     emit: Callable[[Event], None] = field(default=ignore, repr=False)
     """Sends an event to whoever shows progress; used by rank 0."""
     stop_asked: Callable[[], int] = field(default=nobody_asked, repr=False)
-    """Gives the number of the signal by which another process asked the run to stop, or 0."""
+    """Gives the number of the signal by which another process asked the run to stop, `MOVE`, or 0."""

@@ -10,12 +10,14 @@ from pytorch_lightning import Callback, Trainer
 
 from modules.gpt_module import GPTModule
 from orchestrator.callbacks.checkpoints import Checkpoints
-from orchestrator.errors import StoppedError
-from orchestrator.runtime import STOP_SIGNALS, Runtime
+from orchestrator.errors import MovedError, StoppedError
+from orchestrator.runtime import MOVE, STOP_SIGNALS, Runtime
 
 
 class StopNotices:
     """Hears notices of termination through all fits of a run: one that comes while it goes back is not lost.
+
+    Where the run shall go on with other workers, it is `MovedError`.
 
     A handler only sets a number; Lightning's own broadcasts from within the signal, which froze or aborted runs of
     two processes (pytorch-lightning 2.6.6). A second SIGINT to a run of one process stops at once.
@@ -63,7 +65,7 @@ class Preemption(Callback):
         asked = self._agreed(trainer)
         if asked:
             self._checkpoints.save_now(trainer, pl_module, must_last=True)
-            raise StoppedError(asked, pl_module.step)
+            raise MovedError(pl_module.step) if asked == MOVE else StoppedError(asked, pl_module.step)
 
     def _agreed(self, trainer: Trainer) -> int:
         asked = self._notices.asked()

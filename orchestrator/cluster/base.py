@@ -41,10 +41,16 @@ def told(error: BaseException) -> str:
     return str(error) if is_final(error) else f"{type(error).__name__}: {error}"
 
 
-def restart_event(number: int, max_failures: int) -> Event:
-    """Return the event of the next attempt after the fault with this number, counted from 1."""
-    text = f"restarting from the last checkpoint (restart {number} of {max_failures})"
-    return {"kind": "restart", "number": number, "text": text}
+def restart_event(number: int, limit: int | None, what: str = "restart") -> Event:
+    """Return the event of the next attempt.
+
+    Args:
+        number: Of the fault before it, counted from 1.
+        limit: How many there may be; None for any number.
+        what: What is counted, `restart` or `preemption`.
+    """
+    of = "" if limit is None else f" of {limit}"
+    return {"kind": "restart", "number": number, "text": f"restarting from the last checkpoint ({what} {number}{of})"}
 
 
 def check_device(config: PretrainConfig, use_gpu: bool) -> None:

@@ -3,9 +3,7 @@
 import logging
 import os
 import signal
-import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,23 +13,25 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-import ray.train
-import ray.train.torch
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray._private import worker as ray_driver
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
-from ray.util.queue import Queue
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2.api.exceptions import TrainingFailedError
 
-from orchestrator.cluster.base import check_device, is_final, restart_event, told
+from orchestrator.cluster.base import check_device
 from orchestrator.cluster.notices import passed_on
+from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
+from orchestrator.cluster.ray_worker import Box, Notices, mailbox, this_process, work
 from orchestrator.config import ClusterConfig, PretrainConfig
 from orchestrator.errors import HardwareError, StoppedError, WorkerError
 from orchestrator.run import Job
-from orchestrator.runtime import Event, Runtime, nobody_asked
+from orchestrator.runtime import Event
 
-_LAST_EVENT = None
 _ABORT_SECONDS = 20
+_LARGE_GROUP = 64
+"""Workers beyond which the controller looks after them no more often than Ray Train does by itself."""
 
 
 class RayLauncher:
@@ -44,37 +44,48 @@ class RayLauncher:
         check_device(config, _use_gpu(config.cluster, present))
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
-        """See `Launcher.launch`; events of workers and of Ray Train's controller travel through a queue."""
+        """See `Launcher.launch`; events of workers and of Ray Train's controller travel through a mailbox."""
         emit({"kind": "note", "text": _starting(self._config)})
+        _tune(self._config)
         with _cluster(self._config), tempfile.TemporaryDirectory(prefix="ray-train-") as notes:
             attempt = _Attempt(emit)
-            with _events(attempt.receive) as queue, _queue() as stops:
-                trainer = self._trainer(job, queue, stops, notes)
+            with mailbox(attempt.receive) as box:
+                trainer = self._trainer(job, box, notes)
                 attempt.trainer = trainer
-                with passed_on(stops.put, trainer.abort, self._grace_seconds) as killed_after:
+                with passed_on(box.stop.remote, trainer.abort, self._grace_seconds) as killed_after:
                     attempt.run(killed_after)
 
-    def _trainer(self, job: Job, queue: Queue, stops: Queue, notes: str) -> "_Trainer":
+    def _trainer(self, job: Job, box: Box, notes: str) -> "_Trainer":
         use_gpu = _use_gpu(self._config, ray.cluster_resources())
-        max_failures = self._config.max_failures
-        return _Trainer(
-            _worker,
-            train_loop_config={"job": job, "queue": queue, "stops": stops},
+        max_preemptions = self._config.max_preemptions
+        trainer = _Trainer(
+            work,
+            train_loop_config={"job": job, "box": box, "driver": this_process()},
             scaling_config=self._scaling(use_gpu),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=RunConfig(
                 name=job.run.name,
                 storage_path=notes,  # nothing passes through Ray's own checkpoint transfer (DESIGN, invariant 4)
-                failure_config=FailureConfig(max_failures=max_failures),
-                callbacks=[_Faults(queue, max_failures)],
+                failure_config=FailureConfig(
+                    max_failures=self._config.max_failures,
+                    max_preemption_failures=-1 if max_preemptions is None else max_preemptions,
+                ),
+                callbacks=[Notices()],  # type: ignore[list-item]  # Ray Train takes its internal ones as well
             ),
         )
+        trainer.box = box
+        return trainer
 
     def _scaling(self, use_gpu: bool) -> ScalingConfig:
         resources: dict[str, float] = {"CPU": self._config.cpus_per_worker}
         if use_gpu:
             resources["GPU"] = 1
-        return ScalingConfig(num_workers=self._config.num_workers, use_gpu=use_gpu, resources_per_worker=resources)
+        return ScalingConfig(
+            num_workers=self._config.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=self._config.resize_interval_seconds,
+        )
 
 
 class _Attempt:
@@ -126,31 +137,38 @@ class _Attempt:
             raise self._stop
 
 
-class _Faults(UserCallback):
-    """Tells what Ray Train sees of lost workers; it lives in the controller."""
-
-    def __init__(self, queue: Queue, max_failures: int) -> None:
-        self._queue, self._max_failures = queue, max_failures
-        self._number = 0
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Report the fault, and the restart that follows it if one is left."""
-        self._number += 1
-        self._queue.put_nowait({"kind": "fault", "text": _failure_text(worker_exceptions)})
-        if self._number <= self._max_failures:
-            self._queue.put_nowait(restart_event(self._number, self._max_failures))
-
-
 def _starting(config: ClusterConfig) -> str:
     workers = " to ".join(map(str, sorted({min(config.worker_counts), max(config.worker_counts)})))
     where = f"the Ray cluster at {config.address}" if config.address else "an embedded Ray"
     return f"starting {workers} worker{'s' if workers != '1' else ''} on {where}"
 
 
-class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to us: Ray's own handler makes exit code 1 of it (ray 2.60.0)."""
+def _tune(config: ClusterConfig) -> None:
+    """Let Ray Train see a loss sooner than by default, unless the user has set it; it passes these on to workers."""
+    if max(config.worker_counts) <= _LARGE_GROUP:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
+    if len(config.worker_counts) > 1:
+        # until then workers wait for room that the cluster no longer has; what is there may do
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 
+
+class _Trainer(TorchTrainer):
+    """Decides by our policies, and leaves Ctrl-C to us: Ray's own handler makes exit code 1 of it (ray 2.60.0)."""
+
+    box: Box | None = None
     _controller: Any = None
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        policies = {
+            "failure_policy": Failures(self.run_config.failure_config or FailureConfig(), self.box),
+            "scaling_policy": scaling_policy(self.scaling_config, self.box),
+        }
+        return super()._initialize_and_run_controller(**{**settings, **policies})
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # we use no Ray Data: it costs an actor, and an import of seconds in every worker, at each start
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
@@ -160,6 +178,8 @@ class _Trainer(TorchTrainer):
         if self._controller is not None:
             with suppress(Exception):  # the controller ends itself in the middle of its answer
                 ray.get(self._controller.abort.remote(), timeout=_ABORT_SECONDS)
+            with suppress(Exception):  # it does not answer while it waits for room; what it started ends with it
+                ray.kill(self._controller)
 
 
 @contextmanager
@@ -170,6 +190,8 @@ def _cluster(config: ClusterConfig) -> Iterator[None]:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if config.address is None:
             options |= {"include_dashboard": False, "num_cpus": os.cpu_count()}
+        # pages from the log of each raylet that is lost, even without log_to_driver; what happened, our events tell
+        ray_driver.print_to_stdstream = lambda *_, **__: None
         try:
             ray.init(address=config.address or "local", **options)
         except (ConnectionError, ValueError) as error:
@@ -217,93 +239,9 @@ def _check_resources(config: ClusterConfig, present: Mapping[str, float]) -> Non
 
 def _use_gpu(config: ClusterConfig, present: Mapping[str, float]) -> bool:
     if config.gpus_per_worker is None:
-        return present.get("GPU", 0) >= max(config.worker_counts)
+        return present.get("GPU", 0) >= min(config.worker_counts)
     return bool(config.gpus_per_worker)
 
 
-@contextmanager
-def _queue() -> Iterator[Queue]:
-    queue = Queue(actor_options={"num_cpus": 0})
-    try:
-        yield queue
-    finally:
-        queue.shutdown()
-
-
-@contextmanager
-def _events(emit: Callable[[Event], None]) -> Iterator[Queue]:
-    """Give a queue whose events reach `emit`, on a thread of this process."""
-    with _queue() as queue:
-
-        def forward() -> None:
-            while (event := queue.get()) is not _LAST_EVENT:
-                emit(event)
-
-        thread = threading.Thread(target=forward, daemon=True, name="events")
-        thread.start()
-        try:
-            yield queue
-        finally:
-            queue.put(_LAST_EVENT)
-            thread.join(timeout=10)
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    from orchestrator.train import train
-
-    context = ray.train.get_context()
-    queue, rank = settings["queue"], context.get_world_rank()
-    runtime = Runtime(
-        rank=rank,
-        world_size=context.get_world_size(),
-        local_rank=context.get_local_rank(),
-        node_rank=context.get_node_rank(),
-        device=str(ray.train.torch.get_device()),
-        emit=queue.put_nowait,
-        stop_asked=_Listener(settings["stops"]) if rank == 0 else nobody_asked,
-    )
-    try:
-        train(settings["job"], runtime)
-    except StoppedError:
-        return  # rank 0 has told the driver
-    except Exception as error:
-        text = f"worker rank {rank} on {socket.gethostname()}: {told(error)}"
-        if is_final(error):
-            queue.put({"kind": "final", "text": text})
-        error.add_note(text)
-        raise
-
-
-class _Listener:
-    """Hears from the driver, on a thread of its own, that the run shall stop."""
-
-    def __init__(self, stops: Queue) -> None:
-        self._stops = stops
-        self._number = 0
-        threading.Thread(target=self._listen, daemon=True, name="stops").start()
-
-    def _listen(self) -> None:
-        with suppress(Exception):  # the queue ends with the run
-            self._number = self._stops.get()
-
-    def __call__(self) -> int:
-        return self._number
-
-
 def _worker_error(error: TrainingFailedError) -> WorkerError:
-    """Return the first worker's own message instead of Ray's pages."""
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        return WorkerError(_failure_text(error.worker_failures), details=str(error))
-    cause = error.controller_failure if isinstance(error, ControllerError) else error
-    return WorkerError(f"Ray Train's controller failed: {type(cause).__name__}: {cause}", details=str(error))
-
-
-def _failure_text(failures: Mapping[int, Exception]) -> str:
-    rank, failure = min(failures.items())
-    cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-    notes = getattr(cause, "__notes__", ())
-    return notes[0] if notes else f"worker rank {rank}: {_first_line(cause)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return WorkerError(fault_text(error), details=str(error))

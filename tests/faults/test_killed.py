@@ -113,11 +113,19 @@ def test_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(
     assert weights(tmp_path) == unbroken["zero2"]
 
 
-@pytest.mark.parametrize(("number", "code", "name"), [(TERMINATE, 143, "SIGTERM"), (INTERRUPT, 130, "SIGINT")])
+@pytest.mark.parametrize(
+    ("cluster", "number", "code", "name"),
+    [
+        ("local", TERMINATE, 143, "SIGTERM"),
+        ("local", INTERRUPT, 130, "SIGINT"),
+        pytest.param("ray", TERMINATE, 143, "SIGTERM", marks=pytest.mark.ray),
+        pytest.param("ray", INTERRUPT, 130, "SIGINT", marks=[pytest.mark.ray, pytest.mark.long]),
+    ],
+)
 def test_notice_to_one_worker_stops_all_of_them_after_a_last_checkpoint(
-    text: Path, tmp_path: Path, unbroken: dict[str, bytes], number: int, code: int, name: str
+    text: Path, tmp_path: Path, unbroken: dict[str, bytes], cluster: str, number: int, code: int, name: str
 ) -> None:
-    same = command(text, tmp_path, "strategy=zero2", TWO)
+    same = command(text, tmp_path, "strategy=zero2", f"cluster={cluster}", TWO)
     with BrokenRun(same) as run:
         run.wait_for_step(15)
         run.signal_worker(number, 1)
@@ -126,7 +134,8 @@ def test_notice_to_one_worker_stops_all_of_them_after_a_last_checkpoint(
     assert run.lines[-1] == (
         f"{name}: saved after step {stop['step']} and stopped; the same command goes on from there"
     )
-    with BrokenRun(same) as run:
+    # checkpoints are the same on all clusters
+    with BrokenRun(command(text, tmp_path, "strategy=zero2", TWO)) as run:
         assert run.end() == 0, run.said
     assert events(tmp_path, "begin")[-1]["step"] == stop["step"]
     assert weights(tmp_path) == unbroken["zero2"]

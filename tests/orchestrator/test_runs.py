@@ -226,6 +226,18 @@ def test_one_run_is_shown_with_times_faults_checkpoints_and_places(
     assert max(len(line) for line in said.splitlines()) <= 80
 
 
+def test_preemptions_and_changes_of_size_are_told_apart_from_failures(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = {"kind": "fault", "time": 95, "text": "preempted: the node is about to go", "preempted": True}
+    smaller, begun = {"kind": "resize", "time": 99, "from": 2, "to": 1}, {**AGAIN, "time": 100}
+    larger = {"kind": "resize", "time": 105, "from": 1, "to": 2}
+    failed = {**FAULT, "preempted": False}
+    write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, failed, RESTART, AGAIN, taken, RESTART, smaller, begun, larger])
+    shown = " ".join(said_by(capsys, storage, "show", "tiny").replace("│", " ").split())
+    assert "restarts 2, 1 of them after preemptions workers 2, then 1, then 2" in shown
+
+
 def test_model_metrics_and_w_and_b_data_are_shown_where_they_lie(
     storage: Storage, capsys: pytest.CaptureFixture[str]
 ) -> None:

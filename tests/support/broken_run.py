@@ -112,6 +112,11 @@ def events(root: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event["kind"] == kind]
 
 
+def losses(root: Path) -> dict[int, float]:
+    """Return the loss of each step after which the run was saved, as the finished curve has it."""
+    return {event["step"]: event["loss"] for event in events(root, "checkpoint")}
+
+
 def goes_on_from_the_last_checkpoint(root: Path) -> bool:
     """Whether the second beginning is at the newest checkpoint before it, which may not have been told any more."""
     saved = events(root, "checkpoint")

@@ -1,0 +1,188 @@
+"""A worker that Ray Train started: its place in the run, what it is told, and the mailbox to and from the driver."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import psutil
+import ray
+import ray.train
+import ray.train.torch
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.cluster.base import is_final, told
+from orchestrator.errors import MovedError, StoppedError
+from orchestrator.runtime import MOVE, STOP_SIGNALS, Event, Runtime
+
+Box = Any
+"""A handle of a `Mailbox`."""
+_LAST_EVENT = None
+
+
+class Mailbox:
+    """An actor for one run: events of workers and of Ray Train's controller to the driver, its notice to them."""
+
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._stopped = asyncio.Event()
+        self._number = 0
+
+    async def put(self, *events: Event | None) -> None:
+        for event in events:
+            self._events.put_nowait(event)
+
+    async def get(self) -> Event | None:
+        return await self._events.get()
+
+    async def stop(self, number: int) -> None:
+        """Ask the run to stop as by that signal."""
+        self._number = number
+        self._stopped.set()
+
+    async def stop_asked(self) -> int:
+        """Wait for the notice, and return its number; workers that are started later hear it as well."""
+        await self._stopped.wait()
+        return self._number
+
+
+@contextmanager
+def mailbox(emit: Callable[[Event], None]) -> Iterator[Box]:
+    """Give a mailbox whose events reach `emit`, on a thread of this process."""
+    # on the driver's own node: the loss of another one must not take it along
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    box: Box = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+
+    def forward() -> None:
+        event: Any
+        while (event := ray.get(box.get.remote())) is not _LAST_EVENT:
+            emit(event)
+
+    thread = threading.Thread(target=forward, daemon=True, name="events")
+    thread.start()
+    try:
+        yield box
+    finally:
+        ray.get(box.put.remote(_LAST_EVENT))
+        thread.join(timeout=10)
+        ray.kill(box)
+
+
+class MovedWorkerError(RayActorError):
+    """A worker has saved and ended on purpose, so that the run can go on elsewhere.
+
+    Args:
+        preempted: Its or another worker's node is about to go. Ray Train takes it for the loss of such a node then.
+    """
+
+    def __init__(self, text: str, preempted: bool) -> None:
+        super().__init__(error_msg=text, preempted=preempted)
+        self.args = (text, preempted)  # with which it is made again in another process
+
+
+class Notices(WorkerCallback):
+    """Hears of notices of termination in the main thread of a worker: Ray Train trains on another one."""
+
+    def after_init_train_context(self) -> None:
+        """Listen; Ray's own handler of SIGTERM ends the worker, and SIGINT is kept from it."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                signal.signal(number, _hear)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+class _Heard:
+    number = 0
+    """The strongest notice that this process was given; one of a signal is stronger than `MOVE`."""
+
+
+def _hear(number: int, _: FrameType | None = None) -> None:
+    _Heard.number = max(_Heard.number, number)
+
+
+def ask_to_move() -> None:
+    """Ask all workers to save and end, so that another number of them goes on; called in one of them."""
+    _hear(MOVE)
+
+
+def work(settings: dict[str, Any]) -> None:
+    """Train on this worker.
+
+    Args:
+        settings: The `Job` under `job`, the mailbox under `box`, what `this_process` gave under `driver`.
+    """
+    from orchestrator.train import train
+
+    threading.Thread(target=_end_with, args=settings["driver"], daemon=True, name="driver").start()
+    box = settings["box"]
+    runtime = _runtime(box)
+    try:
+        train(settings["job"], runtime)
+    except StoppedError:
+        return  # rank 0 has told the driver
+    except MovedError as error:
+        raise MovedWorkerError(str(error), _is_preempted()) from None
+    except Exception as error:
+        text = f"worker rank {runtime.rank} on {socket.gethostname()}: {told(error)}"
+        if is_final(error):
+            ray.get(box.put.remote({"kind": "final", "text": text}))
+        error.add_note(text)
+        raise
+
+
+def this_process() -> tuple[str, int, float]:
+    """Return what tells this process from all others: host, number and time of its start."""
+    return socket.gethostname(), os.getpid(), psutil.Process().create_time()
+
+
+def _end_with(host: str, pid: int, started: float) -> None:
+    """End with a driver on the same host: a killed one's embedded Ray lasts some seconds, its lease does not."""
+    with suppress(psutil.Error):
+        driver = psutil.Process(pid)
+        if host == socket.gethostname() and driver.create_time() == started:
+            driver.wait()
+            os._exit(1)
+
+
+def _runtime(box: Box) -> Runtime:
+    def emit(event: Event) -> None:
+        ray.get(box.put.remote(event))
+
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    if rank == 0:
+        threading.Thread(target=_listen, args=(box,), daemon=True, name="stops").start()
+    return Runtime(
+        rank=rank,
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        node_rank=context.get_node_rank(),
+        device=str(ray.train.torch.get_device()),
+        emit=emit,
+        stop_asked=_stop_asked,
+    )
+
+
+def _listen(box: Box) -> None:
+    with suppress(Exception):  # the mailbox ends with the run
+        _hear(ray.get(box.stop_asked.remote()))
+
+
+def _stop_asked() -> int:
+    return _Heard.number or (MOVE if _is_preempted() else 0)
+
+
+def _is_preempted() -> bool:
+    """Whether Ray has told that a worker's node is about to go.
+
+    `ray.train.get_preemption_info` is a barrier through an actor; our own agreement makes it unneeded (ray 2.60.0).
+    """
+    return get_train_context().preemption_context.preemption_info is not None

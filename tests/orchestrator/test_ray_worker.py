@@ -1,0 +1,80 @@
+"""What passes between a driver and its workers on Ray, without a cluster."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def heard() -> Iterator[type]:
+    from orchestrator.cluster.ray_worker import _Heard
+
+    yield _Heard
+    _Heard.number = 0
+
+
+def test_notice_reaches_workers_that_are_started_after_it() -> None:
+    from orchestrator.cluster.ray_worker import Mailbox
+
+    async def conversation() -> list[int]:
+        box = Mailbox()
+        early = asyncio.ensure_future(box.stop_asked())
+        await asyncio.sleep(0)
+        assert not early.done()
+        await box.stop(signal.SIGTERM)
+        return [await early, await box.stop_asked()]
+
+    assert asyncio.run(conversation()) == [signal.SIGTERM, signal.SIGTERM]
+
+
+def test_events_arrive_in_their_order() -> None:
+    from orchestrator.cluster.ray_worker import Mailbox
+
+    async def conversation() -> list[str]:
+        box = Mailbox()
+        await box.put({"kind": "fault"}, {"kind": "restart"})
+        await box.put({"kind": "begin"})
+        return [event["kind"] for event in [await box.get() for _ in range(3)] if event]
+
+    assert asyncio.run(conversation()) == ["fault", "restart", "begin"]
+
+
+def test_notice_of_termination_is_stronger_than_a_move(heard: type) -> None:
+    from orchestrator.cluster.ray_worker import _hear, ask_to_move
+
+    ask_to_move()
+    assert heard.number == 1
+    _hear(signal.SIGINT)
+    ask_to_move()
+    assert heard.number == signal.SIGINT
+
+
+def test_worker_ends_with_the_driver_on_its_host_and_outlives_others() -> None:
+    script = (
+        "import sys\n"
+        "from orchestrator.cluster.ray_worker import _end_with, this_process\n"
+        "host, pid, started = this_process()\n"
+        "_end_with('elsewhere', pid, started)\n"
+        "_end_with(host, pid, started - 1)\n"
+        "print('watches', flush=True)\n"
+        "_end_with(host, int(sys.argv[1]), float(sys.argv[2]))\n"
+    )
+    driver = subprocess.Popen(["sleep", "100"])
+    started = psutil.Process(driver.pid).create_time()
+    command = [sys.executable, "-W", "ignore", "-c", script, str(driver.pid), str(started)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout
+        assert worker.stdout.readline() == "watches\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(timeout=1)
+        driver.kill()
+        driver.wait()
+        assert worker.wait(timeout=60) == 1
