@@ -63,9 +63,13 @@ class Results:
         self.emit({"kind": "validation", "step": step, "metrics": metrics})
 
     def stop(self, stop: StoppedError) -> None:
-        """Close the W&B run of a training that goes on another time."""
+        """Tell that the training goes on another time."""
         self.emit({"kind": "stop", "step": stop.step, "signal": stop.signal_number, "text": str(stop)})
-        self._tracker.finish(self._last, exit_code=128 + stop.signal_number)
+        self.pause(128 + stop.signal_number)
+
+    def pause(self, exit_code: int = 0) -> None:
+        """Close the W&B run of a training that goes on with other workers, or another time."""
+        self._tracker.finish(self._last, exit_code=exit_code)
         if self._runtime.rank == 0:
             self._run.write_identity(self._storage, self._tracker.describe())
 

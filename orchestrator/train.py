@@ -24,7 +24,7 @@ from orchestrator.callbacks.throughput import Throughput
 from orchestrator.callbacks.validation import Validation
 from orchestrator.callbacks.watchdog import Watchdog
 from orchestrator.config import PretrainConfig, accumulation_steps, micro_batch_size
-from orchestrator.errors import StoppedError
+from orchestrator.errors import MovedError, StoppedError
 from orchestrator.events import EventLog
 from orchestrator.export import export_model
 from orchestrator.guard import Rollback, RollbackError, StepGuard
@@ -47,6 +47,7 @@ def train(job: Job, runtime: Runtime) -> None:
         OrchestratorError: a checkpoint or the data is damaged, or a store cannot be written.
         BadStepsError: too many steps in a row were bad, once too often; raised on all workers.
         StoppedError: a notice of termination reached some worker; raised on all of them, after a last checkpoint.
+        MovedError: the run shall go on with other workers; raised in the same way.
     """
     _quiet_libraries()
     config = PretrainConfig.model_validate(job.config)
@@ -62,6 +63,9 @@ def train(job: Job, runtime: Runtime) -> None:
             step, training_seconds = _train(_Parts(config, job, storage, data, runtime, results, notices))
     except StoppedError as stop:
         results.stop(stop)
+        raise
+    except MovedError:
+        results.pause()
         raise
     if runtime.rank == 0:
         last = checkpoint.open_checkpoint(storage, checkpoint.name_of(job.run.name, step))

@@ -40,8 +40,9 @@ def test_a_training_without_ordered_faults_imports_nothing_of_them() -> None:
     script = """
 import sys, orchestrator.train as train
 from orchestrator.config import PretrainConfig
-assert train._ordered_fault(PretrainConfig(), None, None, None) == []
-assert train._storage_of_saves(PretrainConfig(), None, "store", None) == "store"
+parts = train._Parts(PretrainConfig(), *[None] * 6)
+assert train._ordered_fault(parts) == []
+assert train._storage_of_saves(parts) is None
 assert not {"orchestrator.faults", "orchestrator.callbacks.faults"} & set(sys.modules)
 """
     assert "torch" in imported_by(script)

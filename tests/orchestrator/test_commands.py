@@ -37,6 +37,7 @@ METRICS = {
     "goodput/fraction",
     "faults/restarts",
     "faults/skipped_steps",
+    "faults/rollbacks",
 }
 
 

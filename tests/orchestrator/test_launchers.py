@@ -93,7 +93,7 @@ def test_failure_of_a_local_worker_is_its_own_message_with_rank_and_node(text: P
     break_checkpoints(tmp_path)
     command = arguments(text, tmp_path, UNTRACKED, "run.name=tiny", "strategy=ddp", "cluster.num_workers=2")
     said = run_command(command, code=1).stderr
-    assert re.fullmatch(r"error: worker rank \d on \S+: .*checkpoint not saved: rank 0: .*\n", said)
+    assert re.fullmatch(r"error: worker rank \d on \S+: .*checkpoint not saved: worker 0: .*\n", said)
 
 
 @on_ray
@@ -130,7 +130,7 @@ def test_failure_of_a_worker_on_ray_is_its_own_message_with_rank_and_node(
     command = arguments(text, tmp_path, UNTRACKED, "run.name=tiny", "strategy=ddp", "cluster=ray")
     assert main([*command, "cluster.num_workers=2"]) == 1
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: worker rank \d on \S+: .*checkpoint not saved: rank 0: .*\n", said)
+    assert re.fullmatch(r"error: worker rank \d on \S+: .*checkpoint not saved: worker 0: .*\n", said)
 
 
 @on_ray

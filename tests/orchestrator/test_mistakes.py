@@ -7,6 +7,7 @@ import pytest
 from orchestrator import config
 from orchestrator.config import EvaluateConfig, GenerateConfig, PretrainConfig
 from orchestrator.errors import ConfigError
+from orchestrator.faults_config import FaultsConfig
 from orchestrator.mistakes import mistakes_in, validated
 
 CASES: list[tuple[dict[str, Any], str]] = [
@@ -84,11 +85,12 @@ def test_rules_between_groups_without_mistakes_are_told_beside_mistakes_in_other
 @pytest.mark.parametrize(("groups", "rule"), config._RULES_BETWEEN)
 def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any) -> None:
     read = set()
+    everything = PretrainConfig(faults=FaultsConfig(kind="kill_rank", at_step=1))
 
     class Spy:
         def __getattr__(self, name: str) -> Any:
             read.add(name)
-            return getattr(PretrainConfig(), name)
+            return getattr(everything, name)
 
     rule(Spy())
     assert read == groups
