@@ -101,7 +101,8 @@ class BackgroundWriter:
             text=True,
             env=environment,
             pass_fds=self._image.inherited,
-            start_new_session=True,  # Ctrl-C is for the training, which then ends it
+            # Ctrl-C is for the training, which then ends it; in a session of its own its low priority would count for nothing
+            process_group=0,
         )
         self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
         self._listener.start()

@@ -220,9 +220,10 @@ def _storage_of_saves(parts: _Parts) -> Storage:
 
 
 def _ordered_fault(parts: _Parts) -> list[Callback]:
-    faults, storage, run = parts.config.faults, parts.storage, parts.job.run
+    faults = parts.config.faults
     if faults is None:
         return []
+    storage, run = parts.storage, parts.job.run
     from orchestrator.callbacks.faults import OrderedFault
     from orchestrator.faults import FaultOrder
 
