@@ -101,7 +101,7 @@ class BackgroundWriter:
             text=True,
             env=environment,
             pass_fds=self._image.inherited,
-            # Ctrl-C is for the training, which then ends it; in a session of its own its low priority would count for nothing
+            # Ctrl-C is for the training, which then ends it; in a session of its own its low priority would not count
             process_group=0,
         )
         self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)

@@ -1,0 +1,46 @@
+"""Goodput of a run whose workers are killed again and again, beside what its own costs allow."""
+
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import pytest
+from broken_run import KILL, BrokenRun, command, events, eventually
+from tiny_run import write_text
+
+from orchestrator.goodput import goodput
+
+KILL_EVERY_SECONDS = 60
+NUM_STEPS = 100_000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_goodput_under_kills_is_near_its_bound(tmp_path: Path) -> None:
+    """About one SIGKILL a minute for ten minutes; the bound is 1 - sqrt(2C/M) - R/M of its own C, M and R."""
+    chance = random.Random(0)
+    text = write_text(tmp_path / "text.txt")
+    settings = ["strategy=ddp", "cluster.num_workers=2", "cluster.max_failures=100", "objective=clm"]
+    lasting = [f"training.num_steps={NUM_STEPS}", "training.val_interval_steps=100000", "checkpoint.interval=auto"]
+    mtbf = [f"checkpoint.mtbf_seconds={KILL_EVERY_SECONDS}", "training.log_interval_steps=1000"]
+    with BrokenRun(command(text, tmp_path / "outputs", *settings, *lasting, *mtbf)) as run:
+        run.wait_for_step(1)
+        began = time.monotonic()
+        while time.monotonic() - began < 600:
+            time.sleep(chance.expovariate(1 / KILL_EVERY_SECONDS))
+            assert eventually(lambda: len(run.workers()) == 2, seconds=60)
+            run.signal_worker(KILL, chance.randrange(2))
+        run.process.terminate()
+        assert run.end() == 143, run.said
+    seen = [json.loads(path.read_text()) for path in sorted((tmp_path / "outputs/runs/tiny/events").iterdir())]
+    figures = goodput(seen)
+    faults, saves = events(tmp_path / "outputs", "fault"), events(tmp_path / "outputs", "checkpoint")
+    cost = sum(save["seconds"] for save in saves) / len(saves)
+    mtbf_seconds = figures.wall_seconds / len(faults)
+    recovery = sum(figures.recovery_seconds) / len(figures.recovery_seconds)
+    bound = 1 - math.sqrt(2 * cost / mtbf_seconds) - recovery / mtbf_seconds
+    costs = f"C {cost:.3f} s, M {mtbf_seconds:.1f} s, R {recovery:.2f} s"
+    print(f"goodput {figures.fraction:.3f}, bound {bound:.3f}: {costs}, {len(faults)} faults, {len(saves)} saves")
+    assert figures.fraction > 0.9 * bound
