@@ -142,7 +142,12 @@ def test_notice_to_one_worker_stops_all_of_them_after_a_last_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("cluster", "workers"), [("local", 1), ("local", 2), pytest.param("ray", 2, marks=pytest.mark.ray)]
+    ("cluster", "workers"),
+    [
+        ("local", 1),
+        pytest.param("local", 2, marks=pytest.mark.long),
+        pytest.param("ray", 2, marks=pytest.mark.ray),
+    ],
 )
 def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(
     text: Path, tmp_path: Path, cluster: str, workers: int

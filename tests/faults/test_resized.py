@@ -26,7 +26,6 @@ ALL: list[Way] = [("single", 1), *itertools.product(("ddp", "zero1", "zero2", "z
 FEW: list[tuple[Way, Way]] = [
     (("zero3", 3), ("zero1", 2)),
     (("zero2", 3), ("zero3", 3)),
-    (("ddp", 3), ("zero2", 1)),
     (("single", 1), ("zero3", 3)),
 ]
 
