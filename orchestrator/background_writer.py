@@ -41,14 +41,19 @@ class BackgroundWriter:
     def prepare(self, num_bytes: int) -> None:
         """Start the process and take the memory, both beside what the caller does next."""
         self._start_process()
-        self._preparing = threading.Thread(target=self._image.reserve, args=(num_bytes,), daemon=True)
+        self._preparing = threading.Thread(target=self._reserve, args=(num_bytes,), daemon=True)
         self._preparing.start()
 
     def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
         """Begin to write; the save before must have been heard of."""
         self._end_preparing()
-        snapshot.copy_into(self._image.sized(snapshot.num_bytes))
         self._part, self._answers = part, {what: Future() for what in (STORED, COMMITTED)}
+        try:
+            snapshot.copy_into(self._image.sized(snapshot.num_bytes))
+        except OSError as error:
+            for answer in self._answers.values():
+                answer.set_result(f"no memory for a copy of the state ({error.strerror}); set checkpoint.mode=sync")
+            return
         self._start_process()
         self._send({"part": asdict(part), **commit})
 
@@ -70,6 +75,10 @@ class BackgroundWriter:
         """Wait for the parts of the other ranks no longer. On rank 0 only."""
         assert self._part is not None
         self._send({"let_go": self._part.folder})
+
+    def _reserve(self, num_bytes: int) -> None:
+        with suppress(OSError):  # told by the first save
+            self._image.reserve(num_bytes)
 
     def _end_preparing(self) -> None:
         if self._preparing:

@@ -72,7 +72,13 @@ class LocalLauncher:
             emit(restart_event(number, self._config.max_failures))
 
     def _attempt(self, job: Job) -> None:
-        with passed_on(_signal_workers, _kill_workers, self._grace_seconds) as killed_after:
+        asked: list[int] = []
+
+        def ask(number: int) -> None:
+            asked.append(number)
+            _signal_workers(number)
+
+        with passed_on(ask, _kill_workers, self._grace_seconds) as killed_after:
             try:
                 stops = elastic_launch(self._agent_config(), _worker)(job, self._use_gpu)
             except SignalException as error:
@@ -80,7 +86,8 @@ class LocalLauncher:
             except ChildFailedError as error:
                 if killed_after() == signal.SIGINT:
                     raise KeyboardInterrupt from None
-                raise SystemExit(128 + killed_after()) if killed_after() else _worker_error(error) from None
+                # one was lost before all could save: the run ends as it was told, and nobody starts it anew
+                raise SystemExit(128 + asked[0]) if asked else _worker_error(error) from None
         if stops[0] is not None:
             raise StoppedError(*stops[0])
 

@@ -29,9 +29,10 @@ def test_goodput_under_kills_is_near_its_bound(tmp_path: Path) -> None:
         run.wait_for_step(1)
         began = time.monotonic()
         while time.monotonic() - began < 600:
-            time.sleep(chance.expovariate(1 / KILL_EVERY_SECONDS))
+            time.sleep(min(chance.expovariate(1 / KILL_EVERY_SECONDS), 2 * KILL_EVERY_SECONDS))
             assert eventually(lambda: len(run.workers()) == 2, seconds=60)
             run.signal_worker(KILL, chance.randrange(2))
+        assert eventually(lambda: len(run.workers()) == 2, seconds=60)
         run.process.terminate()
         assert run.end() == 143, run.said
     seen = [json.loads(path.read_text()) for path in sorted((tmp_path / "outputs/runs/tiny/events").iterdir())]

@@ -220,11 +220,10 @@ def test_store_that_takes_no_checkpoint_fails_the_run_with_its_reason(text: Path
     assert f"continues from the checkpoint after step {kept[-1]}" in run.said
 
 
-@pytest.mark.parametrize("mode", ["async", pytest.param("sync", marks=pytest.mark.long)])
-def test_full_disk_fails_the_run_and_harms_no_checkpoint(text: Path, tmp_path: Path, mode: str) -> None:
+def test_full_disk_fails_the_run_and_harms_no_checkpoint(text: Path, tmp_path: Path) -> None:
     root = tmp_path / "local"
     settings = ["run.name=tiny", "tracking.mode=disabled", "training.num_steps=100000", "objective=clm"]
-    same = arguments(text, root, *settings, f"checkpoint.mode={mode}", "checkpoint.max_failed_saves=1")
+    same = arguments(text, root, *settings, "checkpoint.mode=sync", "checkpoint.max_failed_saves=1")
     with BrokenRun(same) as run:
         run.wait_for_step(12)
         run.process.terminate()
