@@ -30,7 +30,7 @@ from orchestrator.runtime import Event, Runtime
 _AGENT_LOGGERS = (
     "torch.distributed.elastic",
     "torch.distributed.elastic.agent.server.api",
-    "torch.multiprocessing.spawn",
+    "torch.multiprocessing",
 )
 """The agent's own account of a failure is pages long; ours is one message."""
 
@@ -72,32 +72,21 @@ class LocalLauncher:
             emit(restart_event(number, self._config.max_failures))
 
     def _attempt(self, job: Job) -> None:
-        asked: list[int] = []
-
-        def ask(number: int) -> None:
-            asked.append(number)
-            _signal_workers(number)
-
-        with passed_on(ask, _kill_workers, self._grace_seconds) as killed_after:
+        with passed_on(_signal_workers, _kill_workers, self._grace_seconds) as notices:
             try:
                 stops = elastic_launch(self._agent_config(), _worker)(job, self._use_gpu)
             except SignalException as error:
                 raise SystemExit(128 + error.sigval) from None
             except ChildFailedError as error:
-                if killed_after() == signal.SIGINT:
+                if notices.killed_after == signal.SIGINT:
                     raise KeyboardInterrupt from None
                 # one was lost before all could save: the run ends as it was told, and nobody starts it anew
-                raise SystemExit(128 + asked[0]) if asked else _worker_error(error) from None
+                raise SystemExit(128 + notices.asked) if notices.asked else _worker_error(error) from None
         if stops[0] is not None:
             raise StoppedError(*stops[0])
 
     def _agent_config(self) -> LaunchConfig:
-        # the agent's own account of a failure is pages long; ours is one message
-        for name in (
-            "torch.distributed.elastic",
-            "torch.distributed.elastic.agent.server.api",
-            "torch.multiprocessing",
-        ):
+        for name in _AGENT_LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         return LaunchConfig(
             min_nodes=1,

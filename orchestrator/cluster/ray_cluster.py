@@ -21,9 +21,9 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from orchestrator.cluster.base import check_device
-from orchestrator.cluster.notices import passed_on
+from orchestrator.cluster.notices import Notices, passed_on
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
-from orchestrator.cluster.ray_worker import Box, Notices, mailbox, this_process, work
+from orchestrator.cluster.ray_worker import Box, WorkerNotices, mailbox, this_process, work
 from orchestrator.config import ClusterConfig, PretrainConfig
 from orchestrator.errors import HardwareError, StoppedError, WorkerError
 from orchestrator.run import Job
@@ -52,8 +52,8 @@ class RayLauncher:
             with mailbox(attempt.receive) as box:
                 trainer = self._trainer(job, box, notes)
                 attempt.trainer = trainer
-                with passed_on(box.stop.remote, trainer.abort, self._grace_seconds) as killed_after:
-                    attempt.run(killed_after)
+                with passed_on(box.stop.remote, trainer.abort, self._grace_seconds) as notices:
+                    attempt.run(notices)
 
     def _trainer(self, job: Job, box: Box, notes: str) -> "_Trainer":
         use_gpu = _use_gpu(self._config, ray.cluster_resources())
@@ -70,7 +70,7 @@ class RayLauncher:
                     max_failures=self._config.max_failures,
                     max_preemption_failures=-1 if max_preemptions is None else max_preemptions,
                 ),
-                callbacks=[Notices()],  # type: ignore[list-item]  # Ray Train takes its internal ones as well
+                callbacks=[WorkerNotices()],  # type: ignore[list-item]  # Ray Train takes its internal ones as well
             ),
         )
         trainer.box = box
@@ -108,7 +108,7 @@ class _Attempt:
         elif not self._final:
             self._emit(event)
 
-    def run(self, killed_after: Callable[[], int]) -> None:
+    def run(self, notices: Notices) -> None:
         """Train to the end.
 
         Raises:
@@ -119,12 +119,12 @@ class _Attempt:
         try:
             self.trainer.fit()
         except Exception as error:
-            self._raise_reason(killed_after())
+            self._raise_reason(notices.killed_after)
             raise (_worker_error(error) if isinstance(error, TrainingFailedError) else error) from None
         except BaseException:
-            self._raise_reason(killed_after())
+            self._raise_reason(notices.killed_after)
             raise
-        self._raise_reason(killed_after())
+        self._raise_reason(notices.killed_after)
 
     def _raise_reason(self, killed_after: int) -> None:
         if self._final:

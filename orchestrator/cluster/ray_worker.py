@@ -88,7 +88,7 @@ class MovedWorkerError(RayActorError):
         self.args = (text, preempted)  # with which it is made again in another process
 
 
-class Notices(WorkerCallback):
+class WorkerNotices(WorkerCallback):
     """Hears of notices of termination in the main thread of a worker: Ray Train trains on another one."""
 
     def after_init_train_context(self) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -160,6 +161,19 @@ def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(
         assert run.end() == 143, run.said
     (stop,) = events(tmp_path, "stop")
     assert (tmp_path / f"runs/tiny/checkpoints/step_{stop['step']:08d}/COMMITTED").is_file()
+    assert "Traceback" not in run.said
+
+
+def test_notice_beside_a_killed_worker_ends_the_run_and_restarts_nothing(text: Path, tmp_path: Path) -> None:
+    with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO)) as run:
+        run.wait_for_step(12)
+        # so that both are on their way before anybody acts on one
+        run.process.send_signal(signal.SIGSTOP)
+        run.signal_worker(KILL, 1)
+        run.process.send_signal(TERMINATE)
+        run.process.send_signal(signal.SIGCONT)
+        assert run.end() == 143, run.said
+    assert events(tmp_path, "restart") == []
     assert "Traceback" not in run.said
 
 
