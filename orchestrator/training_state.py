@@ -115,10 +115,7 @@ class _Zero12State:
             self._zero._lazy_init_hp_params_optimizer_state()
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        self._zero.optimizer.state.clear()
-        if optimizer_steps:
-            for flat in self._zero.single_partition_of_fp32_groups:
-                self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
+        _begin_moments(self._zero.optimizer, self._zero.single_partition_of_fp32_groups, optimizer_steps)
         reader.fill(itertools.chain(self.owned(), self._working_weights()))
 
     def _working_weights(self) -> Iterator[Fragment]:
@@ -155,16 +152,21 @@ class _Zero3State:
         return min(rank * size, parameter.ds_numel), min((rank + 1) * size, parameter.ds_numel)
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        self._zero.optimizer.state.clear()
-        if optimizer_steps:
-            for flat in self._zero.fp32_partitioned_groups_flat:
-                self._zero.optimizer.state[flat] = _fresh_moments(flat, optimizer_steps)
+        _begin_moments(self._zero.optimizer, self._zero.fp32_partitioned_groups_flat, optimizer_steps)
         reader.fill(itertools.chain(self.owned(), self._working_weights()))
 
     def _working_weights(self) -> Iterator[Fragment]:
         for name, parameter in self._parameters.items():
             start, stop = self._range(parameter)
             yield Fragment(name, MASTER, start, stop, parameter.ds_tensor.data.view(-1)[: stop - start])
+
+
+def _begin_moments(optimizer: Any, partitions: Iterable[Tensor], optimizer_steps: int) -> None:
+    """Give ZeRO's flat partitions the moments that `load` fills, or none before the first step."""
+    optimizer.state.clear()
+    if optimizer_steps:
+        # cleared, as padding is filled by nobody
+        optimizer.state.update({flat: _fresh_moments(flat, optimizer_steps) for flat in partitions})
 
 
 def _fresh_moments(
