@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
+from modules.child_process import child_environment
 from orchestrator.parts import Part
 from orchestrator.snapshot import Snapshot
 from orchestrator.storage import Storage
@@ -102,13 +103,12 @@ class BackgroundWriter:
     def _start_process(self) -> None:
         if self._process and self._process.poll() is None:
             return
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.writer_process", self._storage.url(), self._image.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=child_environment(),
             pass_fds=self._image.inherited,
             # Ctrl-C is for the training, which then ends it; in a session of its own its low priority would not count
             process_group=0,

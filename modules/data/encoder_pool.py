@@ -1,6 +1,5 @@
 """Tokenising in several processes: bounded memory, kept order, no process left behind."""
 
-import os
 import subprocess
 import sys
 from collections import deque
@@ -13,6 +12,7 @@ from typing import BinaryIO, Self, TypeVar, cast
 
 import numpy as np
 
+from modules.child_process import child_environment
 from modules.data.encoder_process import pack_texts, read_frame, write_frame
 from modules.data.encoding import TextEncoder
 
@@ -99,11 +99,6 @@ class EncoderPool:
         return np.frombuffer(frame, dtype=self._dtype, offset=counts.nbytes), counts
 
     def _start(self) -> None:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -114,7 +109,7 @@ class EncoderPool:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=child_environment(TOKENIZERS_PARALLELISM="false"),
             start_new_session=True,  # Ctrl-C is for this process alone, which then ends them
         )
         self._processes.append(process)
