@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from living_driver import living_driver
 
 from orchestrator import lease as leases
 from orchestrator.errors import LeaseError
@@ -25,16 +26,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 def held_by(storage: Storage, number: int = 1, **changes: object) -> None:
     """Write a lease as another driver would."""
-    process = psutil.Process()
-    holder = {
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "process_started": process.create_time(),
-        "taken": time.time(),
-        "renewed": time.time(),
-        **changes,
-    }
-    storage.write_bytes(f"{RUN}/lease/{number:010d}.json", json.dumps(holder).encode())
+    storage.write_bytes(f"{RUN}/lease/{number:010d}.json", json.dumps(living_driver(**changes)).encode())
 
 
 def test_second_driver_is_refused_with_process_host_and_time(storage: Storage) -> None:

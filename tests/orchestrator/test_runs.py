@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from living_driver import living_driver
 
 from orchestrator import artifact
 from orchestrator.checkpoint_names import name_of
@@ -62,15 +62,7 @@ def write_json(storage: Storage, name: str, value: Any) -> None:
 
 
 def write_lease(storage: Storage, folder: str, **changes: Any) -> None:
-    process = psutil.Process()
-    holder = {
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "process_started": process.create_time(),
-        "taken": time.time(),
-        "renewed": time.time(),
-    }
-    write_json(storage, f"{folder}/lease/0000000001.json", {**holder, **changes})
+    write_json(storage, f"{folder}/lease/0000000001.json", living_driver(**changes))
 
 
 def write_checkpoint(storage: Storage, name: str, step: int) -> str:
