@@ -89,6 +89,16 @@ class RunState:
         return [event for event in self.events if event["kind"] == INJECTED]
 
     @property
+    def skipped_steps(self) -> list[int]:
+        """Steps that were bad, counted from 1, as they came: also those that a rollback has undone."""
+        return [event["step"] + 1 for event in self.events if event["kind"] == "skip"]
+
+    @property
+    def rollbacks(self) -> list[Event]:
+        """Each return to a checkpoint after too many bad steps, in order."""
+        return [event for event in self.events if event["kind"] == "rollback"]
+
+    @property
     def num_preemptions(self) -> int:
         """Faults that were no failure: a node was taken away by its owner."""
         return sum(bool(event.get("preempted")) for event in self.events if event["kind"] == "fault")

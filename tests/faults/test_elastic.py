@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broken_run import KILL, TERMINATE, BrokenRun, command, events, eventually, losses, weights
+from broken_run import KILL, TERMINATE, BrokenRun, command, events, eventually, finished, losses, samples_of_steps
 from ray_nodes import RayNodes, ray_nodes
 from tiny_run import write_text
 
@@ -53,10 +53,17 @@ def curve_is_that_of_an_unbroken_run(text: Path, root: Path, unbroken_root: Path
         run.wait_for_step(stop["step"])
         run.process.send_signal(TERMINATE)
         assert run.end() == 143, run.said
+    assert samples_until(stop["step"], root) == samples_until(stop["step"], unbroken_root)
     ours, theirs = losses(root), losses(unbroken_root)
     both = sorted(set(ours) & set(theirs))
     assert len(both) >= stop["step"] // 10
     return [ours[step] for step in both] == pytest.approx([theirs[step] for step in both], rel=1e-5, abs=0)
+
+
+def samples_until(last: int, root: Path) -> list[list[int]]:
+    """Return the samples of each step in order, none of which is missing."""
+    steps = samples_of_steps(root)
+    return [steps[step] for step in range(1, last + 1)]
 
 
 def steps_lost(run: BrokenRun) -> list[int]:
@@ -145,7 +152,7 @@ def test_run_of_fixed_size_waits_for_a_node_in_place_of_a_preempted_one(
         nodes.add()
         assert run.end() == 0, run.said
     assert sizes(tmp_path / "broken") == [2, 2]
-    assert weights(tmp_path / "broken") == weights(tmp_path / "unbroken")
+    assert finished(tmp_path / "broken") == finished(tmp_path / "unbroken")
 
 
 @pytest.mark.long

@@ -1,9 +1,9 @@
-"""Faults that runs bring upon themselves: fired once, survived, and without a trace in the weights."""
+"""Faults that runs bring upon themselves: fired once, survived, and without a trace in samples and weights."""
 
 from pathlib import Path
 
 import pytest
-from broken_run import BrokenRun, command, events, goes_on_from_the_last_checkpoint, weights
+from broken_run import BrokenRun, Finished, command, events, finished, goes_on_from_the_last_checkpoint
 from tiny_run import write_text
 
 STEPS = ["training.num_steps=40", "training.val_interval_steps=40"]
@@ -17,11 +17,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(text: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of the run that nobody breaks."""
+def unbroken(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run that nobody breaks."""
     root = tmp_path_factory.mktemp("unbroken")
     assert ended(text, root, *TWO)[0] == 0
-    return weights(root)
+    return finished(root)
 
 
 def ended(text: Path, root: Path, *settings: str) -> tuple[int, str]:
@@ -36,7 +36,7 @@ def fired(root: Path) -> list[tuple[str, int, int]]:
 
 
 def test_rank_that_is_killed_once_is_not_killed_again_when_the_run_is_back_there(
-    text: Path, tmp_path: Path, unbroken: bytes
+    text: Path, tmp_path: Path, unbroken: Finished
 ) -> None:
     code, said = ended(text, tmp_path, *TWO, "+faults=kill_rank", *AT_25)
     assert code == 0, said
@@ -44,20 +44,20 @@ def test_rank_that_is_killed_once_is_not_killed_again_when_the_run_is_back_there
     assert fired(tmp_path) == [("kill_rank", 1, 25)]
     assert len(events(tmp_path, "fault")) == 1
     assert goes_on_from_the_last_checkpoint(tmp_path)
-    assert weights(tmp_path) == unbroken
+    assert finished(tmp_path) == unbroken
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("cluster", "times"), [("local", 2), pytest.param("ray", 1, marks=pytest.mark.ray)])
 def test_rank_is_killed_as_often_as_ordered(
-    text: Path, tmp_path: Path, unbroken: bytes, cluster: str, times: int
+    text: Path, tmp_path: Path, unbroken: Finished, cluster: str, times: int
 ) -> None:
     where = [*TWO, f"cluster={cluster}"]
     code, said = ended(text, tmp_path, *where, "+faults=kill_rank", *AT_25, f"faults.times={times}")
     assert code == 0, said
     assert fired(tmp_path) == [("kill_rank", 1, 25)] * times
     assert len(events(tmp_path, "fault")) == times
-    assert weights(tmp_path) == unbroken
+    assert finished(tmp_path) == unbroken
 
 
 @pytest.mark.long
@@ -81,7 +81,7 @@ def test_bad_loss_of_one_rank_skips_one_step_and_is_no_fault(text: Path, tmp_pat
 
 
 def test_terminated_rank_stops_all_after_that_step_and_the_same_command_goes_on(
-    text: Path, tmp_path: Path, unbroken: bytes
+    text: Path, tmp_path: Path, unbroken: Finished
 ) -> None:
     order = [*TWO, "+faults=terminate_rank", *AT_25]
     code, said = ended(text, tmp_path, *order)
@@ -92,12 +92,12 @@ def test_terminated_rank_stops_all_after_that_step_and_the_same_command_goes_on(
     assert code == 0, said
     assert [event["step"] for event in events(tmp_path, "begin")] == [0, 25]
     assert fired(tmp_path) == [("terminate_rank", 1, 25)]
-    assert weights(tmp_path) == unbroken
+    assert finished(tmp_path) == unbroken
 
 
 @pytest.mark.parametrize("kind", ["flip_bit", pytest.param("truncate_checkpoint", marks=pytest.mark.long)])
 def test_damaged_checkpoint_is_passed_over_for_the_one_before(
-    text: Path, tmp_path: Path, unbroken: bytes, kind: str
+    text: Path, tmp_path: Path, unbroken: Finished, kind: str
 ) -> None:
     code, said = ended(text, tmp_path, *TWO, f"+faults={kind}", *AT_25)
     assert code == 0, said
@@ -107,25 +107,25 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(
     first, again = events(tmp_path, "begin")
     assert (fault[0], first["step"]) == (kind, 0)
     assert 0 < again["step"] < fault[2] - 10
-    assert weights(tmp_path) == unbroken
+    assert finished(tmp_path) == unbroken
 
 
 @pytest.mark.long
-def test_damage_waits_until_there_are_two_checkpoints(text: Path, tmp_path: Path, unbroken: bytes) -> None:
+def test_damage_waits_until_there_are_two_checkpoints(text: Path, tmp_path: Path, unbroken: Finished) -> None:
     code, said = ended(text, tmp_path, *TWO, "+faults=flip_bit", "faults.at_step=1")
     assert code == 0, said
     assert fired(tmp_path)[0][2] > 20
-    assert weights(tmp_path) == unbroken
+    assert finished(tmp_path) == unbroken
 
 
 @pytest.mark.long
-def test_stopped_rank_is_found_and_replaced(text: Path, tmp_path: Path, unbroken: bytes) -> None:
+def test_stopped_rank_is_found_and_replaced(text: Path, tmp_path: Path, unbroken: Finished) -> None:
     code, said = ended(text, tmp_path, *TWO, "+faults=stop_rank", *AT_25, "cluster.hang_timeout_seconds=4")
     assert code == 0, said
     assert fired(tmp_path) == [("stop_rank", 1, 25)]
     (fault,) = events(tmp_path, "fault")
     assert "no step for 4 s; its stacks are in" in fault["text"]
-    assert weights(tmp_path) == unbroken
+    assert finished(tmp_path) == unbroken
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_stopped_rank_is_found_and_replaced(text: Path, tmp_path: Path, unbroken
     ],
 )
 def test_failed_save_leaves_the_last_checkpoint_and_the_same_command_goes_on(
-    text: Path, tmp_path: Path, unbroken: bytes, kind: str, reason: str
+    text: Path, tmp_path: Path, unbroken: Finished, kind: str, reason: str
 ) -> None:
     order = [*TWO, f"+faults={kind}", *AT_25, "checkpoint.max_failed_saves=0"]
     code, said = ended(text, tmp_path, *order)
@@ -147,4 +147,4 @@ def test_failed_save_leaves_the_last_checkpoint_and_the_same_command_goes_on(
     assert code == 0, said
     assert [event["step"] for event in events(tmp_path, "begin")] == [0, 20]
     assert fired(tmp_path) == [(kind, 1, 31)]
-    assert weights(tmp_path) == unbroken
+    assert finished(tmp_path) == unbroken

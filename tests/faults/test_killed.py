@@ -1,4 +1,4 @@
-"""Workers and drivers that are killed: the run ends in the weights of an unbroken one, bit for bit."""
+"""Workers and drivers that are killed: the run has the samples and the weights of an unbroken one, bit for bit."""
 
 import itertools
 import random
@@ -12,11 +12,12 @@ from broken_run import (
     KILL,
     TERMINATE,
     BrokenRun,
+    Finished,
     command,
     events,
     eventually,
+    finished,
     goes_on_from_the_last_checkpoint,
-    weights,
 )
 from tiny_run import write_text
 
@@ -30,18 +31,18 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The weights of an unbroken run with two workers by strategy, made when first asked for."""
+def unbroken(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    """An unbroken run with two workers by strategy, made when first asked for."""
 
-    class Weights(dict[str, bytes]):
-        def __missing__(self, strategy: str) -> bytes:
+    class Runs(dict[str, Finished]):
+        def __missing__(self, strategy: str) -> Finished:
             root = tmp_path_factory.mktemp(strategy)
             with BrokenRun(command(text, root, f"strategy={strategy}", TWO)) as run:
                 assert run.end() == 0, run.said
-            self[strategy] = weights(root)
+            self[strategy] = finished(root)
             return self[strategy]
 
-    return Weights()
+    return Runs()
 
 
 def killed_once(text: Path, root: Path, strategy: str, cluster: str, step: int, which: int) -> None:
@@ -56,38 +57,38 @@ def killed_once(text: Path, root: Path, strategy: str, cluster: str, step: int, 
 
 
 def test_killed_local_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
-    text: Path, tmp_path: Path, unbroken: dict[str, bytes]
+    text: Path, tmp_path: Path, unbroken: dict[str, Finished]
 ) -> None:
     killed_once(text, tmp_path, "zero2", "local", step=25, which=1)
-    assert weights(tmp_path) == unbroken["zero2"]
+    assert finished(tmp_path) == unbroken["zero2"]
 
 
 @pytest.mark.ray
 def test_killed_worker_on_ray_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
-    text: Path, tmp_path: Path, unbroken: dict[str, bytes]
+    text: Path, tmp_path: Path, unbroken: dict[str, Finished]
 ) -> None:
     killed_once(text, tmp_path, "zero2", "ray", step=25, which=1)
-    assert weights(tmp_path) == unbroken["zero2"]
+    assert finished(tmp_path) == unbroken["zero2"]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("strategy", "cluster"), list(itertools.product(STRATEGIES, ("local", "ray"))))
 def test_killed_worker_under_every_strategy_on_every_cluster(
-    text: Path, tmp_path: Path, unbroken: dict[str, bytes], strategy: str, cluster: str
+    text: Path, tmp_path: Path, unbroken: dict[str, Finished], strategy: str, cluster: str
 ) -> None:
     killed_once(text, tmp_path, strategy, cluster, step=33, which=0)
-    assert weights(tmp_path) == unbroken[strategy]
+    assert finished(tmp_path) == unbroken[strategy]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(20))
-def test_killed_worker_at_a_random_step(text: Path, tmp_path: Path, unbroken: dict[str, bytes], seed: int) -> None:
+def test_killed_worker_at_a_random_step(text: Path, tmp_path: Path, unbroken: dict[str, Finished], seed: int) -> None:
     chance = random.Random(seed)
     with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO)) as run:
         run.wait_for_step(chance.randrange(1, 58))
         run.signal_worker(KILL, chance.randrange(2))
         assert run.end() == 0, run.said
-    assert weights(tmp_path) == unbroken["ddp"]
+    assert finished(tmp_path) == unbroken["ddp"]
 
 
 def test_a_run_whose_workers_are_killed_too_often_fails_with_the_last_fault(text: Path, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_run_whose_workers_are_killed_too_often_fails_with_the_last_fault(text
 
 
 def test_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(
-    text: Path, tmp_path: Path, unbroken: dict[str, bytes]
+    text: Path, tmp_path: Path, unbroken: dict[str, Finished]
 ) -> None:
     same = command(text, tmp_path, "strategy=zero2", TWO)
     with BrokenRun(same) as run:
@@ -111,7 +112,7 @@ def test_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(
     with BrokenRun(same) as run:
         assert run.end() == 0, run.said
     assert goes_on_from_the_last_checkpoint(tmp_path)
-    assert weights(tmp_path) == unbroken["zero2"]
+    assert finished(tmp_path) == unbroken["zero2"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(
     ],
 )
 def test_notice_to_one_worker_stops_all_of_them_after_a_last_checkpoint(
-    text: Path, tmp_path: Path, unbroken: dict[str, bytes], cluster: str, number: int, code: int, name: str
+    text: Path, tmp_path: Path, unbroken: dict[str, Finished], cluster: str, number: int, code: int, name: str
 ) -> None:
     same = command(text, tmp_path, "strategy=zero2", f"cluster={cluster}", TWO)
     with BrokenRun(same) as run:
@@ -139,7 +140,7 @@ def test_notice_to_one_worker_stops_all_of_them_after_a_last_checkpoint(
     with BrokenRun(command(text, tmp_path, "strategy=zero2", TWO)) as run:
         assert run.end() == 0, run.said
     assert events(tmp_path, "begin")[-1]["step"] == stop["step"]
-    assert weights(tmp_path) == unbroken["zero2"]
+    assert finished(tmp_path) == unbroken["zero2"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_notice_beside_a_killed_worker_ends_the_run_and_restarts_nothing(text: P
 
 @pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_stopped_worker_is_found_and_the_run_goes_on(
-    text: Path, tmp_path: Path, unbroken: dict[str, bytes], which: int
+    text: Path, tmp_path: Path, unbroken: dict[str, Finished], which: int
 ) -> None:
     where = ["strategy=zero2", TWO, "cluster.hang_timeout_seconds=4"]
     with BrokenRun(command(text, tmp_path, *where)) as run:
@@ -191,7 +192,7 @@ def test_stopped_worker_is_found_and_the_run_goes_on(
     stacks = list((tmp_path / "runs/tiny/stacks").iterdir())
     assert {path.name.rpartition("-")[2] for path in stacks} == {"rank_00000.txt", "rank_00001.txt"}
     assert all("Thread" in path.read_text() and "File" in path.read_text() for path in stacks)
-    assert weights(tmp_path) == unbroken["zero2"]
+    assert finished(tmp_path) == unbroken["zero2"]
 
 
 def test_second_interrupt_ends_workers_that_cannot_save(text: Path, tmp_path: Path) -> None:

@@ -154,6 +154,14 @@ def test_ordered_faults_are_shown_in_the_steps_that_they_struck(
     assert len(state_of(storage, "tiny").faults) == 1
 
 
+def test_skipped_steps_and_rollbacks_are_shown(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    skips = [{"kind": "skip", "time": 70, "step": step} for step in (51, 59, 60, 61)]
+    rollback = {"kind": "rollback", "time": 75, "step": 50, "from_step": 62}
+    write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, *skips, rollback, AGAIN, {**skips[0], "time": 99}])
+    shown = " ".join(said_by(capsys, storage, "show", "tiny").replace("│", " ").split())
+    assert "skipped steps 5 (52, 60 to 62, 52) rollbacks from step 62 to 50" in shown
+
+
 def test_newest_run_comes_first_and_other_folders_are_no_runs(storage: Storage) -> None:
     for name, began in (("old", 1000.0), ("new", 3000.0), ("middle", 2000.0)):
         write_run(storage, name, [LAUNCH], began=began)

@@ -1,5 +1,6 @@
 """Runs that are broken on purpose: real processes, real signals, and a comparison with an unbroken run."""
 
+import bisect
 import json
 import os
 import re
@@ -8,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +21,8 @@ from tiny_run import arguments
 
 STEPS = 80
 TIMEOUT_SECONDS = 240
+RECORDING = str(Path(__file__).parent / "recording")
+"""On the path of an interpreter it makes each training there keep the samples of its steps."""
 
 
 def command(text: Path, root: Path, *others: str) -> list[str]:
@@ -31,7 +36,8 @@ class BrokenRun:
 
     def __init__(self, command: list[str], largest_file_bytes: int | None = None) -> None:
         """Start it; the system refuses to let any of its files grow beyond `largest_file_bytes`."""
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join(filter(None, [RECORDING, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator", *command],
             stdout=subprocess.PIPE,
@@ -82,10 +88,11 @@ class BrokenRun:
 
     def workers(self) -> list[psutil.Process]:
         """Return the training processes: of Ray by their name, else the children of the process that forks them."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        of_ray = [child for child in children if child.is_running() and "RayTrainWorker" in " ".join(child.cmdline())]
         driver = psutil.Process(self.process.pid)
-        return of_ray or [child for child in children if child.parent() != driver and not _writes_checkpoints(child)]
+        direct = driver.children()
+        found = {child: _words(child) for child in driver.children(recursive=True)}
+        of_ray = [child for child, words in found.items() if any("RayTrainWorker" in word for word in words)]
+        return of_ray or [child for child, words in found.items() if child not in direct and _trains(words)]
 
     def signal_worker(self, number: int, which: int) -> None:
         """Send a signal to one worker."""
@@ -93,23 +100,55 @@ class BrokenRun:
         os.kill(workers[which % len(workers)].pid, number)
 
 
-def _writes_checkpoints(process: psutil.Process) -> bool:
-    return "orchestrator.writer_process" in process.cmdline()
+def _words(process: psutil.Process) -> list[str]:
+    """Return the command line; nothing of a process that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _trains(words: list[str]) -> bool:
+    return bool(words) and "orchestrator.writer_process" not in words
 
 
 def _limit(num_bytes: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
-def weights(root: Path) -> bytes:
-    """Return the exported weights."""
-    return (root / "runs/tiny/model/model.safetensors").read_bytes()
+@dataclass(frozen=True)
+class Finished:
+    """What a finished run is compared by."""
+
+    weights: bytes
+    samples: dict[int, list[int]]
+
+
+def finished(root: Path) -> Finished:
+    """Return what a run has ended in, and how it came there."""
+    samples = samples_of_steps(root)
+    assert list(samples) == list(range(1, len(samples) + 1))
+    return Finished((root / "runs/tiny/model/model.safetensors").read_bytes(), samples)
 
 
 def events(root: Path, kind: str) -> list[dict[str, Any]]:
     """Return the run's events of a kind, in order."""
     found = [json.loads(path.read_text()) for path in sorted((root / "runs/tiny/events").glob("*.json"))]
     return [event for event in found if event["kind"] == kind]
+
+
+def samples_of_steps(root: Path) -> dict[int, list[int]]:
+    """Return the samples of each step, sorted, as the finished curve has them: those of the last attempt at the step.
+
+    A sample that several ranks or micro-batches of one step were given is there as often.
+    """
+    begins = [event["time"] for event in events(root, "begin")]
+    attempts: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for file in (root / "samples").iterdir():
+        for line in file.read_text().splitlines():
+            seconds, step, *samples = line.split()
+            attempts[int(step)][bisect.bisect(begins, float(seconds))] += map(int, samples)
+    return {step: sorted(attempts[step][max(attempts[step])]) for step in sorted(attempts)}
 
 
 def losses(root: Path) -> dict[int, float]:

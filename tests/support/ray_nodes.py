@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from broken_run import RECORDING
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +75,7 @@ class RayNodes:
 def ray_nodes(num_nodes: int) -> Iterator[RayNodes]:
     """Give a cluster whose processes find the code."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), before]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [RECORDING, str(_ROOT), before]))
     nodes = RayNodes(num_nodes)
     try:
         yield nodes

@@ -1,0 +1,35 @@
+"""The terminal as commands write to it: readable at 80 columns, without colours and in a file."""
+
+import re
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but tab and line feed: a model's text must not move the cursor or set the terminal's title."""
+
+
+def new_console() -> Console:
+    """Return a console that colours nothing by itself."""
+    return Console(highlight=False)
+
+
+def new_table(title: str) -> Table:
+    """Return an empty table in the form that all of ours have."""
+    return Table(title=Text(title), title_justify="left", title_style="bold", header_style="dim")
+
+
+def loss(value: float) -> str:
+    """Return a loss with as many digits as tell one run from another."""
+    return f"{value:.4f}"
+
+
+def printable(console: Console, text: str) -> str:
+    """Return `text` without control characters if it goes to a terminal; a file or a program gets it as it is."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if console.is_terminal else text
+
+
+def say(line: str) -> None:
+    """Print a line as it is, without wrapping, so that a path or a command in it can be copied."""
+    new_console().print(Text(line), soft_wrap=True)
