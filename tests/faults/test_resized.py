@@ -1,6 +1,7 @@
 """A run goes on with any number of workers, odd ones too, and in every precision that the CPU computes."""
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from planted_faults import Planted, PlantedLoss
 from tiny_run import write_text
 from worker_pool import Outcome, WorkerPool
 
@@ -21,6 +23,8 @@ from orchestrator.run import Job
 from orchestrator.storage import Storage
 
 STEPS = 8
+OVERFLOWS = PlantedLoss((1, 2), factor=1e5)
+"""Of a float16 gradient, so that the loss scale is another one than at the beginning when the first half is saved."""
 Way = tuple[str, int]
 ALL: list[Way] = [("single", 1), *itertools.product(("ddp", "zero1", "zero2", "zero3"), (1, 2, 3, 4))]
 FEW: list[tuple[Way, Way]] = [
@@ -54,15 +58,20 @@ class Workshop:
         self._text = write_text(folder / "text.txt")
         self._done: dict[tuple[Way, str], tuple[Outcome, Path]] = {}
 
+    def root(self, way: Way, precision: str, then: Way | None = None) -> Path:
+        """Return the storage root of what was trained in a way, or in another one after the first half."""
+        ways = [way] if then is None else [way, then]
+        return self._folder / "-to-".join([f"{precision}-{name}-{workers}" for name, workers in ways])
+
     def trained(self, way: Way, precision: str) -> tuple[Outcome, Path]:
         if (way, precision) not in self._done:
-            root = self._folder / f"{precision}-{way[0]}-{way[1]}"
+            root = self.root(way, precision)
             self._done[way, precision] = self.train(root, way, precision), root
         return self._done[way, precision]
 
     def continued(self, saved: Way, way: Way, precision: str) -> Outcome:
         """Train the second half, from the checkpoint that another way has saved in the middle."""
-        root = self._folder / f"{precision}-{saved[0]}-{saved[1]}-to-{way[0]}-{way[1]}"
+        root = self.root(saved, precision, way)
         shutil.copytree(self.trained(saved, precision)[1], root)
         run = root / "runs" / "tiny"
         shutil.rmtree(run / "checkpoints" / f"step_{STEPS:08d}")
@@ -98,12 +107,41 @@ class Workshop:
         run = runs.open_run(storage, config, runs.training_recipe(config, data))
         runs.begin(storage, run, config)
         job = Job(config.model_dump(mode="json"), run, data)
-        return self._pools[way[1]].train(job, *([around] if around else []))
+        around = around or (Planted((as_on_gpu, OVERFLOWS)) if precision == "16" else Planted(()))
+        return self._pools[way[1]].train(job, around)
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("resized"), pools)
+
+
+def last_loss_scale(workshop: Workshop, saved: Way, way: Way | None = None) -> dict[str, float]:
+    """Return the loss scale that a training ended with, or its second half in another way."""
+    run = workshop.root(saved, "16", way) / "runs" / "tiny"
+    return json.loads((run / "checkpoints" / f"step_{STEPS:08d}" / "state.json").read_text())["loss_scale"]
+
+
+@contextmanager
+def as_on_gpu(rank: int) -> Iterator[None]:
+    """Train float16 on the CPU as it is trained on a GPU, slowly: Lightning would take bfloat16, DeepSpeed refuse."""
+    import torch
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.plugins import DeepSpeedPrecision, MixedPrecision
+    from pytorch_lightning.strategies import DeepSpeedStrategy
+
+    def trainer(strategy: Any, precision: Any, **settings: Any) -> Trainer:
+        of_zero = isinstance(strategy, DeepSpeedStrategy)
+        plugin = DeepSpeedPrecision(precision) if of_zero else MixedPrecision(precision, "cpu")
+        return Trainer(strategy=strategy, plugins=[plugin], **settings)
+
+    with (
+        patch("orchestrator.train.Trainer", trainer),
+        patch.object(CPU_Accelerator, "is_fp16_supported", lambda self: True),
+        patch.object(CPU_Accelerator, "supported_dtypes", lambda self: [torch.float, torch.bfloat16, torch.half]),
+    ):
+        yield
 
 
 def largest_difference(workshop: Workshop, saved: Way, way: Way, precision: str) -> float:
@@ -136,6 +174,20 @@ def test_bfloat16_goes_on_bit_for_bit(workshop: Workshop, way: Way) -> None:
 def test_bfloat16_goes_on_under_another_strategy(workshop: Workshop, saved: Way, way: Way) -> None:
     # sums in another order, rounded to 8 bits each: no tighter bound holds
     assert largest_difference(workshop, saved, way, "bf16") <= 1e-3
+
+
+@pytest.mark.parametrize("way", [("ddp", 2), ("zero2", 2), ("zero3", 2)], ids=str)
+def test_float16_goes_on_bit_for_bit_with_its_loss_scale(workshop: Workshop, way: Way) -> None:
+    assert largest_difference(workshop, way, way, "16") == 0
+    assert last_loss_scale(workshop, way, way) == last_loss_scale(workshop, way)
+    # torch's scaler halves it at each overflow, DeepSpeed's from the second one on
+    assert last_loss_scale(workshop, way, way)["scale"] == (2**14 if way[0] == "ddp" else 2**15)
+
+
+@pytest.mark.parametrize(("saved", "way"), [(("zero3", 3), ("ddp", 2)), (("single", 1), ("zero2", 3))], ids=str)
+def test_float16_goes_on_under_another_strategy(workshop: Workshop, saved: Way, way: Way) -> None:
+    assert largest_difference(workshop, saved, way, "16") <= 1e-3
+    assert last_loss_scale(workshop, saved, way)["scale"] == last_loss_scale(workshop, saved)["scale"]
 
 
 class CannotStore:
