@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modules.errors import InputError
-from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError
+from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError, exit_code
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error, MISTAKE)
     except StoppedError as stop:
         print(stop, file=sys.stderr)
-        return 128 + stop.signal_number
+        return exit_code(stop.signal_number)
     except OrchestratorError as error:
         return _failed(error, FAILURE)
     except KeyboardInterrupt:
@@ -88,7 +88,7 @@ def _failed(error: object, code: int) -> int:
 
 @contextlib.contextmanager
 def _termination_unwinds() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that what is open is closed."""
+    """Turn a notice of termination into an exception, so that what is open is closed, as Python does with Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -96,11 +96,12 @@ def _termination_unwinds() -> Iterator[None]:
     def stop(*_: object) -> NoReturn:
         raise SystemExit(TERMINATED)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _main(arguments: list[str]) -> int:

@@ -57,6 +57,11 @@ class WorkerError(OrchestratorError):
         self.details, self.is_final = details, is_final
 
 
+def exit_code(signal_number: int) -> int:
+    """Return the exit code after a notice of termination: 130 for Ctrl-C, and 143 whichever other signal it was."""
+    return 128 + (signal_number if signal_number == signal.SIGINT else signal.SIGTERM)
+
+
 class StoppedError(OrchestratorError):
     """A run ended before its time on a notice of termination, after a last checkpoint."""
 

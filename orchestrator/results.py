@@ -5,7 +5,7 @@ import time
 from torch import Tensor
 
 from modules.data.tokenizer import Tokenizer
-from orchestrator.errors import StoppedError
+from orchestrator.errors import StoppedError, exit_code
 from orchestrator.events import EventLog
 from orchestrator.goodput import goodput, last_recovery
 from orchestrator.run import Run
@@ -65,7 +65,7 @@ class Results:
     def stop(self, stop: StoppedError) -> None:
         """Tell that the training goes on another time."""
         self.emit({"kind": "stop", "step": stop.step, "signal": stop.signal_number, "text": str(stop)})
-        self.pause(128 + stop.signal_number)
+        self.pause(exit_code(stop.signal_number))
 
     def pause(self, exit_code: int = 0) -> None:
         """Close the W&B run of a training that goes on with other workers, or another time."""

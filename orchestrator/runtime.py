@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Event = dict[str, Any]
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""Notices of termination: the run is saved once more before it ends."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""Notices of termination: the run is saved once more before it ends. The last two are what Slurm is asked to send."""
 MOVE = 1
 """In place of a signal's number, and weaker than those: save and end, so that the run goes on with other workers."""
 

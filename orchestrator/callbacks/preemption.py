@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, Trainer
 
 from modules.gpt_module import GPTModule
 from orchestrator.callbacks.checkpoints import Checkpoints
-from orchestrator.errors import MovedError, StoppedError
+from orchestrator.errors import MovedError, StoppedError, exit_code
 from orchestrator.runtime import MOVE, STOP_SIGNALS, Runtime
 
 
@@ -44,7 +44,7 @@ class StopNotices:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._asked == number == signal.SIGINT and self._runtime.world_size == 1:
-            raise SystemExit(128 + number)
+            raise SystemExit(exit_code(number))
         self._asked = number
 
     def asked(self) -> int:

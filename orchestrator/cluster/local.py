@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import forkserver
 from typing import Any
 
 import torch
@@ -19,11 +18,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from modules.errors import InputError
+from orchestrator.cluster import fork_server
 from orchestrator.cluster.base import check_device, restart_event
 from orchestrator.cluster.notices import passed_on
 from orchestrator.config import ClusterConfig, PretrainConfig
 from orchestrator.console import ProgressDisplay
-from orchestrator.errors import HardwareError, OrchestratorError, StoppedError, WorkerError
+from orchestrator.errors import HardwareError, OrchestratorError, StoppedError, WorkerError, exit_code
 from orchestrator.run import Job
 from orchestrator.runtime import Event, Runtime
 
@@ -45,7 +45,7 @@ class LocalLauncher:
         self._use_gpu = _use_gpu(config.cluster, self._num_workers)
         check_device(config, self._use_gpu)
         if self._num_workers > 1:
-            _preload_workers()
+            fork_server.start()  # it imports while the text is prepared
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
         """See `Launcher.launch`. With several workers rank 0 draws on this terminal itself, not through `emit`.
@@ -81,7 +81,7 @@ class LocalLauncher:
                 if notices.killed_after == signal.SIGINT:
                     raise KeyboardInterrupt from None
                 # one was lost before all could save: the run ends as it was told, and nobody starts it anew
-                raise SystemExit(128 + notices.asked) if notices.asked else _worker_error(error) from None
+                raise SystemExit(exit_code(notices.asked)) if notices.asked else _worker_error(error) from None
         if stops[0] is not None:
             raise StoppedError(*stops[0])
 
@@ -113,15 +113,10 @@ def _kill_workers() -> None:
     _signal_workers(signal.SIGKILL)
 
 
-def _preload_workers() -> None:
-    """Start the process that workers are forked from: it imports what they need once, while the text is prepared."""
-    multiprocessing.set_forkserver_preload(["orchestrator.train", "torch._dynamo"])
-    forkserver.ensure_running()
-
-
 @record
 def _worker(job: Job, use_gpu: bool) -> tuple[int, int] | None:
     """Train on this worker; return signal and step if it was stopped."""
+    fork_server.hear()
     threading.Thread(target=_end_with_driver, daemon=True, name="driver").start()
     try:
         _train(job, use_gpu)

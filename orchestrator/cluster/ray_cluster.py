@@ -25,7 +25,7 @@ from orchestrator.cluster.notices import Notices, passed_on
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
 from orchestrator.cluster.ray_worker import Box, WorkerNotices, mailbox, this_process, work
 from orchestrator.config import ClusterConfig, PretrainConfig
-from orchestrator.errors import HardwareError, StoppedError, WorkerError
+from orchestrator.errors import HardwareError, StoppedError, WorkerError, exit_code
 from orchestrator.run import Job
 from orchestrator.runtime import Event
 
@@ -132,7 +132,7 @@ class _Attempt:
         if killed_after == signal.SIGINT:
             raise KeyboardInterrupt
         if killed_after:
-            raise SystemExit(128 + killed_after)
+            raise SystemExit(exit_code(killed_after))
         if self._stop:
             raise self._stop
 

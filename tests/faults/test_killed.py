@@ -165,6 +165,20 @@ def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(
     assert "Traceback" not in run.said
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(TERMINATE, marks=pytest.mark.long)])
+def test_notice_to_all_processes_at_once_stops_the_run_after_a_last_checkpoint(
+    text: Path, tmp_path: Path, number: int
+) -> None:
+    with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO, "training.num_steps=100000")) as run:
+        run.wait_for_step(12)
+        run.signal_all(number)
+        assert run.end() == 143, run.said
+    (stop,) = events(tmp_path, "stop")
+    assert run.lines[-1].startswith(f"{signal.Signals(number).name}: saved after step {stop['step']} and stopped")
+    assert events(tmp_path, "fault") == []
+    assert "Traceback" not in run.said
+
+
 def test_notice_beside_a_killed_worker_ends_the_run_and_restarts_nothing(text: Path, tmp_path: Path) -> None:
     with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO)) as run:
         run.wait_for_step(12)

@@ -99,6 +99,12 @@ class BrokenRun:
         workers = sorted(self.workers(), key=lambda worker: worker.pid)
         os.kill(workers[which % len(workers)].pid, number)
 
+    def signal_all(self, number: int) -> None:
+        """Send a signal to every process of the run, as Slurm does."""
+        driver = psutil.Process(self.process.pid)
+        for process in [*driver.children(recursive=True), driver]:
+            process.send_signal(number)
+
 
 def _words(process: psutil.Process) -> list[str]:
     """Return the command line; nothing of a process that has just ended."""
