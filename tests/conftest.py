@@ -1,10 +1,11 @@
 """What all tests share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from worker_pool import Pools
 
 # on a busy machine each kernel of two threads costs a time slice; it is read when torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +27,14 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make an empty folder the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator[Pools]:
+    """Workers that train for all tests: a group of them takes ten seconds to start."""
+    pools = Pools()
+    yield pools
+    pools.close()
 
 
 @pytest.fixture(scope="session")

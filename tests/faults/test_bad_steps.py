@@ -8,7 +8,7 @@ from planted_faults import PlantedLoss
 from pool_run import BATCH, PoolRun
 from safetensors.torch import load_file
 from tiny_run import write_text
-from worker_pool import Outcome, WorkerPool
+from worker_pool import Outcome, Pools, WorkerPool
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 NAN = math.nan
@@ -16,10 +16,8 @@ SPIKE = {"spike_sigma": 8.0, "window_steps": 20}
 
 
 @pytest.fixture(scope="module")
-def pool():
-    pool = WorkerPool(2)
-    yield pool
-    pool.close()
+def pool(pools: Pools) -> WorkerPool:
+    return pools[2]
 
 
 @pytest.fixture(scope="module")

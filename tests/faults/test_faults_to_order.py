@@ -80,6 +80,7 @@ def test_bad_loss_of_one_rank_skips_one_step_and_is_no_fault(text: Path, tmp_pat
     assert events(tmp_path, "fault") == []
 
 
+@pytest.mark.long
 def test_terminated_rank_stops_all_after_that_step_and_the_same_command_goes_on(
     text: Path, tmp_path: Path, unbroken: Finished
 ) -> None:

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 from planted_faults import Planted, PlantedLoss
 from tiny_run import write_text
-from worker_pool import Outcome, WorkerPool
+from worker_pool import Outcome, Pools
 
 from orchestrator import run as runs
 from orchestrator.background_writer import BackgroundWriter
@@ -32,22 +32,6 @@ FEW: list[tuple[Way, Way]] = [
     (("zero2", 3), ("zero3", 3)),
     (("single", 1), ("zero3", 3)),
 ]
-
-
-@pytest.fixture(scope="module")
-def pools() -> Iterator["Pools"]:
-    pools = Pools()
-    yield pools
-    for pool in pools.values():
-        pool.close()
-
-
-class Pools(dict[int, WorkerPool]):
-    """A pool of each size, started when first asked for."""
-
-    def __missing__(self, world_size: int) -> WorkerPool:
-        self[world_size] = WorkerPool(world_size)
-        return self[world_size]
 
 
 class Workshop:

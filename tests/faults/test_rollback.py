@@ -8,7 +8,7 @@ import pytest
 from planted_faults import LivingModels, PlantedCrash, PlantedLoss, PlantedNotice, SeenSamples, ShiftedData
 from pool_run import BATCH, STEPS, PoolRun
 from tiny_run import write_text
-from worker_pool import Outcome, WorkerPool
+from worker_pool import Outcome, Pools, WorkerPool
 
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3")
 MOST_IN_THE_LONG_FORM = [
@@ -20,12 +20,9 @@ THREE_IN_A_ROW = {"max_consecutive": 3}
 
 
 @pytest.fixture(scope="module")
-def pools():
-    """One pool of one process and one of two, by strategy."""
-    single, two = WorkerPool(1), WorkerPool(2)
-    yield {strategy: single if strategy == "single" else two for strategy in STRATEGIES}
-    single.close()
-    two.close()
+def pool_of(pools: Pools) -> dict[str, WorkerPool]:
+    """The workers that train by a strategy."""
+    return {strategy: pools[1 if strategy == "single" else 2] for strategy in STRATEGIES}
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +31,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gone_back(pools, text, tmp_path_factory):
+def gone_back(pool_of, text, tmp_path_factory):
     """Runs that met the bad data after their checkpoint at step 4, by strategy, with what they saw."""
 
     class Runs(dict):
         def __missing__(self, strategy: str) -> tuple[PoolRun, Outcome, SeenSamples, bytes]:
             root = tmp_path_factory.mktemp(strategy)
             run, seen = (
-                PoolRun(pools[strategy], text, root, strategy, SAVED_EVERY_FOUR, **THREE_IN_A_ROW),
+                PoolRun(pool_of[strategy], text, root, strategy, SAVED_EVERY_FOUR, **THREE_IN_A_ROW),
                 SeenSamples(root),
             )
             outcome = run.train(BAD_DATA, seen, LivingModels(root, STEPS - 1))
@@ -97,10 +94,10 @@ def test_model_that_was_left_is_not_kept_in_memory(gone_back, strategy: str) -> 
 
 @pytest.mark.parametrize("strategy", MOST_IN_THE_LONG_FORM)
 def test_weights_are_those_of_a_run_that_never_met_the_bad_data(
-    pools, gone_back, text, tmp_path: Path, strategy: str
+    pool_of, gone_back, text, tmp_path: Path, strategy: str
 ) -> None:
     shifted = ShiftedData(first_step=4, num_steps=5)
-    assert gone_back[strategy][3] == undisturbed(pools[strategy], text, tmp_path, strategy, shifted)
+    assert gone_back[strategy][3] == undisturbed(pool_of[strategy], text, tmp_path, strategy, shifted)
 
 
 @pytest.mark.parametrize("strategy", MOST_IN_THE_LONG_FORM)
@@ -121,23 +118,23 @@ def test_run_killed_after_it_went_back_goes_back_once_more_to_the_same_weights(g
 
 @pytest.mark.parametrize("strategy", ["single", "zero3"])
 def test_run_without_a_checkpoint_before_the_bad_steps_goes_back_to_its_initial_weights(
-    pools, text, tmp_path_factory, strategy: str
+    pool_of, text, tmp_path_factory, strategy: str
 ) -> None:
     root = tmp_path_factory.mktemp("late")
-    run = PoolRun(pools[strategy], text, root, strategy, {"interval_steps": 7}, **THREE_IN_A_ROW)
+    run = PoolRun(pool_of[strategy], text, root, strategy, {"interval_steps": 7}, **THREE_IN_A_ROW)
     outcome = run.train(BAD_DATA)
     assert outcome.error is None, outcome.error
     (event,) = [event for event in outcome.events if event["kind"] == "rollback"]
     assert (event["step"], event["from_step"], event["samples"]) == (0, 9, [0, 71])
     assert "back to the initial weights, and on without samples 0 to 71" in event["text"]
     shifted = ShiftedData(first_step=0, num_steps=9)
-    expected = undisturbed(pools[strategy], text, tmp_path_factory.mktemp("undisturbed"), strategy, shifted)
+    expected = undisturbed(pool_of[strategy], text, tmp_path_factory.mktemp("undisturbed"), strategy, shifted)
     assert run.weights().read_bytes() == expected
 
 
-def test_checkpoint_from_amid_the_bad_steps_is_gone_on_from_but_not_back_to(pools, text, tmp_path: Path) -> None:
+def test_checkpoint_from_amid_the_bad_steps_is_gone_on_from_but_not_back_to(pool_of, text, tmp_path: Path) -> None:
     # saved after every step and only the newest kept, but for the one that is needed here
-    run = PoolRun(pools["zero2"], text, tmp_path, "zero2", {"keep_last": 1, "mode": "sync"}, **THREE_IN_A_ROW)
+    run = PoolRun(pool_of["zero2"], text, tmp_path, "zero2", {"keep_last": 1, "mode": "sync"}, **THREE_IN_A_ROW)
     killed = run.train(BAD_DATA, PlantedCrash(8))
     assert killed.error is not None
     assert "planted crash" in killed.error
@@ -147,15 +144,15 @@ def test_checkpoint_from_amid_the_bad_steps_is_gone_on_from_but_not_back_to(pool
     assert (steps_of(outcome, "begin"), steps_of(outcome, "skip"), steps_of(outcome, "rollback")) == ([8, 6], [8], [6])
     assert run.saved_steps() == [STEPS]
     shifted = ShiftedData(first_step=6, num_steps=3)
-    assert run.weights().read_bytes() == undisturbed(pools["zero2"], text, tmp_path / "undisturbed", "zero2", shifted)
+    assert run.weights().read_bytes() == undisturbed(pool_of["zero2"], text, tmp_path / "undisturbed", "zero2", shifted)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
 def test_run_fails_when_it_would_have_to_go_back_once_more_than_it_may(
-    pools, text, tmp_path: Path, strategy: str
+    pool_of, text, tmp_path: Path, strategy: str
 ) -> None:
     bad, seen = PlantedLoss(tuple(range(6, 15)), factor=math.nan, rank=1, with_data=True), SeenSamples(tmp_path)
-    run = PoolRun(pools[strategy], text, tmp_path, strategy, SAVED_EVERY_FOUR, max_rollbacks=2, **THREE_IN_A_ROW)
+    run = PoolRun(pool_of[strategy], text, tmp_path, strategy, SAVED_EVERY_FOUR, max_rollbacks=2, **THREE_IN_A_ROW)
     outcome = run.train(bad, seen)
     assert outcome.error is not None
     assert "BadStepsError: steps 5 to 7 were skipped (samples 96 to 119; " in outcome.error
@@ -170,17 +167,17 @@ def test_run_fails_when_it_would_have_to_go_back_once_more_than_it_may(
     assert seen.read() == [(step, samples_of(data_step)) for one in tries for step, data_step in one]
 
 
-def test_failed_run_goes_on_when_it_may_go_back_more_often(pools, gone_back, text, tmp_path: Path) -> None:
-    run = PoolRun(pools["ddp"], text, tmp_path, "ddp", SAVED_EVERY_FOUR, max_rollbacks=0, **THREE_IN_A_ROW)
+def test_failed_run_goes_on_when_it_may_go_back_more_often(pool_of, gone_back, text, tmp_path: Path) -> None:
+    run = PoolRun(pool_of["ddp"], text, tmp_path, "ddp", SAVED_EVERY_FOUR, max_rollbacks=0, **THREE_IN_A_ROW)
     assert "BadStepsError" in (run.train(BAD_DATA).error or "")
-    run = PoolRun(pools["ddp"], text, tmp_path, "ddp", SAVED_EVERY_FOUR, **THREE_IN_A_ROW)
+    run = PoolRun(pool_of["ddp"], text, tmp_path, "ddp", SAVED_EVERY_FOUR, **THREE_IN_A_ROW)
     outcome = run.train(BAD_DATA)
     assert outcome.error is None, outcome.error
     assert run.weights().read_bytes() == gone_back["ddp"][3]
 
 
-def test_notice_in_the_step_that_ends_the_patience_is_not_lost(pools, gone_back, text, tmp_path: Path) -> None:
-    run = PoolRun(pools["ddp"], text, tmp_path, "ddp", SAVED_EVERY_FOUR, **THREE_IN_A_ROW)
+def test_notice_in_the_step_that_ends_the_patience_is_not_lost(pool_of, gone_back, text, tmp_path: Path) -> None:
+    run = PoolRun(pool_of["ddp"], text, tmp_path, "ddp", SAVED_EVERY_FOUR, **THREE_IN_A_ROW)
     stopped = run.train(BAD_DATA, PlantedNotice(step=8, signal=signal.SIGTERM, rank=1))
     assert "StoppedError: SIGTERM: saved after step 5 and stopped" in (stopped.error or "")
     outcome = run.train(BAD_DATA)

@@ -1,5 +1,6 @@
 """`orchestrator doctor`: how checks are run and shown, and those of this machine, with what is good and what is bad."""
 
+import io
 import os
 import subprocess
 from collections.abc import Callable
@@ -118,13 +119,12 @@ def test_in_a_file_every_check_is_one_plain_line(capsys: pytest.CaptureFixture[s
 
 
 def test_on_a_terminal_findings_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Console(record=True, force_terminal=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
-    monkeypatch.setattr(console, "_console", lambda: terminal)
+    terminal = Console(record=True, force_terminal=True, width=80, file=io.StringIO())
+    monkeypatch.setattr(console, "new_console", lambda: terminal)
     console.show_findings(FINDINGS)
     lines = terminal.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert "                        mend: docker run --shm-size=8g" in [line.rstrip() for line in lines]
-    terminal.file.close()
 
 
 # what compiles

@@ -5,7 +5,6 @@ import random
 import shutil
 
 import pytest
-from worker_pool import WorkerPool
 
 from orchestrator import artifact
 from orchestrator import run as runs
@@ -23,15 +22,6 @@ OBJECTIVES = {
     "mlm": {"phases": [{"weights": {"mlm": 1.0}, "fraction": 1.0}]},
     "mixed": MIXED,
 }
-
-
-@pytest.fixture(scope="module")
-def pools():
-    """One pool of one process and one of two, for every test of this module."""
-    pools = {world_size: WorkerPool(world_size) for world_size in (1, 2)}
-    yield pools
-    for pool in pools.values():
-        pool.close()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +85,7 @@ class Workshop:
                 },
                 "strategy": {"name": name},
                 "cluster": {"num_workers": world_size},
-                "checkpoint": {"interval_steps": 10, "keep_last": 5},
+                "checkpoint": {"mode": "sync", "interval_steps": 10, "keep_last": 5},
                 "tracking": {"mode": "disabled"},
             }
         )

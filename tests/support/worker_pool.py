@@ -53,12 +53,22 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the processes."""
-        for pipe in self._pipes:
-            pipe.send(None)
         for process in self._processes:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.kill()
+            process.kill()
+            process.join()
+
+
+class Pools(dict[int, WorkerPool]):
+    """A pool of each size, started when first asked for."""
+
+    def __missing__(self, world_size: int) -> WorkerPool:
+        self[world_size] = WorkerPool(world_size)
+        return self[world_size]
+
+    def close(self) -> None:
+        """End them all."""
+        for pool in self.values():
+            pool.close()
 
 
 def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
@@ -69,8 +79,8 @@ def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
     from orchestrator.train import train
 
     torch.set_num_threads(1)
-    while (task := pipe.recv()) is not None:
-        job, around = task
+    while True:
+        job, around = pipe.recv()
         events: list[dict[str, Any]] = []
         runtime = Runtime(rank=rank, world_size=world_size, local_rank=rank, device="cpu", emit=events.append)
         error = None
