@@ -27,7 +27,7 @@ class ProgressDisplay:
         skip: step (counted from 0), reason, samples (first and last)
         rollback: from_step, text; begin follows
         checkpoint: step, seconds
-        note, fault, restart, save_failed: text
+        note, fault, restart, resize, save_failed, hang: text
         stop: nothing more
         end: seconds
     Other kinds are passed over, so that an older display can show a newer run.
@@ -101,7 +101,7 @@ class ProgressDisplay:
     def _show_note(self, event: Mapping[str, Any]) -> None:
         self._line(str(event["text"]))
 
-    _show_fault = _show_restart = _show_resize = _show_save_failed = _show_note
+    _show_fault = _show_restart = _show_resize = _show_save_failed = _show_hang = _show_note
 
     def _show_stop(self, event: Mapping[str, Any]) -> None:
         self._stop()

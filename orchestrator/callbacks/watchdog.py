@@ -72,7 +72,9 @@ class Watchdog(Callback):
             name = f"{self._folder}/{int(time.time())}-rank_{self._runtime.rank:05d}.txt"
             self._storage.write_bytes(name, f"{text}\n\n{stacks()}".encode())
             text += f"; its stacks are in {self._storage.url(name)}"
-        _tell_agent(text)
+        if not _tell_agent(text):
+            with suppress(Exception):  # whoever should hear it may be gone
+                self._runtime.emit({"kind": "hang", "text": text})
         _wake_stopped_siblings()
         os._exit(EXIT_CODE)
 
@@ -85,12 +87,13 @@ def stacks() -> str:
         return file.read()
 
 
-def _tell_agent(text: str) -> None:
-    """Leave the message where torch's elastic agent looks for that of a failed worker."""
+def _tell_agent(text: str) -> bool:
+    """Leave the message where torch's elastic agent looks for that of a failed worker; return whether there is one."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
         Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")
+    return bool(path)
 
 
 def _wake_stopped_siblings() -> None:

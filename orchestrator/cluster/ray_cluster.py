@@ -95,6 +95,7 @@ class _Attempt:
         self._emit = emit
         self._stop: StoppedError | None = None
         self._final: WorkerError | None = None
+        self._hang: str | None = None
         self.trainer: _Trainer | None = None
 
     def receive(self, event: Event) -> None:
@@ -105,8 +106,19 @@ class _Attempt:
             self._final = WorkerError(event["text"], is_final=True)
             self._emit({"kind": "fault", "text": event["text"]})
             self.trainer.abort()
+        elif event["kind"] == "hang":
+            # it ends itself, of which Ray tells no more than that
+            self._hang = self._hang or event["text"]
         elif not self._final:
-            self._emit(event)
+            self._emit(self._explained(event))
+
+    def _explained(self, event: Event) -> Event:
+        if event["kind"] == "begin":
+            self._hang = None
+        if event["kind"] != "fault" or self._hang is None:
+            return event
+        text, self._hang = self._hang, None
+        return {**event, "text": text}
 
     def run(self, notices: Notices) -> None:
         """Train to the end.

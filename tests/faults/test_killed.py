@@ -192,11 +192,19 @@ def test_notice_beside_a_killed_worker_ends_the_run_and_restarts_nothing(text: P
     assert "Traceback" not in run.said
 
 
-@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("cluster", "which"),
+    [
+        ("local", 0),
+        pytest.param("local", 1, marks=pytest.mark.long),
+        pytest.param("ray", 0, marks=[pytest.mark.ray, pytest.mark.long]),
+        pytest.param("ray", 1, marks=[pytest.mark.ray, pytest.mark.long]),
+    ],
+)
 def test_stopped_worker_is_found_and_the_run_goes_on(
-    text: Path, tmp_path: Path, unbroken: dict[str, Finished], which: int
+    text: Path, tmp_path: Path, unbroken: dict[str, Finished], cluster: str, which: int
 ) -> None:
-    where = ["strategy=zero2", TWO, "cluster.hang_timeout_seconds=4"]
+    where = ["strategy=zero2", f"cluster={cluster}", TWO, "cluster.hang_timeout_seconds=4"]
     with BrokenRun(command(text, tmp_path, *where)) as run:
         run.wait_for_step(25)
         sorted(run.workers(), key=lambda worker: worker.pid)[which].suspend()

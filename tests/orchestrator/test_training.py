@@ -85,6 +85,7 @@ class Workshop:
                 },
                 "strategy": {"name": name},
                 "cluster": {"num_workers": world_size},
+                # nobody waits for a process to start: saves beside the training have tests of their own
                 "checkpoint": {"mode": "sync", "interval_steps": 10, "keep_last": 5},
                 "tracking": {"mode": "disabled"},
             }
