@@ -67,14 +67,15 @@ class Watchdog(Callback):
 
     def _end(self) -> None:
         faulthandler.dump_traceback_later(_LAST_RESORT_SECONDS, exit=True)
-        text = f"worker rank {self._runtime.rank} on {socket.gethostname()}: no step for {self._timeout_seconds:g} s"
+        worker = f"worker rank {self._runtime.rank} on {socket.gethostname()}"
+        text = f"no step for {self._timeout_seconds:g} s"
         with suppress(OrchestratorError, OSError):
             name = f"{self._folder}/{int(time.time())}-rank_{self._runtime.rank:05d}.txt"
-            self._storage.write_bytes(name, f"{text}\n\n{stacks()}".encode())
+            self._storage.write_bytes(name, f"{worker}: {text}\n\n{stacks()}".encode())
             text += f"; its stacks are in {self._storage.url(name)}"
         if not _tell_agent(text):
             with suppress(Exception):  # whoever should hear it may be gone
-                self._runtime.emit({"kind": "hang", "text": text})
+                self._runtime.emit({"kind": "hang", "text": f"{worker}: {text}"})
         _wake_stopped_siblings()
         os._exit(EXIT_CODE)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from modules.errors import InputError
 from orchestrator.cluster import fork_server
-from orchestrator.cluster.base import check_device, restart_event
+from orchestrator.cluster.base import check_device, is_final, restart_event
 from orchestrator.cluster.notices import passed_on
 from orchestrator.config import ClusterConfig, PretrainConfig
 from orchestrator.console import ProgressDisplay
@@ -33,6 +34,10 @@ _AGENT_LOGGERS = (
     "torch.multiprocessing",
 )
 """The agent's own account of a failure is pages long; ours is one message."""
+
+
+_SECONDS_FOR_THE_CAUSE = 0.5
+"""Who loses another worker fails as well; the agent looks ten times a second, and tells of the one it sees first."""
 
 
 class LocalLauncher:
@@ -122,6 +127,10 @@ def _worker(job: Job, use_gpu: bool) -> tuple[int, int] | None:
         _train(job, use_gpu)
     except StoppedError as stop:
         return stop.signal_number, stop.step
+    except Exception as error:
+        if not is_final(error):
+            time.sleep(_SECONDS_FOR_THE_CAUSE)
+        raise
     return None
 
 
