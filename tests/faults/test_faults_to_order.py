@@ -129,12 +129,9 @@ def test_stopped_rank_is_found_and_replaced(text: Path, tmp_path: Path, unbroken
     assert finished(tmp_path) == unbroken
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("full_disk", "the disk is full"),
-        pytest.param("fail_upload", "no answer in 6 attempts", marks=pytest.mark.long),
-    ],
+    ("kind", "reason"), [("full_disk", "the disk is full"), ("fail_upload", "no answer in 6 attempts")]
 )
 def test_failed_save_leaves_the_last_checkpoint_and_the_same_command_goes_on(
     text: Path, tmp_path: Path, unbroken: Finished, kind: str, reason: str

@@ -123,7 +123,7 @@ def test_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(
     [
         ("local", TERMINATE, 143, "SIGTERM"),
         pytest.param("local", INTERRUPT, 130, "SIGINT", marks=pytest.mark.long),
-        pytest.param("ray", TERMINATE, 143, "SIGTERM", marks=pytest.mark.ray),
+        pytest.param("ray", TERMINATE, 143, "SIGTERM", marks=[pytest.mark.ray, pytest.mark.long]),
         pytest.param("ray", INTERRUPT, 130, "SIGINT", marks=[pytest.mark.ray, pytest.mark.long]),
     ],
 )

@@ -147,10 +147,10 @@ def weights(storage: Storage) -> bytes:
     return storage.read_bytes("runs/tiny/model/model.safetensors")
 
 
-@pytest.fixture
-def expected(text: Path, tmp_path: Path) -> bytes:
+@pytest.fixture(scope="module")
+def expected(text: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights of the same run on a local disk."""
-    root = tmp_path / "local"
+    root = tmp_path_factory.mktemp("local")
     with BrokenRun(arguments(text, root, "run.name=tiny", "tracking.mode=disabled")) as run:
         assert run.end() == 0, run.said
     return weights(Storage(str(root)))

@@ -66,11 +66,10 @@ def break_checkpoints(root: Path) -> None:
     (root / "runs/tiny/checkpoints").touch()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
 def test_one_worker_of_a_distributed_strategy_trains_in_this_process(
-    text: Path, tmp_path: Path, losses_of_one_process: list[float], strategy: str
+    text: Path, tmp_path: Path, losses_of_one_process: list[float]
 ) -> None:
-    done = run_command(arguments(text, tmp_path, UNTRACKED, f"strategy={strategy}"))
+    done = run_command(arguments(text, tmp_path, UNTRACKED, "strategy=zero2"))
     assert losses(done.stdout) == pytest.approx(losses_of_one_process, abs=1.5e-3)
 
 
