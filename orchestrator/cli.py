@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from modules.errors import InputError
 from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError, exit_code
+from orchestrator.runtime import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -96,7 +97,7 @@ def _termination_unwinds() -> Iterator[None]:
     def stop(*_: object) -> NoReturn:
         raise SystemExit(TERMINATED)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if number != signal.SIGINT}
     try:
         yield
     finally:

@@ -34,8 +34,6 @@ _AGENT_LOGGERS = (
     "torch.multiprocessing",
 )
 """The agent's own account of a failure is pages long; ours is one message."""
-
-
 _SECONDS_FOR_THE_CAUSE = 0.5
 """Who loses another worker fails as well; the agent looks ten times a second, and tells of the one it sees first."""
 

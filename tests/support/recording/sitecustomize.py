@@ -1,6 +1,6 @@
 """Loaded by each interpreter that finds it on its path: every training keeps which samples its model is given.
 
-`recorded_samples` reads what is kept. Nothing of the training itself is known here but the batch that the model gets.
+`broken_run.samples_of_steps` reads what is kept. Nothing of the training is known here but the batch that a model gets.
 """
 
 import sys
