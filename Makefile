@@ -44,6 +44,10 @@ check: setup  ## Check format, lint, types and import rules
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports --no-logo
 
+.PHONY: rooms
+rooms: setup  ## Show the rooms of the house: lines of each, and which it imports from
+	@$(BIN)/python infra/rooms.py
+
 .PHONY: bench
 bench: setup  ## Measure against peers on the same work, and print one table of ratios
 	@$(BIN)/python tests/benchmarks/run.py

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modules.errors import InputError
+from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError, exit_code
-from orchestrator.runtime import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -33,7 +33,7 @@ class Command:
 
     summary: str
     config: str
-    """Its class in orchestrator.config; conf/<name>.yaml is its primary configuration."""
+    """Its class in orchestrator.configuration.commands; conf/<name>.yaml is its primary configuration."""
 
 
 COMMANDS = {
@@ -140,7 +140,7 @@ def _overview() -> str:
 
 
 def _unknown_command(name: str) -> str:
-    from orchestrator.schema import nearest
+    from orchestrator.configuration.schema import nearest
 
     near = nearest(name, list(COMMANDS))
     mend = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
@@ -222,7 +222,7 @@ class _Session:
     """One command's arguments, and what Hydra makes of them."""
 
     def __init__(self, hydra: "Hydra", name: str, flags: "Namespace") -> None:
-        from orchestrator import config
+        from orchestrator.configuration import commands as config
 
         self.hydra, self.name, self.flags = hydra, name, flags
         self.primary = flags.config_name or name
@@ -232,7 +232,7 @@ class _Session:
         self.overrides, self.mistakes = self._read_overrides()
 
     def run(self) -> None:
-        from orchestrator.mistakes import validated
+        from orchestrator.configuration.mistakes import validated
 
         _start(self.name, validated(self._composed(self.overrides), self.kind, earlier=self.mistakes))
 
@@ -251,7 +251,7 @@ class _Session:
 
     def print_composed(self) -> None:
         """Print what --cfg or --info ask for, unless a key in it does not exist."""
-        from orchestrator.mistakes import mistakes_in
+        from orchestrator.configuration.mistakes import mistakes_in
 
         mistakes = self.mistakes + mistakes_in(self._composed(self.overrides), self.kind, missing_too=False)
         if mistakes:
@@ -265,7 +265,7 @@ class _Session:
                 self.hydra.show_info(self.flags.info, **where)
 
     def print_help(self) -> None:
-        from orchestrator import command_help
+        from orchestrator.configuration import command_help
 
         folders = [Path(path) for path in (self.flags.config_dir, self.flags.config_path) if path]
         raw = self._composed(self.overrides)
@@ -276,7 +276,7 @@ class _Session:
         from hydra.core.object_type import ObjectType
         from hydra.types import RunMode
 
-        from orchestrator.overrides import Groups
+        from orchestrator.configuration.overrides import Groups
 
         loader = self.hydra.config_loader
         known = loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
@@ -288,7 +288,7 @@ class _Session:
         )
 
     def _read_overrides(self) -> tuple[list[str], list[str]]:
-        from orchestrator.overrides import Reader
+        from orchestrator.configuration.overrides import Reader
 
         reader = Reader(self.name, self.kind, self.groups, self.sweeps)
         overrides, mistakes = [], []
@@ -316,7 +316,7 @@ class _Session:
     def _check_all(self) -> None:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        from orchestrator.mistakes import mistakes_in
+        from orchestrator.configuration.mistakes import mistakes_in
 
         fixed = [text for text in self.overrides if text.startswith("hydra")]
         swept = [override for text in self.overrides if text not in fixed and (override := _parsed(text))]
@@ -329,8 +329,8 @@ class _Session:
     def _run_one(self, cfg: "DictConfig") -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        from orchestrator.mistakes import validated
-        from orchestrator.redaction import redact
+        from orchestrator.configuration.mistakes import validated
+        from orchestrator.storage.redaction import redact
 
         job = HydraConfig.get()
         print(redact(" ".join([f"[{job.job.num}]", *(text.lstrip("+") for text in job.overrides.task)])), flush=True)

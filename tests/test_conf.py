@@ -10,12 +10,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from modules.config import Config, DataConfig
-from orchestrator import config
 from orchestrator.cli import COMMANDS, conf_folder
-from orchestrator.config import EvaluateConfig, PretrainConfig
-from orchestrator.faults_config import FaultKind
-from orchestrator.mistakes import validated
-from orchestrator.schema import leaves
+from orchestrator.configuration import commands as config
+from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig
+from orchestrator.configuration.faults import FaultKind
+from orchestrator.configuration.mistakes import validated
+from orchestrator.configuration.rules import accumulation_steps, micro_batch_size
+from orchestrator.configuration.schema import leaves
 
 CONF = conf_folder()
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
@@ -119,4 +120,4 @@ def test_shakespeare_is_the_published_setting() -> None:
 def test_gpt2_recipe_fits_its_eight_workers() -> None:
     made = composed("pretrain", "experiment=gpt2_124m", "data.path=text.txt")
     assert isinstance(made, PretrainConfig)
-    assert config.accumulation_steps(made, 8) * 8 * config.micro_batch_size(made, 8) == 480
+    assert accumulation_steps(made, 8) * 8 * micro_batch_size(made, 8) == 480

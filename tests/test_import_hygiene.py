@@ -33,17 +33,19 @@ def test_a_mistake_is_found_before_any_training_library_is_imported() -> None:
 
 
 def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
-    assert imported_by("import orchestrator.config") & {*TRAINING_LIBRARIES, "hydra", "omegaconf"} == set()
+    assert (
+        imported_by("import orchestrator.configuration.commands") & {*TRAINING_LIBRARIES, "hydra", "omegaconf"} == set()
+    )
 
 
 def test_a_training_without_ordered_faults_imports_nothing_of_them() -> None:
     script = """
-import sys, orchestrator.train as train
-from orchestrator.config import PretrainConfig
+import sys, orchestrator.training.train as train
+from orchestrator.configuration.commands import PretrainConfig
 parts = train._Parts(PretrainConfig(), *[None] * 6)
 assert train._ordered_fault(parts) == []
 assert train._storage_of_saves(parts) is None
-assert not {"orchestrator.faults", "orchestrator.callbacks.faults"} & set(sys.modules)
+assert not {"orchestrator.training.faults", "orchestrator.training.callbacks.faults"} & set(sys.modules)
 """
     assert "torch" in imported_by(script)
 

@@ -13,8 +13,8 @@ import xxhash
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.documents import Piece, SourceFile, check_formats, read_documents
 from modules.data.encoder_pool import EncoderPool
+from modules.data.hub import read_hub_dataset
 from modules.data.shards import DATA_FILE, TOKENIZER_FILE, SplitWriter, token_dtype
-from modules.data.sources import read_hub_dataset
 from modules.data.tokenizer import Tokenizer, build_tokenizer, take_bytes
 from modules.errors import InputError
 

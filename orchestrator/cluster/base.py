@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from modules.errors import InputError
-from orchestrator.config import PretrainConfig
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.distributed.runtime import Event
 from orchestrator.errors import HardwareError, OrchestratorError
-from orchestrator.run import Job
-from orchestrator.runtime import Event
+from orchestrator.runs.run import Job
 
 
 class Launcher(Protocol):

@@ -8,9 +8,9 @@ import multiprocessing
 import signal
 from multiprocessing import forkserver, resource_tracker
 
-from orchestrator.runtime import STOP_SIGNALS
+from orchestrator.distributed.runtime import STOP_SIGNALS
 
-_WORKERS_NEED = ["orchestrator.train", "torch._dynamo"]
+_WORKERS_NEED = ["orchestrator.training.train", "torch._dynamo"]
 
 
 def start() -> None:

@@ -22,11 +22,12 @@ from modules.errors import InputError
 from orchestrator.cluster import fork_server
 from orchestrator.cluster.base import check_device, is_final, restart_event
 from orchestrator.cluster.notices import passed_on
-from orchestrator.config import ClusterConfig, PretrainConfig
-from orchestrator.console import ProgressDisplay
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.groups import ClusterConfig
+from orchestrator.display.progress import ProgressDisplay
+from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.errors import HardwareError, OrchestratorError, StoppedError, WorkerError, exit_code
-from orchestrator.run import Job
-from orchestrator.runtime import Event, Runtime
+from orchestrator.runs.run import Job
 
 _AGENT_LOGGERS = (
     "torch.distributed.elastic",
@@ -56,7 +57,7 @@ class LocalLauncher:
         A single worker is this process: if it is killed, nobody is left to start it anew but its user.
         """
         if self._num_workers == 1:
-            from orchestrator.train import train
+            from orchestrator.training.train import train
 
             train(job, Runtime(device="cuda:0" if self._use_gpu else "cpu", emit=emit))
         else:
@@ -141,7 +142,7 @@ def _end_with_driver() -> None:
 
 
 def _train(job: Job, use_gpu: bool) -> None:
-    from orchestrator.train import train
+    from orchestrator.training.train import train
 
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     runtime = Runtime(

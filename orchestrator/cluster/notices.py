@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from orchestrator.runtime import STOP_SIGNALS
+from orchestrator.distributed.runtime import STOP_SIGNALS
 
 
 @contextmanager

@@ -24,10 +24,11 @@ from orchestrator.cluster.base import check_device
 from orchestrator.cluster.notices import Notices, passed_on
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
 from orchestrator.cluster.ray_worker import Box, WorkerNotices, mailbox, this_process, work
-from orchestrator.config import ClusterConfig, PretrainConfig
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.groups import ClusterConfig
+from orchestrator.distributed.runtime import Event
 from orchestrator.errors import HardwareError, StoppedError, WorkerError, exit_code
-from orchestrator.run import Job
-from orchestrator.runtime import Event
+from orchestrator.runs.run import Job
 
 _ABORT_SECONDS = 20
 _LARGE_GROUP = 64

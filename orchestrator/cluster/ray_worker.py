@@ -20,8 +20,8 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.base import is_final, told
+from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime
 from orchestrator.errors import MovedError, StoppedError
-from orchestrator.runtime import MOVE, STOP_SIGNALS, Event, Runtime
 
 Box = Any
 """A handle of a `Mailbox`."""
@@ -119,7 +119,7 @@ def work(settings: dict[str, Any]) -> None:
     Args:
         settings: The `Job` under `job`, the mailbox under `box`, what `this_process` gave under `driver`.
     """
-    from orchestrator.train import train
+    from orchestrator.training.train import train
 
     threading.Thread(target=_end_with, args=settings["driver"], daemon=True, name="driver").start()
     box = settings["box"]

@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from orchestrator.config import DoctorConfig
-from orchestrator.console import show_findings
+from orchestrator.configuration.commands import DoctorConfig
 from orchestrator.doctor import machine, packages, toolchain
 from orchestrator.doctor.findings import Check, run_checks
 from orchestrator.doctor.ray_address import ray_cluster
+from orchestrator.doctor.report import show_findings
 from orchestrator.doctor.storage_root import storage_root
 from orchestrator.doctor.wandb_account import wandb_account
 from orchestrator.errors import MachineError

@@ -2,15 +2,16 @@
 
 from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from modules.data.shards import TokenData, TokenStream
-from orchestrator import artifact
-from orchestrator.config import EvaluateConfig
-from orchestrator.console import evaluate_progress, prepare_progress, show_evaluation
-from orchestrator.data import Needs, prepared_data
+from orchestrator.artifacts import artifact
+from orchestrator.artifacts.models import TrainedModel, load_model
+from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.configuration.commands import EvaluateConfig
+from orchestrator.display.progress import evaluate_progress, prepare_progress
+from orchestrator.display.results import show_evaluation
 from orchestrator.errors import UserError
-from orchestrator.evaluation import Windows, compression, evaluate
-from orchestrator.models import TrainedModel, load_model
-from orchestrator.storage import Storage
 from orchestrator.storage.local import cache_folder
+from orchestrator.storage.store import Storage
+from orchestrator.training.evaluation import Windows, compression, evaluate
 
 
 def run(config: EvaluateConfig) -> None:

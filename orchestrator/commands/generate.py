@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from modules.generation import sample
-from orchestrator.config import GenerateConfig
-from orchestrator.console import show_samples, stream_text
-from orchestrator.models import TrainedModel, load_model
+from orchestrator.artifacts.models import TrainedModel, load_model
+from orchestrator.configuration.commands import GenerateConfig
+from orchestrator.display.results import show_samples, stream_text
 
 
 def run(config: GenerateConfig) -> None:

@@ -1,9 +1,10 @@
 """`orchestrator prepare`: text to token shards."""
 
-from orchestrator.config import PrepareConfig
-from orchestrator.console import prepare_progress, say
-from orchestrator.data import Needs, prepared_data
-from orchestrator.storage import Storage
+from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.configuration.commands import PrepareConfig
+from orchestrator.display.progress import prepare_progress
+from orchestrator.display.terminal import say
+from orchestrator.storage.store import Storage
 
 
 def run(config: PrepareConfig) -> None:

@@ -4,16 +4,17 @@ import os
 import socket
 from typing import Any
 
-from orchestrator import run as runs
-from orchestrator.cluster import launcher_for
-from orchestrator.config import PretrainConfig
-from orchestrator.console import ProgressDisplay, prepare_progress, show_results
-from orchestrator.data import Needs, prepared_data
-from orchestrator.events import DRIVER_KINDS, EventLog
-from orchestrator.goodput import goodput
-from orchestrator.lease import lease
-from orchestrator.run import Job, Run
-from orchestrator.storage import Storage
+from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.cluster.launchers import launcher_for
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.display.progress import ProgressDisplay, prepare_progress
+from orchestrator.display.results import show_results
+from orchestrator.runs import run as runs
+from orchestrator.runs.events import DRIVER_KINDS, EventLog
+from orchestrator.runs.goodput import goodput
+from orchestrator.runs.lease import lease
+from orchestrator.runs.run import Job, Run
+from orchestrator.storage.store import Storage
 
 
 def run(config: PretrainConfig) -> None:

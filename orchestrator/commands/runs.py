@@ -1,14 +1,15 @@
 """`orchestrator runs`: the runs below a storage root, or one of them."""
 
-from orchestrator import artifact
-from orchestrator.config import RunsConfig
-from orchestrator.console import say, show_run, show_runs
+from orchestrator.artifacts import artifact
+from orchestrator.configuration.commands import RunsConfig
+from orchestrator.configuration.schema import nearest, shown
+from orchestrator.display.runs import show_run, show_runs
+from orchestrator.display.terminal import say
 from orchestrator.errors import UserError
-from orchestrator.run import Run, folder_names
-from orchestrator.run_state import RunState, checkpoints_of, read_run, read_runs
-from orchestrator.schema import nearest, shown
-from orchestrator.storage import Storage
+from orchestrator.runs.run import Run, folder_names
+from orchestrator.runs.state import RunState, checkpoints_of, read_run, read_runs
 from orchestrator.storage.local import cache_folder
+from orchestrator.storage.store import Storage
 
 
 def run(config: RunsConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from modules.errors import InputError
 from orchestrator.errors import OrchestratorError
-from orchestrator.redaction import redact, without_secrets
+from orchestrator.storage.redaction import redact, without_secrets
 
 Status = Literal["ok", "warning", "failure"]
 

@@ -5,8 +5,8 @@ import shutil
 
 import psutil
 
+from orchestrator.display.units import size
 from orchestrator.doctor.findings import Finding
-from orchestrator.units import size
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # Linux's own name
 LEAST_SHARED_BYTES = 2**30

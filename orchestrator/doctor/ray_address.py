@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.config import ClusterConfig
+from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.doctor.findings import Finding
 
 CONNECT_SECONDS = 3

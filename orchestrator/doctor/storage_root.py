@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.display.units import size
 from orchestrator.doctor.findings import Finding
 from orchestrator.errors import StorageError
-from orchestrator.storage import Storage
-from orchestrator.units import size
+from orchestrator.storage.store import Storage
 
 LEAST_FREE_BYTES = 10 * 10**9
 _OTHER = "choose another storage.root"

@@ -7,11 +7,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from orchestrator.compile_locks import CompileLock, all_folders, find_locks, remove
+from orchestrator.distributed.compile_locks import CompileLock, all_folders, find_locks, remove
 from orchestrator.doctor.findings import Finding
 
 BUILD_SECONDS = 600
-_COMPILE = "from orchestrator.strategy import compile_cpu_adam; compile_cpu_adam()"
+_COMPILE = "from orchestrator.distributed.strategy import compile_cpu_adam; compile_cpu_adam()"
 
 
 def compiler() -> Finding:

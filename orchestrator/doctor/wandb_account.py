@@ -3,10 +3,10 @@
 import urllib.error
 import urllib.request
 
-from orchestrator.config import TrackingConfig
+from orchestrator.configuration.groups import TrackingConfig
 from orchestrator.doctor.findings import Finding
-from orchestrator.redaction import redact
-from orchestrator.tracking import api_url, key_place, resolve_mode
+from orchestrator.runs.tracking import api_url, key_place, resolve_mode
+from orchestrator.storage.redaction import redact
 
 ANSWER_SECONDS = 5
 _KEY = "wandb login, or put the key into WANDB_API_KEY"

@@ -8,8 +8,8 @@ import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
 from orchestrator.errors import StorageError, UserError
-from orchestrator.redaction import has_credentials, redact
 from orchestrator.storage.errors import explain
+from orchestrator.storage.redaction import has_credentials, redact
 from orchestrator.storage.retry import RetryingFile, retried
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 import errno
 
 from orchestrator.errors import StorageError
-from orchestrator.redaction import redact
+from orchestrator.storage.redaction import redact
 from orchestrator.storage.retry import WAITS_SECONDS, is_transient
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

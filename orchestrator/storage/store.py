@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from orchestrator.errors import StorageError
-from orchestrator.redaction import redact
 from orchestrator.storage.access import (
     check_url,
     is_local,
@@ -17,6 +16,7 @@ from orchestrator.storage.access import (
 )
 from orchestrator.storage.errors import ExistsError, NotFoundError
 from orchestrator.storage.local import copy_file, create_file, fill_from_file, write_file
+from orchestrator.storage.redaction import redact
 
 T = TypeVar("T")
 

@@ -20,16 +20,17 @@ import torch
 from modules.config import ModelConfig, OptimizerConfig
 from modules.model import GPT, initialize
 from modules.optimizer import build_optimizer, parameter_groups
-from orchestrator import artifact, checkpoint
-from orchestrator.checkpoint import Progress
-from orchestrator.checkpoint_names import name_of
-from orchestrator.config import StrategyConfig
-from orchestrator.retention import Retention
-from orchestrator.runtime import Runtime
-from orchestrator.saves import Saves
-from orchestrator.storage import Storage
-from orchestrator.strategy import build_strategy
-from orchestrator.training_state import TrainingState, training_state
+from orchestrator.artifacts import artifact
+from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.names import name_of
+from orchestrator.checkpoints.progress import Progress
+from orchestrator.checkpoints.retention import Retention
+from orchestrator.checkpoints.saves import Saves
+from orchestrator.configuration.groups import StrategyConfig
+from orchestrator.distributed.runtime import Runtime
+from orchestrator.distributed.strategy import build_strategy
+from orchestrator.distributed.training_state import TrainingState, training_state
+from orchestrator.storage.store import Storage
 
 Row = tuple[str, float, float, float]
 """What was measured (name and unit), ours, the peer's, ours / peer's."""
@@ -40,7 +41,7 @@ RUN = "bench"
 
 
 class Ours:
-    """Through `orchestrator.checkpoint`, as `orchestrator.callbacks.checkpoints` calls it."""
+    """Through `orchestrator.checkpoints.checkpoint`, as `orchestrator.training.callbacks.checkpoints` calls it."""
 
     def __init__(self, folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
         self._storage, self._model, self._optimizer = Storage(str(folder / "ours")), model, optimizer

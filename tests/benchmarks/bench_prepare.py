@@ -15,7 +15,7 @@ from pathlib import Path
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.prepare import num_cores, prepare_tokens
-from modules.data.sources import LocalFile, stdlib_files
+from modules.data.stdlib import LocalFile, stdlib_files
 from modules.data.tokenizer import byte_alphabet
 
 Row = tuple[str, float, float, float]

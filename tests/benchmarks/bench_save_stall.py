@@ -22,12 +22,12 @@ from torch import Tensor
 
 from modules.config import ModelConfig
 from modules.model import GPT
-from orchestrator import checkpoint
-from orchestrator.checkpoint import Progress
-from orchestrator.checkpoint_names import name_of
-from orchestrator.retention import Retention
-from orchestrator.saves import Saves
-from orchestrator.storage import Storage
+from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.names import name_of
+from orchestrator.checkpoints.progress import Progress
+from orchestrator.checkpoints.retention import Retention
+from orchestrator.checkpoints.saves import Saves
+from orchestrator.storage.store import Storage
 
 Row = tuple[str, float, float, float]
 """What was measured (name and unit), ours, the peer's, ours / peer's."""

@@ -1,4 +1,4 @@
-"""What a step costs over a raw torch loop on a next to empty model: `orchestrator.train` beside plain Lightning.
+"""What a step costs over a raw torch loop on a next to empty model: our `train` beside plain Lightning.
 
 All train the same GPT of one layer, 8 wide, on the same batches with the same optimizer and loss, so that what is left
 above the raw loop is overhead. Ours is `train` as a launcher calls it, with all that it does every step: learning rate,
@@ -28,13 +28,13 @@ from modules.data.shards import TokenData
 from modules.model import GPT, initialize
 from modules.objectives import Batch, causal_loss
 from modules.optimizer import build_optimizer, parameter_groups
-from orchestrator import run as runs
-from orchestrator.config import PretrainConfig
-from orchestrator.data import Needs, prepared_data
-from orchestrator.run import Job
-from orchestrator.runtime import Event, Runtime
-from orchestrator.storage import Storage
-from orchestrator.train import train
+from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.distributed.runtime import Event, Runtime
+from orchestrator.runs import run as runs
+from orchestrator.runs.run import Job
+from orchestrator.storage.store import Storage
+from orchestrator.training.train import train
 
 Row = tuple[str, float, float, float]
 """What was measured (name and unit), ours, the peer's, ours / peer's."""

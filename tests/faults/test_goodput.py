@@ -1,7 +1,6 @@
 """Goodput of a run whose workers are killed again and again, beside what its own costs allow."""
 
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -10,7 +9,8 @@ import pytest
 from broken_run import KILL, BrokenRun, command, events, eventually
 from tiny_run import write_text
 
-from orchestrator.goodput import goodput
+from orchestrator.planning.save_interval import goodput_bound
+from orchestrator.runs.goodput import goodput
 
 KILL_EVERY_SECONDS = 60
 NUM_STEPS = 100_000
@@ -19,7 +19,7 @@ NUM_STEPS = 100_000
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_goodput_under_kills_is_near_its_bound(tmp_path: Path) -> None:
-    """About one SIGKILL a minute for ten minutes; the bound is 1 - sqrt(2C/M) - R/M of its own C, M and R."""
+    """About one SIGKILL a minute for ten minutes; `goodput_bound` of its own C, M and R."""
     chance = random.Random(0)
     text = write_text(tmp_path / "text.txt")
     settings = ["strategy=ddp", "cluster.num_workers=2", "cluster.max_failures=100", "objective=clm"]
@@ -41,7 +41,7 @@ def test_goodput_under_kills_is_near_its_bound(tmp_path: Path) -> None:
     cost = sum(save["seconds"] for save in saves) / len(saves)
     mtbf_seconds = figures.wall_seconds / len(faults)
     recovery = sum(figures.recovery_seconds) / len(figures.recovery_seconds)
-    bound = 1 - math.sqrt(2 * cost / mtbf_seconds) - recovery / mtbf_seconds
+    bound = goodput_bound(cost, mtbf_seconds, recovery)
     costs = f"C {cost:.3f} s, M {mtbf_seconds:.1f} s, R {recovery:.2f} s"
     print(f"goodput {figures.fraction:.3f}, bound {bound:.3f}: {costs}, {len(faults)} faults, {len(saves)} saves")
     assert figures.fraction > 0.9 * bound

@@ -14,13 +14,13 @@ from planted_faults import Planted, PlantedLoss
 from tiny_run import write_text
 from worker_pool import Outcome, Pools
 
-from orchestrator import run as runs
-from orchestrator.background_writer import BackgroundWriter
-from orchestrator.checkpoint_names import committed_steps
-from orchestrator.config import PretrainConfig
-from orchestrator.data import Needs, prepared_data
-from orchestrator.run import Job
-from orchestrator.storage import Storage
+from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.checkpoints.background_writer import BackgroundWriter
+from orchestrator.checkpoints.names import committed_steps
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.runs import run as runs
+from orchestrator.runs.run import Job
+from orchestrator.storage.store import Storage
 
 STEPS = 8
 OVERFLOWS = PlantedLoss((1, 2), factor=1e5)
@@ -121,7 +121,7 @@ def as_on_gpu(rank: int) -> Iterator[None]:
         return Trainer(strategy=strategy, plugins=[plugin], **settings)
 
     with (
-        patch("orchestrator.train.Trainer", trainer),
+        patch("orchestrator.training.train.Trainer", trainer),
         patch.object(CPU_Accelerator, "is_fp16_supported", lambda self: True),
         patch.object(CPU_Accelerator, "supported_dtypes", lambda self: [torch.float, torch.bfloat16, torch.half]),
     ):

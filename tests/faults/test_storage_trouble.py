@@ -16,8 +16,8 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from tiny_run import arguments, write_text
 
-from orchestrator.checkpoint_names import committed_steps
-from orchestrator.storage import Storage
+from orchestrator.checkpoints.names import committed_steps
+from orchestrator.storage.store import Storage
 
 
 class Trouble(ThreadingHTTPServer):

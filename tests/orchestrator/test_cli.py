@@ -17,7 +17,7 @@ import pytest
 
 from modules.errors import InputError
 from orchestrator.cli import COMMANDS, main
-from orchestrator.config import EvaluateConfig, GenerateConfig, PretrainConfig, RunsConfig
+from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, PretrainConfig, RunsConfig
 from orchestrator.errors import ArtifactError, HardwareError
 
 Started = list[Any]
@@ -56,7 +56,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_its_class_its_primary_config_and_its_module() -> None:
     root = Path(__file__).resolve().parents[2]
     for name, command in COMMANDS.items():
-        assert hasattr(importlib.import_module("orchestrator.config"), command.config)
+        assert hasattr(importlib.import_module("orchestrator.configuration.commands"), command.config)
         assert (root / "conf" / f"{name}.yaml").is_file()
         assert (root / "orchestrator" / "commands" / f"{name}.py").is_file()
 

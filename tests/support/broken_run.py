@@ -115,7 +115,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _trains(words: list[str]) -> bool:
-    return bool(words) and "orchestrator.writer_process" not in words
+    return bool(words) and "orchestrator.checkpoints.writer_process" not in words
 
 
 def _limit(num_bytes: int) -> Callable[[], None]:

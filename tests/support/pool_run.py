@@ -8,11 +8,11 @@ from typing import Any
 from planted_faults import Plant, Planted
 from worker_pool import Outcome, WorkerPool
 
-from orchestrator import run as runs
-from orchestrator.config import PretrainConfig
-from orchestrator.data import Needs, prepared_data
-from orchestrator.run import Job
-from orchestrator.storage import Storage
+from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.runs import run as runs
+from orchestrator.runs.run import Job
+from orchestrator.storage.store import Storage
 
 STEPS, BATCH = 30, 8
 

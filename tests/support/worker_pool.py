@@ -75,8 +75,8 @@ def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     import torch
 
-    from orchestrator.runtime import Runtime
-    from orchestrator.train import train
+    from orchestrator.distributed.runtime import Runtime
+    from orchestrator.training.train import train
 
     torch.set_num_threads(1)
     while True:

@@ -9,7 +9,7 @@ import modules.data.encoding as encoding
 from modules.config import TokenizerConfig
 from modules.data.documents import cut_pieces
 from modules.data.encoding import TextEncoder, words
-from modules.data.sources import stdlib_files
+from modules.data.stdlib import stdlib_files
 from modules.data.tokenizer import build_tokenizer
 
 CORPUS = [

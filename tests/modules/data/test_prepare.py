@@ -14,7 +14,7 @@ from modules.data import encoder_pool, prepare
 from modules.data.encoder_pool import EncoderPool
 from modules.data.prepare import prepare_tokens
 from modules.data.shards import TokenData
-from modules.data.sources import LocalFile
+from modules.data.stdlib import LocalFile
 from modules.errors import InputError
 
 DOCUMENTS = [f"Document {i} says größe <|endoftext|> " + f"word{i} " * (i % 50) for i in range(400)]

@@ -15,10 +15,10 @@ FOLDER = "samples"
 
 
 class _Recorder(MetaPathFinder, Loader):
-    """Imports `orchestrator.train` as it is, and has its `train` keep the samples."""
+    """Imports `orchestrator.training.train` as it is, and has its `train` keep the samples."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != "orchestrator.train":
+        if name != "orchestrator.training.train":
             return None
         spec = PathFinder.find_spec(name, path)
         assert spec is not None

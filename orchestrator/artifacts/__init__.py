@@ -1,0 +1,1 @@
+"""Answers: what has been made, and is it whole?"""

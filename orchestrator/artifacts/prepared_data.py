@@ -1,0 +1,127 @@
+"""Prepared data: found by the recipe's fingerprint, or made. The same text and settings give the same artifact."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from modules.config import DataConfig, TokenizerConfig
+from modules.data.documents import SourceFile, check_formats
+from modules.data.prepare import prepare_tokens
+from modules.data.shards import TokenData, check_length
+from modules.data.stdlib import stdlib_files
+from orchestrator.artifacts import artifact
+from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.artifacts.staging import staging_folder
+from orchestrator.errors import ConfigError
+from orchestrator.storage.input_files import find_files
+from orchestrator.storage.store import Storage
+
+_FORMAT = 2
+"""Changes with what the same text and settings give, manifest included."""
+Progress = Callable[[int, int], None]
+"""Receives bytes of text and tokens done."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model asks of its data."""
+
+    max_vocab_size: int | None = None
+    """The model's vocabulary; None where it follows the tokenizer's."""
+    sequence_length: int | None = None
+    """Tokens of a sample; None where nothing is trained."""
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Refuse data that does not fit, by the `facts` in its manifest.
+
+        Raises:
+            ConfigError: the tokenizer is larger than the model's vocabulary.
+            InputError: a split has text, but not enough for one sample.
+        """
+        check_vocab_size(facts["vocab_size"], self.max_vocab_size)
+        for split, num_tokens in facts["num_tokens"].items():
+            if self.sequence_length is not None and (num_tokens or split == "train"):
+                check_length(num_tokens, self.sequence_length)
+
+
+def prepared_data(
+    storage: Storage,
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    needs: Needs,
+    progress: Callable[[int], Progress],
+) -> str:
+    """Return the name of the prepared data; make it first if it is not there.
+
+    Args:
+        progress: Is given the bytes to read, and gives what receives the progress.
+
+    Raises:
+        UserError, InputError: the text cannot be used, or does not fit the needs; nothing is left behind.
+    """
+    files = _source_files(data)
+    tokenizer_file = _tokenizer_file(tokenizer)
+    recipe = data_recipe(data, tokenizer, files, tokenizer_file)
+    name = f"data/{data.source}-{fingerprint(recipe)}"
+    if artifact.is_committed(storage, name):
+        needs.check(artifact.read_manifest(storage, name))
+        return name
+    with staging_folder(storage, name) as folder:
+        total = sum(file.num_bytes for file in files)
+        prepare_tokens(files, data, tokenizer, tokenizer_file, folder, progress(min(total, data.max_bytes or total)))
+        facts = _facts(folder)
+        needs.check(facts)
+        artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts})
+    return name
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    data = TokenData.open(folder)
+    return {
+        "vocab_size": data.tokenizer.vocab_size,
+        "num_tokens": {"train": len(data.train), "val": len(data.val)},
+    }
+
+
+def data_recipe(
+    data: DataConfig, tokenizer: TokenizerConfig, files: Sequence[Any], tokenizer_file: bytes | None
+) -> dict[str, Any]:
+    """Return what decides the tokens: the text's identity, the settings, and the version of the format."""
+    return {
+        "command": "prepare",
+        "format": _FORMAT,
+        "data": data.model_dump(mode="json", exclude={"path", "num_processes"}),
+        "tokenizer": tokenizer.model_dump(mode="json", exclude={"path"}),
+        "tokenizer_file": artifact.digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
+        # by content and not by place, so that the same text prepared elsewhere is the same data
+        "files": [[PurePosixPath(file.name).name, file.identity()] for file in files] or list(data.path),
+    }
+
+
+def check_vocab_size(vocab_size: int, max_vocab_size: int | None) -> None:
+    """Refuse a tokenizer that the model has no rows for.
+
+    Raises:
+        ConfigError: the tokenizer is larger than the model's vocabulary.
+    """
+    if max_vocab_size is not None and vocab_size > max_vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={max_vocab_size}: smaller than the tokenizer's {vocab_size} tokens; "
+            f"set it to at least {vocab_size}, or to null to follow the tokenizer"
+        )
+
+
+def _source_files(data: DataConfig) -> Sequence[SourceFile]:
+    if data.source == "huggingface":
+        return ()
+    files = stdlib_files() if data.source == "stdlib" else find_files(data.path)
+    check_formats(files)
+    return files
+
+
+def _tokenizer_file(tokenizer: TokenizerConfig) -> bytes | None:
+    if tokenizer.path is None:
+        return None
+    with find_files([tokenizer.path])[0].open() as file:
+        return file.read()

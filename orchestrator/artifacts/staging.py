@@ -1,0 +1,94 @@
+"""Folders in the making: hidden beside their place, locked while somebody writes, gone when nobody does."""
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from orchestrator.storage.errors import explain
+from orchestrator.storage.store import Storage
+
+STAGING_PREFIX = ".staging-"
+"""Readers ignore names that start so."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
+_ABANDONED_AFTER_SECONDS = 60
+
+
+@contextmanager
+def staging_folder(storage: Storage, name: str) -> Iterator[Path]:
+    """Gives an empty local folder to write artifact `name` into, for `publish` to take over.
+
+    It lies beside the place when the store is local, so that publishing is a rename, else in the system's
+    temporary folder. It is gone afterwards unless published, as are the parents made for it when they are empty,
+    and so are those that killed processes left behind.
+    """
+    place = storage.local_path(name)
+    if place is None:
+        with tempfile.TemporaryDirectory(prefix="gpt-orchestrator-") as folder:
+            yield Path(folder)
+        return
+    _remove_abandoned(place)
+    missing = [parent for parent in place.parents if not parent.exists()]
+    folder = place.parent / f"{STAGING_PREFIX}{place.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        with _explained(storage.url(name), (*_FULL, *_DENIED)):
+            folder.mkdir(parents=True)
+        with _locked(folder), _explained(storage.url(name), _FULL):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+@contextmanager
+def _explained(url: str, mended_by_user: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in mended_by_user:
+            raise explain(error, "write", url) from None
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems have no locks; there, nothing is found to be abandoned either.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Removes what killed processes left beside `place`: a lock dies with its process."""
+    for folder in place.parent.glob(f"{STAGING_PREFIX}{place.name}-*"):
+        with suppress(OSError):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    # A folder is locked a moment after it is made.
+    if time.time() - folder.stat().st_mtime < _ABANDONED_AFTER_SECONDS:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

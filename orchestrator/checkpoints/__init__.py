@@ -1,0 +1,1 @@
+"""Answers: how does the training state outlive a process?"""

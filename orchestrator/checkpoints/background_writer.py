@@ -1,0 +1,169 @@
+"""The other end of `writer_process`: copies a rank's part into memory that both share, and hears what became of it."""
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from modules.child_process import child_environment
+from orchestrator.checkpoints.parts import Part
+from orchestrator.checkpoints.snapshot import Snapshot
+from orchestrator.checkpoints.writer_process import COMMITTED, STORED
+from orchestrator.storage.store import Storage
+
+_END_SECONDS = 5
+
+
+class BackgroundWriter:
+    """Writes this rank's parts in another process: training waits for the copy in memory alone.
+
+    It holds as much memory as the part is large, and nobody but this process and the other sees it.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self._image = storage, _Image()
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: dict[str, Future[str | None]] = {}
+        self._part: Part | None = None
+        self._preparing: threading.Thread | None = None
+
+    def prepare(self, num_bytes: int) -> None:
+        """Start the process and take the memory, both beside what the caller does next."""
+        self._start_process()
+        self._preparing = threading.Thread(target=self._reserve, args=(num_bytes,), daemon=True)
+        self._preparing.start()
+
+    def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
+        """Begin to write; the save before must have been heard of."""
+        self._end_preparing()
+        self._part, self._answers = part, {what: Future() for what in (STORED, COMMITTED)}
+        try:
+            snapshot.copy_into(self._image.sized(snapshot.num_bytes))
+        except OSError as error:
+            for answer in self._answers.values():
+                answer.set_result(f"no memory for a copy of the state ({error.strerror}); set checkpoint.mode=sync")
+            return
+        self._start_process()
+        self._send({"part": asdict(part), **commit})
+
+    def stored(self) -> str | None:
+        """Wait until this rank's file is there; return what went wrong."""
+        return self._answers[STORED].result()
+
+    def committed(self) -> str | None:
+        """Wait until the save is committed; return what went wrong. On rank 0 only."""
+        return self._answers[COMMITTED].result()
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether it is committed already."""
+        answer = self._answers[COMMITTED]
+        return answer.done() and answer.result() is None
+
+    def let_go(self) -> None:
+        """Wait for the parts of the other ranks no longer. On rank 0 only."""
+        assert self._part is not None
+        self._send({"let_go": self._part.folder})
+
+    def _reserve(self, num_bytes: int) -> None:
+        with suppress(OSError):  # told by the first save
+            self._image.reserve(num_bytes)
+
+    def _end_preparing(self) -> None:
+        if self._preparing:
+            self._preparing.join()
+            self._preparing = None
+
+    def close(self) -> None:
+        """End the process, and what it is writing."""
+        self._end_preparing()
+        process, self._process = self._process, None
+        if process:
+            with suppress(OSError):
+                cast(IO[str], process.stdin).close()
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            self._listener.join()
+            self._image.close()
+
+    def _start_process(self) -> None:
+        if self._process and self._process.poll() is None:
+            return
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.checkpoints.writer_process", self._storage.url(), self._image.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
+            pass_fds=self._image.inherited,
+            # Ctrl-C is for the training, which then ends it; in a session of its own its low priority would not count
+            process_group=0,
+        )
+        self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
+        self._listener.start()
+
+    def _send(self, order: Mapping[str, Any]) -> None:
+        assert self._process is not None
+        stdin = cast(IO[str], self._process.stdin)
+        with suppress(OSError, ValueError):  # broken or closed: the thread that listens tells why the process is gone
+            stdin.write(json.dumps(order) + "\n")
+            stdin.flush()
+
+    def _listen(self, process: "subprocess.Popen[str]") -> None:
+        with process.stdout as answers, process.stdin:  # type: ignore[union-attr]
+            for line in answers:  # type: ignore[union-attr]
+                answer = json.loads(line)
+                self._answers[answer["what"]].set_result(answer["error"])
+        code = process.wait()
+        for future in self._answers.values():
+            if self._process is process and not future.done():
+                future.set_result(f"the process that writes checkpoints ended with code {code}")
+
+
+class _Image:
+    """Memory that another process can open as a file."""
+
+    def __init__(self) -> None:
+        self.inherited: tuple[int, ...] = ()
+        """Descriptors that the other process must inherit."""
+        if hasattr(os, "memfd_create"):
+            self._file = os.memfd_create("checkpoint")
+            self.inherited, self.path = (self._file,), f"/proc/self/fd/{self._file}"
+        else:
+            self._file, self.path = tempfile.mkstemp(prefix="checkpoint-")
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def reserve(self, num_bytes: int) -> None:
+        """Take so much memory, its pages in place."""
+        os.ftruncate(self._file, num_bytes)
+        self._memory = torch.frombuffer(mmap.mmap(self._file, num_bytes), dtype=torch.uint8)
+        # the first touch of a page costs more than the copy; without the interpreter's lock, which mmap would hold
+        self._memory.zero_()
+
+    def sized(self, num_bytes: int) -> Tensor:
+        """Return the memory, uint8 [num_bytes]; the file has the same size."""
+        if num_bytes > self._memory.numel():
+            self.reserve(num_bytes)
+        os.ftruncate(self._file, num_bytes)
+        return self._memory[:num_bytes]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        os.close(self._file)
+        if not self.inherited:
+            Path(self.path).unlink(missing_ok=True)

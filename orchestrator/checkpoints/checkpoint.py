@@ -1,0 +1,131 @@
+"""Checkpoints: what they hold, and how a run finds the newest whole one. One form for every strategy and world size."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from modules.config import ModelConfig
+from modules.model import initial_values
+from orchestrator.artifacts import artifact
+from orchestrator.checkpoints.fragments import FragmentReader
+from orchestrator.checkpoints.names import committed_steps, name_of
+from orchestrator.checkpoints.parts import STATE, check_format, check_shapes
+from orchestrator.checkpoints.progress import Progress
+from orchestrator.distributed.collectives import from_rank_0, gathered
+from orchestrator.distributed.training_state import MASTER, Fragment, TrainingState
+from orchestrator.errors import ArtifactError, OrchestratorError
+from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.store import Storage
+
+Shapes = dict[str, list[int]]
+"""Shape of each parameter."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint, whose files are verified as they are read."""
+
+    name: str
+    """Relative to the storage root."""
+    progress: Progress
+    reader: FragmentReader
+    shapes: Shapes
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """The state before the first step, read by the range like a checkpoint."""
+
+    shapes: Shapes
+    model: ModelConfig
+    vocab_size: int
+    seed: int
+
+    def fill(self, wanted: Iterable[Fragment]) -> None:
+        """Copy what the fragments name of the initial weights into their views."""
+        for fragment in wanted:
+            fragment.view.copy_(self._values(fragment))
+
+    def _values(self, fragment: Fragment) -> Tensor:
+        assert fragment.kind == MASTER, "an optimizer without steps has no moments"
+        shape = tuple(self.shapes[fragment.parameter])
+        where = (fragment.parameter, shape, fragment.start, fragment.stop)
+        return initial_values(*where, self.seed, self.model, self.vocab_size)
+
+
+def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
+    """Open a committed checkpoint.
+
+    Raises:
+        ArtifactError: manifest or state are damaged.
+    """
+    manifest = artifact.read_manifest(storage, name)
+    check_format(manifest, storage.url(name))
+    try:
+        state = storage.read_bytes(f"{name}/{STATE}")
+    except NotFoundError:
+        raise ArtifactError(f"{storage.url(name)}: {STATE} is missing") from None
+    if artifact.digest_bytes(state) != artifact.file_entries(manifest).get(STATE):
+        raise ArtifactError(f"{storage.url(name)}: {STATE} is damaged (its digest is not the one in the manifest)")
+    return Checkpoint(name, Progress.from_json(state), FragmentReader(storage, name, manifest), manifest["shapes"])
+
+
+def restore(
+    storage: Storage,
+    run_name: str,
+    state: TrainingState,
+    shapes: Shapes,
+    say: Callable[[str], None],
+    at_most: int | None = None,
+) -> Progress | None:
+    """Fill `state` from the newest checkpoint that is whole; all ranks call it together.
+
+    Each rank reads and verifies what it needs; where one of them finds damage, all of them take the one before.
+
+    Args:
+        say: Is told of each that was passed over, and why.
+        at_most: Later steps are not looked at, as if there were none.
+
+    Returns:
+        How far the run was then; None for one without checkpoints.
+
+    Raises:
+        ArtifactError: there are checkpoints, and none is whole: nothing starts from scratch by itself.
+        StorageError: the store cannot be read, which says nothing against a checkpoint.
+    """
+    faults = []
+    for step in reversed(from_rank_0(lambda: committed_steps(storage, run_name))):
+        if at_most is not None and step > at_most:
+            continue
+        progress, error = _load(storage, name_of(run_name, step), state, shapes)
+        errors = [other for other in gathered(error) if other]
+        if not errors:
+            return progress
+        first = next((other for other in errors if not isinstance(other, ArtifactError)), errors[0])
+        if not isinstance(first, ArtifactError):
+            raise first
+        say(f"passed over a damaged checkpoint: {first}")
+        faults.append(str(first))
+    if faults:
+        raise ArtifactError("no checkpoint of this run is whole: " + "; ".join(faults))
+    return None
+
+
+def _load(
+    storage: Storage, name: str, state: TrainingState, shapes: Shapes
+) -> tuple[Progress | None, OrchestratorError | None]:
+    try:
+        opened = open_checkpoint(storage, name)
+        check_shapes(opened.shapes, shapes, storage.url(name))
+        state.load(opened.reader, opened.progress.optimizer_steps)
+    except OrchestratorError as error:
+        return None, error.with_traceback(None)
+    return opened.progress, None
+
+
+def discard_after(storage: Storage, run_name: str, step: int) -> None:
+    """Take the commit from all checkpoints after `step`: the run goes on from there and writes them anew."""
+    for later in committed_steps(storage, run_name):
+        if later > step:
+            storage.remove(f"{name_of(run_name, later)}/{artifact.COMMITTED}")

@@ -1,0 +1,39 @@
+"""The model directory of a finished run: whole tensors in Hugging Face form, read from its last checkpoint."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from modules.config import ModelConfig
+from modules.data.tokenizer import Tokenizer
+from modules.huggingface import save_huggingface
+from orchestrator.artifacts import artifact
+from orchestrator.artifacts.staging import staging_folder
+from orchestrator.checkpoints.checkpoint import Checkpoint
+from orchestrator.distributed.training_state import MASTER
+from orchestrator.storage.store import Storage
+
+
+def export_model(
+    storage: Storage,
+    name: str,
+    checkpoint: Checkpoint,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    recipe: dict[str, Any],
+) -> None:
+    """Publish the model directory `name`: one tensor at a time, so the whole model is never in memory."""
+    vocab_size = model.vocab_size or tokenizer.vocab_size
+    with staging_folder(storage, name) as folder:
+        save_huggingface(folder, model, vocab_size, _tensors(checkpoint), end_of_text_id=tokenizer.end_of_text_id)
+        tokenizer.save(folder / "tokenizer.json")
+        (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        artifact.publish(storage, folder, name, {"kind": "model", "step": checkpoint.progress.step})
+
+
+def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    for name, shape in checkpoint.shapes.items():
+        yield name, checkpoint.reader.read(name, MASTER, 0, math.prod(shape)).view(shape)

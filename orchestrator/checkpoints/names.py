@@ -1,0 +1,34 @@
+"""Where a run's checkpoints lie: apart from what reads and writes them, which imports torch."""
+
+import re
+
+from orchestrator.artifacts import artifact
+from orchestrator.storage.store import Storage
+
+
+def folder_of(run_name: str) -> str:
+    """Return where a run's checkpoints are."""
+    return f"runs/{run_name}/checkpoints"
+
+
+def name_of(run_name: str, step: int) -> str:
+    """Return where the checkpoint after `step` steps is."""
+    return f"{folder_of(run_name)}/step_{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of the checkpoint that a name is, or lies in; None of any other name."""
+    found = re.fullmatch(r"runs/[^/]+/checkpoints/step_(\d{8,})(/.*)?", name)
+    return int(found[1]) if found else None
+
+
+def begun_steps(storage: Storage, run_name: str) -> list[int]:
+    """Return the steps of all checkpoints of a run, ascending, committed or not."""
+    names = (re.fullmatch(r"step_(\d{8,})", entry) for entry in storage.list(folder_of(run_name)))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def committed_steps(storage: Storage, run_name: str) -> list[int]:
+    """Return the steps of a run's committed checkpoints, ascending; whether they are whole shows in their reading."""
+    steps = begun_steps(storage, run_name)
+    return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]

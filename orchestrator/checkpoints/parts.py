@@ -1,0 +1,204 @@
+"""A checkpoint's files, one of each rank: stored with the digests of their chunks, and committed when all are there.
+
+Nothing here imports torch, so that the process which writes beside the training starts fast and stays small.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from orchestrator.artifacts import artifact
+from orchestrator.artifacts.artifact import FileEntry
+from orchestrator.errors import ArtifactError, OrchestratorError
+from orchestrator.storage.errors import explain
+from orchestrator.storage.local import sync
+from orchestrator.storage.store import Storage
+
+FORMAT = 2
+CHUNK_BYTES = 8 * 2**20
+"""Read and verified at once; a multiple of 8, so that no number lies in two of them."""
+STATE = "state.json"
+
+_NUM_READERS = 8
+Index = dict[str, dict[str, list[tuple[int, int, str, int]]]]
+"""parameter -> kind -> (start, stop, file, offset of its first byte in the file), in order of start."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One rank's share of one save."""
+
+    checkpoint: str
+    """Relative to the storage root."""
+    save_id: str
+    """Tells the files of this save from those of an earlier attempt at the same step."""
+    rank: int
+    world_size: int
+    index: Index
+    """What its file holds."""
+
+    @property
+    def file(self) -> str:
+        """Its file's name below the checkpoint."""
+        return file_of(self.rank, self.save_id)
+
+    @property
+    def folder(self) -> str:
+        """Where the records of all ranks meet until the commit, relative to the storage root."""
+        return f"{self.checkpoint}/parts-{self.save_id}"
+
+
+def file_of(rank: int, save_id: str) -> str:
+    """Return the name of a rank's file in a save."""
+    return f"rank_{rank:05d}-{save_id}.safetensors"
+
+
+def store_part(storage: Storage, part: Part, pieces: Iterable[memoryview], image: Path | None = None) -> None:
+    """Store a rank's file, then the record that it is there.
+
+    Args:
+        pieces: The bytes of the file.
+        image: A local file of the same bytes, which a remote store takes as it is.
+
+    Raises:
+        StorageError: the store cannot be written; of the file nothing is left there that anybody reads.
+    """
+    digests = ChunkDigests()
+    name = f"{part.checkpoint}/{part.file}"
+    target = storage.local_path(name)
+    try:
+        if target is not None:
+            _write(target, digests.of(pieces))
+        elif image is not None:
+            for _ in digests.of(pieces):
+                pass
+            storage.upload(image, name)
+        else:
+            _write_and_upload(storage, name, digests.of(pieces))
+    except OSError as error:
+        raise explain(error, "write", storage.url(name)) from None
+    record = {"file": part.file, "entry": asdict(digests.entry), "chunks": digests.chunks, "index": part.index}
+    storage.write_bytes(f"{part.folder}/rank_{part.rank:05d}.json", json.dumps(record).encode())
+
+
+def _write(path: Path, pieces: Iterable[memoryview]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "wb", buffering=0) as file:
+            for piece in pieces:
+                while piece:
+                    piece = piece[file.write(piece) :]
+        sync(path)
+    except OSError:
+        # a full disk needs its place back
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write_and_upload(storage: Storage, name: str, pieces: Iterable[memoryview]) -> None:
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as staging:
+        path = Path(staging) / "part"
+        _write(path, pieces)
+        storage.upload(path, name)
+
+
+class ChunkDigests:
+    """Digests of a file and of each of its chunks, taken while its bytes go by."""
+
+    def __init__(self) -> None:
+        self._whole, self._chunk = xxhash.xxh3_128(), xxhash.xxh3_64()
+        self._num_bytes = 0
+        self._chunks: list[str] = []
+
+    def of(self, pieces: Iterable[memoryview]) -> Iterator[memoryview]:
+        """Give the pieces on as they are taken in."""
+        for piece in pieces:
+            self._whole.update(piece)
+            self._cut(piece)
+            yield piece
+
+    def _cut(self, piece: memoryview) -> None:
+        while piece:
+            room = CHUNK_BYTES - self._num_bytes % CHUNK_BYTES
+            self._chunk.update(piece[:room])
+            self._num_bytes += len(piece[:room])
+            piece = piece[room:]
+            if self._num_bytes % CHUNK_BYTES == 0:
+                self._chunks.append(self._chunk.hexdigest())
+                self._chunk.reset()
+
+    @property
+    def entry(self) -> FileEntry:
+        """The file's size and digest, as an artifact's manifest lists it."""
+        return FileEntry(self._num_bytes, self._whole.hexdigest())
+
+    @property
+    def chunks(self) -> list[str]:
+        """The digest of each chunk; the last one may be short."""
+        rest = [self._chunk.hexdigest()] if self._num_bytes % CHUNK_BYTES else []
+        return [*self._chunks, *rest]
+
+
+def are_all_stored(storage: Storage, part: Part) -> bool:
+    """Whether every rank has stored its file of the save that `part` belongs to."""
+    return len(storage.list(part.folder)) == part.world_size
+
+
+def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, list[int]]) -> None:
+    """Commit a save of which every rank has stored its file.
+
+    Args:
+        part: Any of them.
+        state: What `state.json` shall hold.
+    """
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        names = (f"{part.folder}/rank_{rank:05d}.json" for rank in range(part.world_size))
+        records: list[dict[str, Any]] = [json.loads(data) for data in pool.map(storage.read_bytes, names)]
+    files = {record["file"]: FileEntry(**record["entry"]) for record in records}
+    storage.write_bytes(f"{part.checkpoint}/{STATE}", state.encode())
+    files[STATE] = artifact.digest_bytes(state.encode())
+    extra = {
+        "kind": "checkpoint",
+        "format": FORMAT,
+        "chunk_bytes": CHUNK_BYTES,
+        "chunks": {record["file"]: record["chunks"] for record in records},
+        "shapes": shapes,
+        "fragments": merge_indexes(record["index"] for record in records),
+    }
+    artifact.commit(storage, part.checkpoint, files, extra)
+    with suppress(OrchestratorError):  # nobody reads them any more
+        storage.remove(part.folder)
+
+
+def merge_indexes(indexes: Iterable[Index]) -> Index:
+    """Return one index of all files, ranges in order."""
+    merged: Index = {}
+    for index in indexes:
+        for parameter, kinds in index.items():
+            for kind, ranges in kinds.items():
+                merged.setdefault(parameter, {}).setdefault(kind, []).extend(ranges)
+    for kinds in merged.values():
+        for ranges in kinds.values():
+            ranges.sort()
+    return merged
+
+
+def check_format(manifest: dict[str, Any], url: str) -> None:
+    """Raises ArtifactError for a checkpoint of another form."""
+    if manifest.get("format") != FORMAT or manifest.get("chunk_bytes") != CHUNK_BYTES:
+        raise ArtifactError(f"{url}: a checkpoint of another version of this program")
+
+
+def check_shapes(found: dict[str, list[int]], expected: dict[str, list[int]], url: str) -> None:
+    """Raises ArtifactError where a checkpoint's parameters are not the model's, before any of it is read."""
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            held, wanted = (f"with shape {of[name]}" if name in of else "not at all" for of in (found, expected))
+            raise ArtifactError(f"{url}: holds parameter {name} {held}; the model has it {wanted}")

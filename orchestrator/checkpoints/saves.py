@@ -1,0 +1,138 @@
+"""Saves of the training state, one at a time: every rank stores its part, rank 0 commits, all learn how it ended."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal, Protocol
+
+from orchestrator.checkpoints.background_writer import BackgroundWriter
+from orchestrator.checkpoints.checkpoint import Shapes
+from orchestrator.checkpoints.names import name_of
+from orchestrator.checkpoints.parts import Part, commit_parts, file_of, store_part
+from orchestrator.checkpoints.progress import Progress
+from orchestrator.checkpoints.retention import Retention, prune
+from orchestrator.checkpoints.snapshot import Snapshot
+from orchestrator.distributed.collectives import from_rank_0, gathered, rank, world_size
+from orchestrator.distributed.training_state import TrainingState
+from orchestrator.errors import OrchestratorError
+from orchestrator.storage.store import Storage
+
+
+class Writer(Protocol):
+    """Stores this rank's part of a save; on rank 0 commits the save, too."""
+
+    def prepare(self, num_bytes: int) -> None:
+        """Expect parts of that size."""
+        ...
+
+    def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
+        """Begin; the state may change afterwards."""
+        ...
+
+    def stored(self) -> str | None:
+        """Wait until this rank's part is stored; return what went wrong."""
+        ...
+
+    def committed(self) -> str | None:
+        """Wait until the save is committed, once all ranks have stored; return what went wrong."""
+        ...
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether it is committed already."""
+        ...
+
+    def let_go(self) -> None:
+        """Do not commit: another rank could not store."""
+        ...
+
+    def close(self) -> None:
+        """End what is going on."""
+        ...
+
+
+class Saves:
+    """Begins and finishes saves; all ranks call each method together.
+
+    Args:
+        mode: `async`: training waits for a copy in memory; `sync`: for the store.
+    """
+
+    def __init__(self, storage: Storage, run_name: str, mode: Literal["sync", "async"]) -> None:
+        self._storage, self._run_name = storage, run_name
+        # what lies in the memory of a process another one cannot write
+        self._writer: Writer = BackgroundWriter(storage) if mode == "async" and storage.is_shared else _Inline(storage)
+        self._attempt_id, self._number = from_rank_0(lambda: secrets.token_hex(3)), 0
+
+    def prepare(self, state: TrainingState) -> None:
+        """Expect saves of `state`, which may get its moments later."""
+        self._writer.prepare(Snapshot.of(state.owned()).num_bytes_with_moments)
+
+    def begin(self, state: TrainingState, shapes: Shapes, progress: Progress, retention: Retention) -> None:
+        """Begin a save; the one before is finished. The state may change afterwards."""
+        self._number += 1
+        save_id = f"{self._attempt_id}-{self._number}"
+        snapshot = Snapshot.of(state.owned())
+        index = snapshot.index(file_of(rank(), save_id))
+        part = Part(name_of(self._run_name, progress.step), save_id, rank(), world_size(), index)
+        what = {"state": progress.to_json(), "shapes": shapes, "retention": asdict(retention)}
+        commit = {"run_name": self._run_name, **what} if rank() == 0 else {}
+        self._writer.start(part, snapshot, commit)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the save that was begun is committed; rank 0 alone knows."""
+        return self._writer.is_committed
+
+    def finish(self) -> str | None:
+        """Wait until the save is committed; return what went wrong, the same on all ranks."""
+        errors = [f"worker {number}: {error}" for number, error in enumerate(gathered(self._writer.stored())) if error]
+        if errors and rank() == 0:
+            self._writer.let_go()
+        committed = from_rank_0(self._writer.committed)
+        return errors[0] if errors else committed
+
+    def close(self) -> None:
+        """End a save that was not finished, without a commit; each rank for itself."""
+        self._writer.close()
+
+
+class _Inline:
+    """Writes while training waits; takes no memory."""
+
+    is_committed = False
+    """Until `committed` has returned, and then nobody asks."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def prepare(self, num_bytes: int) -> None:
+        """Need nothing."""
+
+    def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
+        self._part, self._commit, self._is_let_go = part, commit, False
+        self._error = _error_of(lambda: store_part(self._storage, part, snapshot.pieces()))
+
+    def stored(self) -> str | None:
+        return self._error
+
+    def let_go(self) -> None:
+        self._is_let_go = True
+
+    def committed(self) -> str | None:
+        return None if self._is_let_go else _error_of(self._commit_and_prune)
+
+    def _commit_and_prune(self) -> None:
+        commit_parts(self._storage, self._part, self._commit["state"], self._commit["shapes"])
+        prune(self._storage, self._commit["run_name"], Retention.from_json(self._commit["retention"]))
+
+    def close(self) -> None:
+        """Nothing is going on."""
+
+
+def _error_of(action: Any) -> str | None:
+    try:
+        action()
+    except (OrchestratorError, OSError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,87 @@
+"""A rank's fragments laid out as one safetensors file, before a byte of them is copied."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from orchestrator.checkpoints.parts import Index
+from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment
+
+_ALIGNMENT = 8
+_ORDER = (MASTER, *MOMENTS)
+"""Kinds lie together: who needs weights alone reads a third of a file."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state as it is now, so it must be written or copied before the next step.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
+
+    fragments: tuple[Fragment, ...]
+
+    @classmethod
+    def of(cls, fragments: Iterable[Fragment]) -> "Snapshot":
+        """Return the snapshot of those that are not empty."""
+        held = [fragment for fragment in fragments if fragment.start < fragment.stop]
+        return cls(tuple(sorted(held, key=lambda fragment: _ORDER.index(fragment.kind))))
+
+    @property
+    def num_bytes_with_moments(self) -> int:
+        """An upper bound of `num_bytes` for the same parameters when they have moments."""
+        masters = [item.stop - item.start for item in self.fragments if item.kind == MASTER]
+        return len(_ORDER) * (4 * sum(masters) + len(self._header) + _ALIGNMENT)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return self._offsets[-1]
+
+    def index(self, file: str) -> Index:
+        """Return what the file holds and where, given its name."""
+        index: Index = {}
+        for item, offset in zip(self.fragments, self._offsets[:-1], strict=True):
+            index.setdefault(item.parameter, {}).setdefault(item.kind, []).append((item.start, item.stop, file, offset))
+        return index
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Give the bytes of the file, of each fragment in turn."""
+        yield memoryview(self._header)
+        for fragment in self.fragments:
+            yield _flat(fragment).cpu().numpy().data.cast("B")
+
+    def copy_into(self, memory: Tensor) -> None:
+        """Copy the file into `memory`, uint8 [num_bytes]."""
+        memory[: len(self._header)] = torch.frombuffer(bytearray(self._header), dtype=torch.uint8)
+        for fragment, offset in zip(self.fragments, self._offsets[:-1], strict=True):
+            values = _flat(fragment)
+            memory[offset : offset + 4 * values.numel()].view(torch.float32).copy_(values)
+
+    @cached_property
+    def _header(self) -> bytes:
+        tensors, offset = {}, 0
+        for item in self.fragments:
+            stop = offset + 4 * (item.stop - item.start)
+            entry = {"dtype": "F32", "shape": [item.stop - item.start], "data_offsets": [offset, stop]}
+            tensors[f"{item.parameter}/{item.kind}/{item.start}"] = entry
+            offset = stop
+        text = json.dumps(tensors, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        return len(text).to_bytes(8, "little") + text
+
+    @cached_property
+    def _offsets(self) -> tuple[int, ...]:
+        """Where each fragment begins in the file, and where the file ends."""
+        offsets = [len(self._header)]
+        for item in self.fragments:
+            offsets.append(offsets[-1] + 4 * (item.stop - item.start))
+        return tuple(offsets)
+
+
+def _flat(fragment: Fragment) -> Tensor:
+    return fragment.view.detach().float().contiguous()

@@ -1,0 +1,19 @@
+"""Which launcher starts the workers. Foreign systems are imported only when they are chosen."""
+
+from orchestrator.cluster.base import Launcher
+from orchestrator.configuration.commands import PretrainConfig
+
+
+def launcher_for(config: PretrainConfig) -> Launcher:
+    """Return the launcher that `config` chooses; the local one never imports Ray.
+
+    Raises:
+        HardwareError: there is less hardware than the workers ask for, or it cannot run the strategy.
+    """
+    if config.cluster.name == "ray":
+        from orchestrator.cluster.ray_cluster import RayLauncher
+
+        return RayLauncher(config)
+    from orchestrator.cluster.local import LocalLauncher
+
+    return LocalLauncher(config)

@@ -1,0 +1,1 @@
+"""Answers: what may be asked for?"""

@@ -1,0 +1,118 @@
+"""Each command's whole configuration."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from modules.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Probability,
+    TokenizerConfig,
+    TrainingConfig,
+)
+from orchestrator.configuration.faults import FaultsConfig
+from orchestrator.configuration.groups import (
+    CheckpointConfig,
+    ClusterConfig,
+    GuardConfig,
+    RunConfig,
+    StorageConfig,
+    StrategyConfig,
+    TrackingConfig,
+)
+
+
+class PrepareConfig(Config):
+    """`orchestrator prepare`: text to token shards."""
+
+    run: RunConfig = RunConfig()
+    storage: StorageConfig = StorageConfig()
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+
+class PretrainConfig(PrepareConfig):
+    """`orchestrator pretrain`: text to a trained model."""
+
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    guard: GuardConfig = GuardConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    faults: FaultsConfig | None = None
+    """Null orders none."""
+
+
+class ModelPath(Config):
+    """A trained model."""
+
+    path: str
+    """A model directory (any fsspec URL), or a Hugging Face folder or hub name."""
+
+
+class EvaluateConfig(Config):
+    """`orchestrator evaluate`: how well a model predicts held-out text."""
+
+    model: ModelPath
+    run: RunConfig = RunConfig()
+    storage: StorageConfig = StorageConfig()
+    data: DataConfig | None = None
+    """Null takes the data that the model was trained on, from its recipe."""
+    part: Literal["held_out", "all"] = "held_out"
+    """`held_out`: what data.val_fraction holds out; `all`: the whole text, for a test set of its own."""
+    sequence_length: Annotated[int, Field(gt=1)] | None = None
+    """Tokens in a window; null takes the length that the model was trained with."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Windows computed at once."""
+    max_sequences: Annotated[int, Field(gt=0)] | None = None
+    """Stop after this many windows; null reads all held-out text."""
+    mlm_probability: Probability | None = None
+    """Share of positions masked for masked accuracy; null takes the model's training value."""
+
+
+class GenerateConfig(Config):
+    """`orchestrator generate`: continue a prompt."""
+
+    model: ModelPath
+    prompt: str = ""
+    """Text to continue; empty starts from the end-of-text token."""
+    num_sequences: Annotated[int, Field(gt=0)] = 1
+    """Continuations."""
+    max_new_tokens: Annotated[int, Field(gt=0)] = 50
+    """Longest continuation in tokens."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """Sample among the k likeliest tokens only."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Sample among the likeliest tokens that together reach this probability."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234
+    """The same seed gives the same text."""
+
+
+class RunsConfig(Config):
+    """`orchestrator runs`: the runs below a storage root, or one of them."""
+
+    name: str | None = None
+    """The run to show, as in `orchestrator runs show NAME`; null lists all."""
+    storage: StorageConfig = StorageConfig()
+
+
+class DoctorConfig(Config):
+    """`orchestrator doctor`: what a run would find on this machine, in its store and at its services."""
+
+    fix: bool = False
+    """Remove the locks that killed compiles have left."""
+    build: bool = False
+    """Compile DeepSpeed's CPU Adam, which tries compiler, headers and ninja."""
+    storage: StorageConfig = StorageConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()

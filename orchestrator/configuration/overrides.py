@@ -1,0 +1,144 @@
+"""What a user may type after a command, made fit for Hydra, or the mistake in it.
+
+Hydra stops at the first key that it does not know. So `key=value` becomes `++key=value`, which sets any key, and
+validation finds all that do not exist at once. Text is taken word for word: prompt=Hello, you needs no further quotes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modules.config import Config
+from orchestrator.configuration.schema import (
+    choices,
+    class_at,
+    field_at,
+    nearest,
+    nearest_keys,
+    shown,
+    takes_text,
+    takes_texts,
+)
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+_KEY = re.compile(r"\+{0,2}([A-Za-z_][\w./-]*)=", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups that can be chosen from."""
+
+    chosen: Mapping[str, str | None]
+    """The command's own groups with the option that each starts with."""
+    options: Mapping[str, tuple[str, ...]]
+    """Every group's options, also of groups that other commands or the user's own folder have."""
+    foreign: frozenset[str]
+    """Groups that only other commands have."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the overrides of one command."""
+
+    command: str
+    kind: type[Config]
+    groups: Groups
+    sweeps: bool
+    """Whether several values for one key mean several runs."""
+
+    def rewritten(self, text: str, parsed: "Override | None") -> str:
+        """Return `text` as Hydra should see it.
+
+        Args:
+            text: one argument.
+            parsed: what Hydra's grammar makes of it; None where that fails.
+
+        Raises:
+            ConfigError: with the mistake in it, one line.
+        """
+        key, value = _split(text)
+        if parsed is None:
+            return self._text(key, value) if self._takes_text(key, value) else self._unreadable(text)
+        key = parsed.key_or_group
+        if parsed.is_hydra_override() or parsed.is_delete() or parsed.package is not None:
+            return text
+        if key in self.groups.options or "/" in key:
+            return self._group(parsed, value)
+        if self._takes_text(key, value) and not (self.sweeps and parsed.is_sweep_override()):
+            return self._text(key, value)
+        if parsed.is_sweep_override() and not self.sweeps:
+            raise ConfigError(f"{text}: one value is expected; write [a,b] for a list, or add --multirun to run each")
+        return f"++{key}={value}"
+
+    def _takes_text(self, key: str, value: str) -> bool:
+        field = field_at(self.kind, key.split("."))
+        if field is None or not takes_text(field) or "${" in value or value == "null":
+            return False
+        quoted = value[:1] in ("'", '"') and value[-1:] == value[:1] and len(value) > 1
+        return not quoted and not (takes_texts(field) and (value[:1] == "[" or "," in value))
+
+    def _text(self, key: str, value: str) -> str:
+        """Quote `value`; Hydra reads backslashes before a quote as escapes, and as themselves elsewhere."""
+        escaped = re.sub(r'(\\*)("|$)', lambda part: part[1] * 2 + ('\\"' if part[2] else ""), value)
+        return f'++{key}="{escaped}"'
+
+    def _unreadable(self, text: str) -> str:
+        key, value = _split(text)
+        if key:
+            raise ConfigError(f"{shown(text)}: cannot be read; put the value in quotes of its own: {key}='\"…\"'")
+        groups = [group for group, options in self.groups.options.items() if value in options]
+        mend = f"did you mean {groups[0]}={value}?" if groups else "write FIELD=VALUE or GROUP=OPTION"
+        raise ConfigError(f"{shown(text)}: is neither a field nor a group; {mend}")
+
+    def _group(self, parsed: "Override", value: str) -> str:
+        group = parsed.key_or_group
+        if group in self.groups.foreign or group not in self.groups.options:
+            raise ConfigError(f"{group}={shown(value)}: {self._no_such_group(group, value)}")
+        for option in self._options_asked(parsed, value):
+            if option not in self.groups.options[group]:
+                raise ConfigError(f"{group}={shown(option)}: {self._no_such_option(group, option)}")
+        return f"{'' if group in self.groups.chosen else '+'}{group}={value}"
+
+    def _options_asked(self, parsed: "Override", value: str) -> list[str]:
+        if parsed.is_sweep_override():
+            if self.sweeps and parsed.is_choice_sweep():
+                return list(parsed.sweep_string_iterator())
+            raise ConfigError(f"{parsed.input_line}: one option is expected; add --multirun to run each")
+        return [value]
+
+    def _no_such_group(self, group: str, value: str) -> str:
+        if kind := class_at(self.kind, [group]):
+            fields = ", ".join(f"{group}.{name}" for name in kind.model_fields)
+            return f"{self.command} has no options for {group}{self._field_meant(group, value) or f'; set {fields}'}"
+        near = nearest(group, list(self.groups.chosen)) or next(iter(nearest_keys(self.kind, [group])), None)
+        return f"{self.command} has no such group; " + (f"did you mean {near}?" if near else self._all_groups())
+
+    def _all_groups(self) -> str:
+        return f"it has {', '.join(self.groups.chosen)}" if self.groups.chosen else "it has none"
+
+    def _no_such_option(self, group: str, option: str) -> str:
+        options = self.groups.options[group]
+        near = nearest(option, options)
+        mend = f"; did you mean {group}={near}?" if near else self._field_meant(group, option)
+        return f"no such option{mend} ({group} has {', '.join(options)})"
+
+    def _field_meant(self, group: str, value: str) -> str:
+        kind = class_at(self.kind, [group])
+        fields = kind.model_fields if kind else {}
+        meant = next((name for name, field in fields.items() if value in choices(field)), None)
+        if meant is None and "path" in fields and re.search(r"[./*]", value):
+            meant = "path"
+        if meant is None:
+            return ""
+        option = "files" if (group, meant) == ("data", "path") and "files" in self.groups.options[group] else None
+        return f"; did you mean {f'{group}={option} ' if option else ''}{group}.{meant}={shown(value)}?"
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return key and value; the key is empty where there is none."""
+    found = _KEY.match(text)
+    return (found[1], text[found.end() :]) if found else ("", text)

@@ -1,0 +1,93 @@
+"""How a step is shared out over workers, and the rules that join several groups."""
+
+from collections.abc import Callable, Collection
+
+from modules.config import ObjectiveConfig, TrainingConfig
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.faults import fault_mistakes
+
+
+def accumulation_steps(config: PretrainConfig, num_workers: int) -> int:
+    """Micro-batches that each of `num_workers` computes in a step (DESIGN, invariant 1)."""
+    return config.training.global_batch_size // (num_workers * micro_batch_size(config, num_workers))
+
+
+def micro_batch_size(config: PretrainConfig, num_workers: int) -> int:
+    """Sequences that each of `num_workers` computes at once."""
+    return config.training.micro_batch_size or config.training.global_batch_size // num_workers
+
+
+def cross_group_mistakes(config: PretrainConfig, unusable: Collection[str] = ()) -> list[str]:
+    """Every rule between groups that `config` breaks, one line each: path, value, rule, mend.
+
+    Args:
+        unusable: Groups that hold mistakes of their own; rules that read one of them are left out.
+    """
+    return [line for groups, rule in RULES_BETWEEN_GROUPS if not groups & set(unusable) for line in rule(config)]
+
+
+def _batches_are_shared_out(config: PretrainConfig) -> list[str]:
+    lines = [_batch_mistakes(config.training, num_workers) for num_workers in config.cluster.worker_counts]
+    return [line for found in lines for line in found]
+
+
+def _sequence_fits(config: PretrainConfig) -> list[str]:
+    length, positions = config.training.sequence_length, config.model.max_positions
+    if length <= positions:
+        return []
+    return [
+        f"training.sequence_length={length}: longer than model.max_positions ({positions}); "
+        "lower the one or raise the other"
+    ]
+
+
+def _single_has_one_worker(config: PretrainConfig) -> list[str]:
+    if config.strategy.name != "single" or max(config.cluster.worker_counts) == 1:
+        return []
+    return [
+        f"strategy=single: trains one worker, and cluster.num_workers is {config.cluster.num_workers}; "
+        "choose strategy=ddp or zero1, zero2, zero3"
+    ]
+
+
+def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
+    return _phase_mistakes(config.objective, config.training.num_steps)
+
+
+def _ordered_fault_can_happen(config: PretrainConfig) -> list[str]:
+    if config.faults is None:
+        return []
+    counts, keep_last = config.cluster.worker_counts, config.checkpoint.keep_last
+    return fault_mistakes(config.faults, counts, config.training.num_steps, keep_last)
+
+
+def _batch_mistakes(training: TrainingConfig, num_workers: int) -> list[str]:
+    micro = training.micro_batch_size or 1
+    size, unit = training.global_batch_size, num_workers * micro
+    if size % unit == 0:
+        return []
+    nearest = [n for n in (size // unit * unit, (size // unit + 1) * unit) if n > 0]
+    product = f"{num_workers} workers" + (f" x micro_batch_size {micro}" if training.micro_batch_size else "")
+    return [f"training.global_batch_size={size}: not divisible by {product}; nearest: {' or '.join(map(str, nearest))}"]
+
+
+def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
+    fixed = sum(phase.steps or 0 for phase in objective.phases)
+    shared = sum(phase.fraction or 0 for phase in objective.phases)
+    total = fixed + shared * num_steps
+    if abs(total - num_steps) < 0.5:
+        return []
+    return [
+        f"objective.phases: they cover {total:g} of training.num_steps={num_steps} steps; "
+        "make the steps and fractions add up to it"
+    ]
+
+
+RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[PretrainConfig], list[str]]], ...] = (
+    (frozenset({"training", "cluster"}), _batches_are_shared_out),
+    (frozenset({"training", "model"}), _sequence_fits),
+    (frozenset({"strategy", "cluster"}), _single_has_one_worker),
+    (frozenset({"training", "objective"}), _phases_cover_the_steps),
+    (frozenset({"faults", "cluster", "training", "checkpoint"}), _ordered_fault_can_happen),
+)
+"""Each rule with the groups that it reads."""

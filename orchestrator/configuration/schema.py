@@ -1,0 +1,130 @@
+"""What the configuration classes say about themselves: fields by path, nearest names, values as a user types them."""
+
+import difflib
+import types
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from modules.config import Config
+from orchestrator.storage.redaction import redact
+
+_LONGEST_VALUE = 80
+_ALIKE = 0.7
+"""Similarity from which on difflib's ratio takes one name for a misspelling of another."""
+
+
+def config_classes(annotation: Any) -> list[type[Config]]:
+    """Return every configuration class in a type, as in `tuple[PhaseConfig, ...]` or `DataConfig | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in config_classes(part)]
+
+
+def class_at(root: type[Config], path: Sequence[str | int]) -> type[Config] | None:
+    """Return the class of the fields at `path`; positions in lists are passed over."""
+    found: type[Config] | None = root
+    for part in path:
+        if isinstance(part, int) or found is None:
+            continue
+        field = found.model_fields.get(part)
+        found = next(iter(config_classes(field.annotation)), None) if field else None
+    return found
+
+
+def field_at(root: type[Config], path: Sequence[str | int]) -> FieldInfo | None:
+    """Return the field at `path`, or None where there is no such field."""
+    parent = class_at(root, path[:-1])
+    return parent.model_fields.get(str(path[-1])) if parent else None
+
+
+def leaves(root: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted path and the field of everything that takes a value; the fields of lists are not entered."""
+    for name, field in root.model_fields.items():
+        group = group_class(field)
+        if group:
+            yield from leaves(group, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def group_class(field: FieldInfo) -> type[Config] | None:
+    """Return the class of a field that is itself a group of fields, or None."""
+    return next((part for part in _alternatives(field.annotation) if config_classes(part) == [part]), None)
+
+
+def explanation(field: FieldInfo | None) -> str:
+    """Return the field's docstring on one line."""
+    return " ".join((field.description or "").replace("`", "").split()) if field else ""
+
+
+def takes_text(field: FieldInfo) -> bool:
+    """Whether any text is a value of the field."""
+    return any(part is str for part in _alternatives(field.annotation)) or takes_texts(field)
+
+
+def takes_texts(field: FieldInfo) -> bool:
+    """Whether the field takes a list of texts, or one in place of it."""
+    return bool(field.metadata) and get_args(field.annotation) == (str, ...)
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values of a field that takes one of a few."""
+    return tuple(str(value) for part in _alternatives(field.annotation) for value in _literal_values(part))
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """Return the one of `names` that `name` is most like, or None when none is like it."""
+    found = difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE - 0.1)
+    return found[0] if found else None
+
+
+def nearest_keys(root: type[Config], path: Sequence[str | int]) -> list[str]:
+    """Return up to two keys that the unknown key at `path` may mean, best first."""
+    parent = class_at(root, path[:-1])
+    beside = [dotted([*path[:-1], name]) for name in parent.model_fields] if parent else []
+    keys = dict.fromkeys([*beside, *(key for key, _ in leaves(root)), *root.model_fields])
+    whole, last = dotted(path), str(path[-1])
+    scores = {key: max(_ratio(whole, key) - 0.15, _ratio(last, key.rpartition(".")[2])) for key in keys}
+    best = sorted((key for key in keys if scores[key] >= _ALIKE), key=lambda key: -scores[key])
+    return [key for key in best[:2] if scores[key] > scores[best[0]] - 0.1]
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """Return `path` as it is typed: objective.phases.0.fraction."""
+    return ".".join(map(str, path))
+
+
+def shown(value: Any) -> str:
+    """Return `value` as it is typed on the command line, shortened, and with the credentials of URLs struck out."""
+    text = redact(_typed(value))
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_typed(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    if value is None:
+        return "null"
+    return str(value) if value != "" else "''"
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [found for part in get_args(annotation) for found in _alternatives(part)]
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    return [annotation]
+
+
+def _literal_values(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _ratio(left: str, right: str) -> float:
+    return difflib.SequenceMatcher(None, left, right).ratio()

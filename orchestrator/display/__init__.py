@@ -1,0 +1,1 @@
+"""Answers: what does a person see in the terminal?"""

@@ -1,0 +1,36 @@
+"""What `orchestrator doctor` shows: a line for each check as soon as it is done."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.display.terminal import new_console, printable, say
+from orchestrator.doctor.findings import Finding
+
+_STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+
+
+def show_findings(findings: Iterable[tuple[str, Finding]]) -> list[str]:
+    """Show a line for each check as soon as it is there, and what mends it; return the names of those that failed."""
+    console, failed = new_console(), []
+    for name, finding in findings:
+        if console.is_terminal:
+            console.print(_finding_line(console, name, finding))
+        else:
+            mend = f"; mend: {finding.mend}" if finding.mend else ""
+            say(f"{finding.status:9}{name:15}{finding.text}{mend}")
+        if finding.status == "failure":
+            failed.append(name)
+    return failed
+
+
+def _finding_line(console: Console, name: str, finding: Finding) -> Table:
+    line = Table.grid(padding=(0, 2, 0, 0))
+    for width in (7, 13, None):
+        line.add_column(width=width, overflow="fold")
+    mend = Text(f"\nmend: {finding.mend}" if finding.mend else "", style="bold")
+    mark = Text(finding.status, style=_STATUS_STYLES[finding.status])
+    line.add_row(mark, name, Text.assemble(printable(console, finding.text), mend))
+    return line

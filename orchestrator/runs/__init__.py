@@ -1,0 +1,1 @@
+"""Answers: what is a run, and what became of it?"""

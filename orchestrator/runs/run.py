@@ -1,0 +1,156 @@
+"""A run's folder: what was asked, and under which recipe. The same name continues only the same recipe."""
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.errors import RunMismatchError
+from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.store import Storage
+
+_FOLDER = "runs"
+_RECIPE, _CONFIG, _IDENTITY, _METRICS = "recipe.json", "config.yaml", "run.json", "metrics.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One named execution of a training command."""
+
+    name: str
+    recipe: dict[str, Any]
+    wandb_run_id: str
+
+    @property
+    def folder(self) -> str:
+        """Relative to the storage root."""
+        return f"{_FOLDER}/{self.name}"
+
+    @property
+    def model_name(self) -> str:
+        """The exported model's artifact, relative to the storage root."""
+        return f"{self.folder}/model"
+
+    @property
+    def metrics_name(self) -> str:
+        """The file of the final figures, relative to the storage root."""
+        return f"{self.folder}/{_METRICS}"
+
+    def metrics(self, storage: Storage) -> dict[str, float] | None:
+        """Return the final figures; None until the run is complete."""
+        return _read_json(storage, self.metrics_name)
+
+    def where_to_look(self, storage: Storage) -> list[str]:
+        """Return lines that tell where the tracked data is and how to look at it."""
+        return (_read_json(storage, f"{self.folder}/{_IDENTITY}") or {}).get("where_to_look", [])
+
+    def write_identity(self, storage: Storage, where_to_look: list[str]) -> None:
+        """Write what stays the same through all restarts."""
+        identity = {"wandb_run_id": self.wandb_run_id, "where_to_look": where_to_look}
+        storage.write_bytes(f"{self.folder}/{_IDENTITY}", _json(identity))
+
+    def write_metrics(self, storage: Storage, metrics: dict[str, float]) -> None:
+        """Write the final figures: the last thing that a run does."""
+        storage.write_bytes(self.metrics_name, _json(metrics))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker needs to train: plain data, so that it can travel to any process."""
+
+    config: dict[str, Any]
+    """The validated PretrainConfig as a plain dict."""
+    run: Run
+    data_name: str
+    """The prepared data's artifact, relative to the storage root."""
+
+
+def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
+    """Return what decides the weights: data, model, objective, optimizer, batches, precision, seed and skipped steps.
+
+    Where and how it runs, what is logged, how a batch is shared out, when it goes back and when it gives up are no
+    part of it: a run may be continued with other limits.
+    """
+    training = config.training.model_dump(
+        mode="json",
+        include={"num_steps", "sequence_length", "global_batch_size", "precision", "attention_scope"},
+    )
+    guard = config.guard.model_dump(mode="json", include={"spike_sigma", "window_steps"})
+    return {
+        "command": "pretrain",
+        "data": data_name,
+        "seed": config.run.seed,
+        "model": config.model.model_dump(mode="json"),
+        "objective": config.objective.model_dump(mode="json"),
+        "optimizer": config.optimizer.model_dump(mode="json"),
+        "training": training,
+        "guard": guard,
+    }
+
+
+def open_run(storage: Storage, config: PretrainConfig, recipe: dict[str, Any]) -> Run:
+    """Return the run that `config` names, new or begun before; writes nothing.
+
+    Raises:
+        RunMismatchError: a run of this name has another recipe; the message lists what differs.
+    """
+    name = config.run.name or f"pretrain-{fingerprint(recipe)[:8]}"
+    begun = find_run(storage, name)
+    if begun is None:
+        return Run(name, recipe, secrets.token_hex(4))
+    if begun.recipe != recipe:
+        raise RunMismatchError(_mismatch(name, begun.recipe, recipe))
+    return begun
+
+
+def find_run(storage: Storage, name: str) -> Run | None:
+    """Return the run of that name as it was begun; None where none was."""
+    recipe = _read_json(storage, f"{_FOLDER}/{name}/{_RECIPE}")
+    if recipe is None:
+        return None
+    identity = _read_json(storage, f"{_FOLDER}/{name}/{_IDENTITY}") or {}
+    return Run(name, recipe, identity.get("wandb_run_id") or secrets.token_hex(4))
+
+
+def folder_names(storage: Storage) -> list[str]:
+    """Return the names of all that may be a run; `find_run` tells which were begun."""
+    return storage.list(_FOLDER, folders_only=True)
+
+
+def begin(storage: Storage, run: Run, config: PretrainConfig) -> None:
+    """Write what was asked into the run's folder, the recipe last: a run has begun when it is there."""
+    asked = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    storage.write_bytes(f"{run.folder}/{_CONFIG}", asked.encode())
+    run.write_identity(storage, [])
+    storage.write_bytes(f"{run.folder}/{_RECIPE}", _json(run.recipe))
+
+
+def _mismatch(name: str, begun: dict[str, Any], asked: dict[str, Any]) -> str:
+    before, now = _flat(begun), _flat(asked)
+    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+    lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
+    title = (
+        f"run.name={name}: a run of this name was begun with other settings; choose another run.name or restore them:"
+    )
+    return "\n".join([title, *lines])
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {key: leaf for name, item in value.items() for key, leaf in _flat(item, f"{path}.{name}").items()}
+    return {path.removeprefix("."): value}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _read_json(storage: Storage, name: str) -> Any:
+    try:
+        return json.loads(storage.read_bytes(name))
+    except NotFoundError:
+        return None

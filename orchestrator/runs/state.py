@@ -1,0 +1,140 @@
+"""What has become of a run, from the files in its folder alone; no training library is imported for it."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.artifacts import artifact
+from orchestrator.checkpoints.names import begun_steps, name_of
+from orchestrator.distributed.runtime import Event
+from orchestrator.runs import lease
+from orchestrator.runs.events import INJECTED, EventLog
+from orchestrator.runs.goodput import Goodput, goodput
+from orchestrator.runs.run import Run, find_run, folder_names
+from orchestrator.storage.store import Storage
+
+_NUM_READERS = 8
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An attempt that ended before its time."""
+
+    time: float
+    """In seconds since 1970."""
+    text: str
+    recovery_seconds: float | None
+    """Until training began anew; None where it has not."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run as its files tell of it."""
+
+    run: Run
+    metrics: Mapping[str, float] | None
+    """The final figures; None until the run is complete."""
+    events: tuple[Event, ...]
+    """What happened, in order."""
+    holder: Mapping[str, Any] | None
+    """The living driver, as in its lease; None without one."""
+
+    @property
+    def state(self) -> Literal["done", "running", "stopped", "interrupted"]:
+        """Done; or a driver lives; or it saved and stopped when told to; or it failed or was lost."""
+        if self.metrics is not None:
+            return "done"
+        if self.holder is not None:
+            return "running"
+        return "stopped" if self.events and self.events[-1]["kind"] == "stop" else "interrupted"
+
+    @property
+    def step(self) -> int:
+        """Finished steps: of a run that is not done, those that its last event knows of."""
+        if self.metrics is not None and "progress/step" in self.metrics:
+            return int(self.metrics["progress/step"])
+        return next((event["step"] for event in reversed(self.events) if "step" in event), 0)
+
+    @property
+    def num_steps(self) -> int | None:
+        """All steps that were asked for."""
+        return self.run.recipe.get("training", {}).get("num_steps")
+
+    @property
+    def loss(self) -> float | None:
+        """The last training loss: of a run that is not done, the one at its last checkpoint."""
+        if self.metrics is not None:
+            return self.metrics.get("train/loss")
+        # a later checkpoint was passed over: the run goes on from before it
+        lasting = (event for event in reversed(self.events) if "loss" in event and event["step"] <= self.step)
+        return next((event["loss"] for event in lasting), None)
+
+    @property
+    def goodput(self) -> Goodput:
+        """What became of the run's time until its last event."""
+        return goodput(self.events)
+
+    @property
+    def faults(self) -> list[Fault]:
+        """All faults in order."""
+        return [
+            Fault(event["time"], event["text"], self._seconds_until_begin(number))
+            for number, event in enumerate(self.events)
+            if event["kind"] == "fault"
+        ]
+
+    @property
+    def injected(self) -> list[Event]:
+        """All faults that the run has brought upon itself, as it was told to, in order."""
+        return [event for event in self.events if event["kind"] == INJECTED]
+
+    @property
+    def skipped_steps(self) -> list[int]:
+        """Steps that were bad, counted from 1, as they came: also those that a rollback has undone."""
+        return [event["step"] + 1 for event in self.events if event["kind"] == "skip"]
+
+    @property
+    def rollbacks(self) -> list[Event]:
+        """Each return to a checkpoint after too many bad steps, in order."""
+        return [event for event in self.events if event["kind"] == "rollback"]
+
+    @property
+    def num_preemptions(self) -> int:
+        """Faults that were no failure: a node was taken away by its owner."""
+        return sum(bool(event.get("preempted")) for event in self.events if event["kind"] == "fault")
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """Each number of workers that the run has had, in order; empty where it never changed."""
+        resizes = [event for event in self.events if event["kind"] == "resize"]
+        return [resizes[0]["from"], *(event["to"] for event in resizes)] if resizes else []
+
+    def _seconds_until_begin(self, number: int) -> float | None:
+        begins = (event["time"] for event in self.events[number:] if event["kind"] == "begin")
+        begin = next(begins, None)
+        return None if begin is None else begin - self.events[number]["time"]
+
+
+def read_run(storage: Storage, name: str) -> RunState | None:
+    """Return what has become of the run of that name; None where none was begun."""
+    run = find_run(storage, name)
+    if run is None:
+        return None
+    # the lease first and the figures last: a run that ends in between is done, and never interrupted
+    holder = lease.holder(storage, run.folder)
+    events = tuple(EventLog(storage, run.folder).read())
+    return RunState(run=run, metrics=run.metrics(storage), events=events, holder=holder)
+
+
+def read_runs(storage: Storage) -> list[RunState]:
+    """Return what has become of every run, the newest first."""
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        found = [*pool.map(lambda name: read_run(storage, name), folder_names(storage))]
+    states = [state for state in found if state is not None]
+    return sorted(states, key=lambda state: state.events[0]["time"] if state.events else 0, reverse=True)
+
+
+def checkpoints_of(storage: Storage, run_name: str) -> dict[int, bool]:
+    """Return the steps of a run's checkpoints, and of each whether it is whole, by manifest and commit."""
+    return {step: artifact.is_committed(storage, name_of(run_name, step)) for step in begun_steps(storage, run_name)}

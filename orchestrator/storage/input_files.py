@@ -1,0 +1,139 @@
+"""Finds the input files that a user names by path, folder, glob or URL."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from glob import has_magic
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from orchestrator.errors import UserError
+from orchestrator.storage.access import (
+    check_url,
+    is_local,
+    open_url,
+    path_of,
+    run_on_url,
+)
+from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.redaction import redact
+
+_CHUNK_BYTES = 2**20
+_MAX_MISTAKES = 20
+_VERSION_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "x-goog-hash", "generation", "LastModified")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One input file; it can be pickled and opened in another process."""
+
+    url: str = field(repr=False)
+    """Absolute path or URL; may hold a signed query, so it is never shown."""
+    name: str
+    """The name to show: as the user wrote it, without credentials."""
+    num_bytes: int
+
+    def open(self) -> BinaryIO:
+        """The raw bytes, from the start."""
+        return open_url(self.url)
+
+    def identity(self) -> str:
+        """What changes when the content does: the digest of a local file, the version mark of a remote one."""
+        if is_local(self.url):
+            with self.open() as file:
+                return f"xxh3_128:{_digest(file)}"
+        return run_on_url("look at", self.url, _version)
+
+
+def find_files(paths: Sequence[str]) -> list[StoredFile]:
+    """The files that `paths` name, each once, in the order of `paths` and by name within each.
+
+    Args:
+        paths: files, folders (searched to the bottom, hidden names skipped), globs, and URLs of all three.
+
+    Raises:
+        UserError: lists each path that matches nothing, and each file that is empty.
+    """
+    mistakes: list[str] = []
+    found: dict[str, StoredFile] = {}
+    for path in paths:
+        check_url(path)
+        files = _matches(path)
+        if not files:
+            mistakes.append(f"{redact(path)}: matches no file")
+        mistakes += [f"{file.name}: is empty (0 bytes)" for file in files if file.num_bytes == 0]
+        found.update((file.url, file) for file in files if file.url not in found)
+    if mistakes:
+        rest = [f"… and {len(mistakes) - _MAX_MISTAKES} more"] if len(mistakes) > _MAX_MISTAKES else []
+        raise UserError("\n".join(mistakes[:_MAX_MISTAKES] + rest))
+    return list(found.values())
+
+
+def _matches(path: str) -> list[StoredFile]:
+    path = os.path.expanduser(path) if is_local(path) else path
+    try:
+        found = run_on_url("look at", path, lambda fs, inner: _entries(fs, inner, path))
+    except NotFoundError:
+        return []
+    return sorted((_stored(fs, entry, path) for fs, entry in found), key=lambda file: file.name)
+
+
+def _entries(fs: Any, inner: str, path: str) -> list[tuple[Any, dict[str, Any]]]:
+    try:
+        # Not `isdir`: over http it would fetch the file and look for links in it.
+        entry = fs.info(inner)
+    except FileNotFoundError:
+        # Only now a glob: a name, and a signed query, may hold its letters.
+        if not has_magic(path):
+            raise
+        root, entries = _fixed_part(inner), fs.glob(inner, detail=True)
+    else:
+        if entry["type"] == "file":
+            return [(fs, entry)]
+        root, entries = inner, fs.find(inner, detail=True)
+    return [(fs, entry) for entry in entries.values() if _is_file(entry) and not _is_hidden(entry["name"], root)]
+
+
+def _is_file(entry: dict[str, Any]) -> bool:
+    # fsspec calls a local link "other" when it meets it in a folder.
+    return entry["type"] == "file" or (bool(entry.get("islink")) and os.path.isfile(entry["name"]))
+
+
+def _fixed_part(pattern: str) -> str:
+    parts = pattern.split("/")
+    first = next(number for number, part in enumerate(parts) if has_magic(part))
+    return "/".join(parts[:first])
+
+
+def _is_hidden(name: str, root: str) -> bool:
+    return any(part.startswith(".") for part in name[len(root) :].split("/"))
+
+
+def _stored(fs: Any, entry: dict[str, Any], path: str) -> StoredFile:
+    if entry.get("size") is None:
+        raise UserError(f"{redact(path)}: the server does not tell its size; download it and name the local file")
+    if is_local(path):
+        absolute = os.path.abspath(entry["name"])
+        relative = os.path.relpath(absolute)
+        name = absolute if os.path.isabs(path_of(path)) or relative.startswith("..") else relative
+        return StoredFile(absolute, Path(name).as_posix(), int(entry["size"]))
+    # A signed query belongs to a single file, and fsspec keeps it in the name.
+    url = fs.unstrip_protocol(entry["name"])
+    return StoredFile(url, redact(url), int(entry["size"]))
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = xxhash.xxh3_128()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _version(fs: Any, path: str) -> str:
+    info = fs.info(path)
+    for name in _VERSION_FIELDS:
+        if info.get(name):
+            return f"{name}:{info[name]}:{info['size']}"
+    return f"ukey:{fs.ukey(path)}"

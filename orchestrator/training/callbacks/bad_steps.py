@@ -1,0 +1,112 @@
+"""Skips a bad step on all ranks alike: weights and moments stay, the step counter and the data go on."""
+
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from modules.gpt_module import GPTModule
+from orchestrator.distributed.runtime import Runtime
+from orchestrator.distributed.strategy import gradient_norm, guard_steps
+from orchestrator.errors import BadStepsError
+from orchestrator.training.guard import Rollback, RollbackError, StepGuard
+
+
+class SkipBadSteps(Callback):
+    """Asks `guard` once a step, before the optimizer moves; put it before callbacks that save.
+
+    Args:
+        global_batch_size: Sequences in a step, over all workers.
+    """
+
+    def __init__(self, guard: StepGuard, runtime: Runtime, global_batch_size: int) -> None:
+        self._guard, self._runtime, self._global_batch_size = guard, runtime, global_batch_size
+        self._is_judged, self._reason, self._grad_norm = False, None, None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Stand between the training and the weights."""
+        guard_steps(trainer, lambda: self._admits(trainer, pl_module))
+
+    def _admits(self, trainer: Trainer, module: GPTModule) -> bool:
+        # ZeRO asks for every group of parameters
+        if not self._is_judged:
+            loss, self._grad_norm = self._agreed(trainer, module)
+            self._reason = self._guard.judge(loss, self._grad_norm)
+            self._is_judged = True
+        return self._reason is None
+
+    def _agreed(self, trainer: Trainer, module: GPTModule) -> tuple[float, float | None]:
+        """Return the highest loss and gradient norm of all ranks, infinite where any is not finite."""
+        norm = gradient_norm(trainer)
+        if norm is None:
+            norm = module.last_metrics.get("optimizer/grad_norm")
+        device = trainer.strategy.root_device
+        figures = [module.last_metrics["train/loss"], *([] if norm is None else [norm])]
+        worst = torch.stack([torch.as_tensor(figure, dtype=torch.float32, device=device) for figure in figures])
+        # a maximum over ranks may lose a NaN
+        worst = torch.nan_to_num(worst, nan=math.inf, posinf=math.inf, neginf=math.inf)
+        if self._runtime.world_size > 1:
+            torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        # the one wait for the GPU in a step: the verdict is needed before the weights move
+        loss, *norms = worst.tolist()
+        # DeepSpeed calls a norm -1 that is not finite
+        return loss, (norms[0] if norms[0] >= 0 else math.inf) if norms else None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
+        """Tell a skipped step, and end the fit after too many.
+
+        Raises:
+            RollbackError: the run shall go back.
+            BadStepsError: it has gone back too often.
+        """
+        if (index + 1) % pl_module.accumulation_steps:
+            return
+        # not judged yet: the gradient overflowed, and DeepSpeed skipped the step itself on all ranks
+        if not self._admits(trainer, pl_module):
+            self._tell(pl_module)
+        self._is_judged = False
+        if self._guard.is_exhausted:
+            raise self._way_out(pl_module)
+
+    def _tell(self, module: GPTModule) -> None:
+        norm = self._grad_norm
+        event = {
+            "kind": "skip",
+            "step": module.step - 1,
+            "reason": self._reason,
+            "grad_norm": norm if norm is not None and math.isfinite(norm) else None,  # JSON knows no infinity
+            "samples": list(self._newest_samples(module, num_steps=1)),
+        }
+        if self._runtime.rank == 0:
+            self._runtime.emit(event)
+
+    def _newest_samples(self, module: GPTModule, num_steps: int) -> tuple[int, int]:
+        """Return the first and the last sample of the newest steps."""
+        data_step = module.step + module.data_offset
+        return (data_step - num_steps) * self._global_batch_size, data_step * self._global_batch_size - 1
+
+    def _way_out(self, module: GPTModule) -> RollbackError | BadStepsError:
+        step, state, guard = module.step, self._guard.state, self._guard
+        if not guard.may_go_back:
+            return BadStepsError(
+                f"{self._too_many(module)}: guard.max_consecutive allows no more in a row, and guard.max_rollbacks no "
+                f"more than {guard.max_rollbacks} rollbacks; begin another run with a lower optimizer.learning_rate or "
+                "other data, or raise guard.max_consecutive or guard.max_rollbacks and go on with this one"
+            )
+        return RollbackError(
+            Rollback(
+                step=step,
+                good_step=step - state.num_in_a_row,
+                data_offset=module.data_offset,
+                global_batch_size=self._global_batch_size,
+                number=state.num_rollbacks + 1,
+                reason=self._too_many(module),
+            )
+        )
+
+    def _too_many(self, module: GPTModule) -> str:
+        last, count = module.step, self._guard.state.num_in_a_row
+        steps = f"steps {last - count + 1} to {last} were" if count > 1 else f"step {last} was"
+        first_sample, last_sample = self._newest_samples(module, count)
+        return f"{steps} skipped (samples {first_sample} to {last_sample}; at the end {self._reason})"

@@ -1,0 +1,241 @@
+"""Continues from the newest whole checkpoint when a fit starts, and saves as it goes on."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+
+from modules.gpt_module import GPTModule
+from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.checkpoint import InitialWeights
+from orchestrator.checkpoints.progress import Progress
+from orchestrator.checkpoints.retention import Retention
+from orchestrator.checkpoints.saves import Saves
+from orchestrator.configuration.groups import CheckpointConfig
+from orchestrator.distributed.collectives import from_rank_0
+from orchestrator.distributed.loss_scale import read_loss_scale, restore_loss_scale
+from orchestrator.distributed.runtime import Event, Runtime
+from orchestrator.distributed.training_state import TrainingState, training_state
+from orchestrator.errors import BadStepsError, StorageError
+from orchestrator.storage.store import Storage
+from orchestrator.training.callbacks.throughput import Throughput
+from orchestrator.training.guard import Rollback, RollbackError, StepGuard
+from orchestrator.training.save_schedule import SaveSchedule
+
+
+@dataclass
+class _Save:
+    """A save in hand."""
+
+    step: int
+    loss: float
+    training_seconds: float
+    began: float
+    stall_seconds: float = 0.0
+    is_told: bool = False
+
+
+class Checkpoints(Callback):
+    """Owns the way between the training state and its checkpoints.
+
+    Args:
+        tokens_per_step: Over all workers.
+        seed: Decides the initial weights of a run without checkpoints.
+        throughput: Leaves the time of a save out, and tells the time in steps.
+        guard: Is a part of what is saved.
+        mtbf_seconds: Mean time between faults that the run has seen; asked for where nobody has given it.
+        rollback: Where the run has to go back from; None goes on from the newest checkpoint.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        run_name: str,
+        config: CheckpointConfig,
+        runtime: Runtime,
+        tokens_per_step: int,
+        seed: int,
+        throughput: Throughput,
+        guard: StepGuard,
+        mtbf_seconds: Callable[[], float],
+        rollback: Rollback | None = None,
+    ) -> None:
+        self._storage, self._run_name, self._config, self._runtime = storage, run_name, config, runtime
+        self._tokens_per_step, self._seed, self._throughput = tokens_per_step, seed, throughput
+        self._guard, self._rollback = guard, rollback
+        self._schedule = SaveSchedule(config, mtbf_seconds)
+        self._scores: dict[int, float] = {}
+        self.stall_seconds = 0.0
+        """Time that training has waited for saves, since it began here or went back."""
+        self._saves: Saves | None = None
+        self._save: _Save | None = None
+        self._saved_step, self._num_failed, self._begun_step = -1, 0, 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Fill weights and moments, from the newest checkpoint or from the seed; set the step everywhere."""
+        state, shapes = training_state(trainer, pl_module.model), _shapes(pl_module)
+        progress = self._restored(state, shapes)
+        if progress is None:
+            state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, self._seed), 0)
+            progress = Progress(step=0, tokens=0)
+        if self._rollback is not None:
+            progress = self._gone_back(progress, self._rollback)
+        self._guard.restore(progress.guard)
+        self._scores = dict(progress.scores)
+        if progress.loss_scale:
+            restore_loss_scale(trainer, progress.loss_scale)
+        pl_module.data_offset = progress.data_offset
+        _set_step(trainer, pl_module, progress.step)
+        self._saves = Saves(self._storage, self._run_name, self._config.mode)
+        self._saves.prepare(state)
+
+    def _restored(self, state: TrainingState, shapes: checkpoint.Shapes) -> Progress | None:
+        storage, run_name, rollback = self._storage, self._run_name, self._rollback
+        good_step = rollback.good_step if rollback else None
+        progress = checkpoint.restore(storage, run_name, state, shapes, say=self._note, at_most=good_step)
+        if progress or rollback:
+            step = progress.step if progress else 0
+            from_rank_0(lambda: checkpoint.discard_after(storage, run_name, step))
+        return progress
+
+    def _gone_back(self, progress: Progress, rollback: Rollback) -> Progress:
+        """Return with which data and guard the run goes on from `progress`, and tell it."""
+        step = progress.step
+        self._emit(rollback.event(step, step + progress.data_offset, self._guard.max_rollbacks))
+        guard = replace(progress.guard, num_rollbacks=rollback.number)
+        return replace(progress, data_offset=rollback.offset_from(step), guard=guard)
+
+    def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Tell from where the training goes on."""
+        self._begun_step = pl_module.step
+        self._emit({"kind": "begin", "step": pl_module.step, "world_size": self._runtime.world_size})
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
+        """Save at the interval and at the end."""
+        if (index + 1) % pl_module.accumulation_steps:
+            return
+        self._tell_when_committed()
+        is_last = pl_module.step == trainer.max_steps
+        if is_last or self._schedule.is_due(pl_module.step):
+            self.save_now(trainer, pl_module, must_last=is_last)
+
+    def save_now(self, trainer: Trainer, module: GPTModule, must_last: bool) -> None:
+        """Save after the step that has just finished, unless that is done; all ranks call it together.
+
+        Args:
+            must_last: Wait for the commit, without which the run cannot end.
+
+        Raises:
+            StorageError: it was not saved and must be, or too many saves have failed; raised on all ranks.
+        """
+        if module.step != self._saved_step:
+            loss = float(trainer.strategy.reduce(module.last_metrics["train/loss"], reduce_op="mean"))
+            began = time.perf_counter()
+            with self._throughput.pause():
+                self._finish()
+                save = self._begin(trainer, module, loss)
+                if self._config.mode == "sync":
+                    self._finish(must_last)
+            step_seconds = save.training_seconds / max(1, module.step - self._begun_step)
+            self._schedule.saved(module.step, time.perf_counter() - began, step_seconds)
+        if must_last:
+            with self._throughput.pause():
+                self._finish(must_last)
+
+    def _begin(self, trainer: Trainer, module: GPTModule, loss: float) -> _Save:
+        assert self._saves is not None
+        save = _Save(module.step, loss, self._throughput.meter.training_seconds(), time.perf_counter())
+        progress = Progress(
+            step=module.step,
+            tokens=module.step * self._tokens_per_step,
+            loss_scale=read_loss_scale(trainer),
+            data_offset=module.data_offset,
+            guard=self._guard.state,
+            scores=self._scores,
+        )
+        state = training_state(trainer, module.model)
+        self._saves.begin(state, _shapes(module), progress, self._retention(progress))
+        self._save = save
+        self._saved_step = module.step
+        save.stall_seconds = time.perf_counter() - save.began
+        return save
+
+    def _finish(self, must_last: bool = False) -> None:
+        if self._save is None or self._saves is None:
+            return
+        save, self._save = self._save, None
+        began = time.perf_counter()
+        error = self._saves.finish()
+        save.stall_seconds += time.perf_counter() - began
+        self.stall_seconds += save.stall_seconds
+        self._tell(save, error)
+        if error:
+            self._saved_step = -1
+        self._num_failed = self._num_failed + 1 if error else 0
+        if error and (must_last or self._num_failed > self._config.max_failed_saves):
+            raise StorageError(f"checkpoint not saved: {error}")
+
+    def _tell_when_committed(self) -> None:
+        if self._save and self._runtime.rank == 0 and self._saves and self._saves.is_committed:
+            self._tell(self._save, None)
+
+    def _tell(self, save: _Save, error: str | None) -> None:
+        if save.is_told:
+            return
+        save.is_told = True
+        what = {"step": save.step, "seconds": save.stall_seconds}
+        if error:
+            self._emit({"kind": "save_failed", "text": f"checkpoint not saved: {error}", **what})
+        else:
+            figures = {"loss": save.loss, "training_seconds": save.training_seconds}
+            flush_seconds = time.perf_counter() - save.began
+            self._emit({"kind": "checkpoint", **what, **figures, "flush_seconds": flush_seconds})
+
+    def validated(self, step: int, metrics: dict[str, float]) -> None:
+        """Note how good the checkpoint after that step is, if there is one."""
+        name = self._config.best_metric
+        if step == self._saved_step and name in metrics:
+            self._scores[step] = -metrics[name] if name.endswith("accuracy") else metrics[name]
+
+    def _retention(self, progress: Progress) -> Retention:
+        config = self._config
+        good_step = progress.step - progress.guard.num_in_a_row
+        return Retention(config.keep_last, config.keep_every_steps, config.keep_best, progress.scores, good_step)
+
+    def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
+        """End the process that writes; a save in hand after an error is not waited for."""
+        if self._saves is not None:
+            self._saves.close()
+            self._saves = None
+
+    def on_exception(self, trainer: Trainer, pl_module: GPTModule, exception: BaseException) -> None:
+        """Do the same when the fit ends so."""
+        if isinstance(exception, BadStepsError | RollbackError):  # on all ranks, so that they can finish together
+            with suppress(StorageError):
+                self._finish()
+        self.teardown(trainer, pl_module, "fit")
+
+    def _note(self, text: str) -> None:
+        self._emit({"kind": "note", "text": text})
+
+    def _emit(self, event: Event) -> None:
+        if self._runtime.rank == 0:
+            self._runtime.emit(event)
+
+
+def _shapes(module: GPTModule) -> checkpoint.Shapes:
+    # under ZeRO-3 a parameter's own shape is that of an empty shard
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.model.named_parameters()}
+
+
+def _set_step(trainer: Trainer, module: GPTModule, step: int) -> None:
+    """Set our step, which decides everything, and make Lightning's own counters equal to it."""
+    module.step = step
+    loop = trainer.fit_loop.epoch_loop
+    progress = loop.automatic_optimization.optim_progress.optimizer.step.total
+    progress.ready = progress.completed = step
+    batches: Any = loop.batch_progress.total
+    batches.ready = batches.started = batches.processed = batches.completed = step * module.accumulation_steps

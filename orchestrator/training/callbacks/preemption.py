@@ -1,0 +1,76 @@
+"""A notice of termination to any process of the run: all ranks agree at a step boundary, save, and end together."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from modules.gpt_module import GPTModule
+from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Runtime
+from orchestrator.errors import MovedError, StoppedError, exit_code
+from orchestrator.training.callbacks.checkpoints import Checkpoints
+
+
+class StopNotices:
+    """Hears notices of termination through all fits of a run: one that comes while it goes back is not lost.
+
+    Where the run shall go on with other workers, it is `MovedError`.
+
+    A handler only sets a number; Lightning's own broadcasts from within the signal, which froze or aborted runs of
+    two processes (pytorch-lightning 2.6.6). A second SIGINT to a run of one process stops at once.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._before: dict[signal.Signals, Any] = {}
+        self._asked = 0
+
+    def __enter__(self) -> Self:
+        """Listen; only the main thread may, and Ray trains on another one."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the signals to those who had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._asked == number == signal.SIGINT and self._runtime.world_size == 1:
+            raise SystemExit(exit_code(number))
+        self._asked = number
+
+    def asked(self) -> int:
+        """Return the number of the signal by which this process or the run was asked to stop, or 0."""
+        return self._asked or self._runtime.stop_asked()
+
+
+class Preemption(Callback):
+    """Ends a fit by raising `StoppedError` on every rank, after the same step and a last checkpoint."""
+
+    def __init__(self, checkpoints: Checkpoints, notices: StopNotices, runtime: Runtime) -> None:
+        self._checkpoints, self._notices, self._runtime = checkpoints, notices, runtime
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
+        """Ask all ranks after every step; whoever was told tells the others."""
+        if (index + 1) % pl_module.accumulation_steps or pl_module.step >= trainer.max_steps:
+            return
+        asked = self._agreed(trainer)
+        if asked:
+            self._checkpoints.save_now(trainer, pl_module, must_last=True)
+            raise MovedError(pl_module.step) if asked == MOVE else StoppedError(asked, pl_module.step)
+
+    def _agreed(self, trainer: Trainer) -> int:
+        asked = self._notices.asked()
+        if self._runtime.world_size == 1:
+            return asked
+        highest = torch.tensor(asked, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+        return int(highest)

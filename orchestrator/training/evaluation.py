@@ -1,0 +1,76 @@
+"""How well a model predicts a token stream, beside what compressors make of the same text."""
+
+import gzip
+import lzma
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from modules.config import ObjectiveConfig
+from modules.data.batches import BatchMaker
+from modules.data.shards import TokenStream
+from modules.validation import validation_metrics, validation_sums
+from orchestrator.artifacts.models import TrainedModel
+
+_COMPRESSED_BYTES = 64 * 2**20
+"""xz -9 takes a second a megabyte: longer text is compressed up to here."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a token stream that do not overlap, in order."""
+
+    stream: TokenStream
+    length: int
+    """Tokens in a window."""
+    count: int
+    batch_size: int
+
+    @classmethod
+    def of(cls, stream: TokenStream, length: int, batch_size: int, limit: int | None) -> "Windows":
+        """Return as many windows as the stream has, or `limit`; what is left at its end is not read."""
+        count = max(0, len(stream) - 1) // length
+        return cls(stream, length, min(count, limit or count), batch_size)
+
+
+@torch.no_grad()
+def evaluate(
+    trained: TrainedModel, windows: Windows, objective: ObjectiveConfig, seed: int, progress: Callable[[int], None]
+) -> dict[str, float]:
+    """Return perplexity, bits per byte and, where the model knows the mask token, masked accuracy, by metric name.
+
+    Args:
+        progress: Receives the number of windows done.
+
+    Raises:
+        InputError: the text is shorter than one window.
+    """
+    maker = BatchMaker(
+        windows.stream,
+        trained.tokenizer,
+        sequence_length=windows.length,
+        seed=seed,
+        objective=objective,
+        with_masked=trained.knows_mask,
+        with_documents=False,
+    )
+    table = torch.from_numpy(trained.tokenizer.token_num_bytes().astype(np.int64)).to(trained.device)
+    total = torch.zeros(6, dtype=torch.float64)
+    for first in range(0, windows.count, windows.batch_size):
+        samples = np.arange(first, min(first + windows.batch_size, windows.count))
+        batch = maker.make(samples * windows.length, samples, 0)
+        on_device = {name: v.to(trained.device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
+        total += validation_sums(trained.model, on_device, table).cpu()
+        progress(int(samples[-1]) + 1)
+    return validation_metrics(total)
+
+
+def compression(trained: TrainedModel, windows: Windows) -> dict[str, float]:
+    """Return bits per byte that `gzip -9` and `xz -9` reach on the same text, by name."""
+    ids = np.empty((1, windows.count * windows.length), dtype=np.int64)
+    windows.stream.fill(np.array([0]), ids.shape[1], ids)
+    text = trained.tokenizer.decode(ids[0].tolist()).encode()[:_COMPRESSED_BYTES]
+    packed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
+    return {name: 8 * len(data) / len(text) for name, data in packed.items()}

@@ -1,0 +1,78 @@
+"""Faults to order: how many are still due, by the run's events alone, and a store in which saves fail."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.checkpoints.names import step_of
+from orchestrator.configuration.faults import FaultsConfig
+from orchestrator.runs.events import INJECTED, EventLog
+from orchestrator.storage.store import Storage
+
+T = TypeVar("T")
+
+
+class FaultOrder:
+    """The fault that a run was told to bring upon itself.
+
+    Each firing is an event, written before it. So a run that was killed by one goes on without being killed again.
+    """
+
+    def __init__(self, config: FaultsConfig, storage: Storage, run_folder: str) -> None:
+        self.config = config
+        self._events = EventLog(storage, run_folder, frozenset({INJECTED}))
+        self._fields = {"fault": config.kind, "at_step": config.at_step, "rank": config.rank}
+
+    def num_left(self) -> int:
+        """Return how often it is still to fire; another fault ordered earlier counts for nothing."""
+        fired = sum(self._fields.items() <= event.items() for event in self._events.read(INJECTED))
+        return max(0, self.config.times - fired)
+
+    def count(self, step: int) -> bool:
+        """Count a firing after `step` finished steps; False where that could not be kept: then it must not fire."""
+        return self._events.record({"kind": INJECTED, **self._fields, "step": step})
+
+
+class FailingStorage(Storage):
+    """A store that refuses the saves of `faults.at_step` and later ones until it has done so as often as ordered.
+
+    A save ends with its first write that fails, so each counts once. Trouble that passes by itself outlasts all
+    attempts. The process that trains must write to it: the one beside it opens the store by its URL.
+    """
+
+    def __init__(self, root: str, order: FaultOrder) -> None:
+        super().__init__(root)
+        self._order = order
+
+    @property
+    def is_shared(self) -> bool:
+        """No: what is refused here is not refused elsewhere."""
+        return False
+
+    def local_path(self, name: str = "") -> Path | None:
+        """None, as of a remote store: then nothing is written past this class, in place."""
+        return None
+
+    def _run(self, verb: str, name: str, action: Callable[[Any, str], T]) -> T:
+        return super()._run(verb, name, self._refuse if self._fires(verb, name) else action)
+
+    def _fires(self, verb: str, name: str) -> bool:
+        step, order = step_of(name), self._order
+        if verb != "write" or step is None or step < order.config.at_step:
+            return False
+        return order.num_left() > 0 and order.count(step)
+
+    def _refuse(self, fs: Any, path: str) -> Any:
+        if self._order.config.kind == "full_disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        raise ConnectionResetError(errno.ECONNRESET, "the fault that was ordered")
+
+
+def damaged(data: bytes, kind: str) -> bytes:
+    """Return half of `data`, or all of it with one bit turned over in the middle."""
+    half = len(data) // 2
+    if kind == "truncate_checkpoint":
+        return data[:half]
+    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]

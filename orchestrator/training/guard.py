@@ -1,0 +1,126 @@
+"""Whether a step may move the weights: a decision from its loss, its gradient norm and the norms before it."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from orchestrator.checkpoints.progress import GuardState
+from orchestrator.configuration.groups import LEAST_NORMS, GuardConfig
+from orchestrator.distributed.runtime import Event
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Where a run stands when too many steps in a row were bad, and it goes back to before them."""
+
+    step: int
+    """Finished steps, the bad ones among them."""
+    good_step: int
+    """Finished steps before the bad ones: no later checkpoint is gone back to."""
+    data_offset: int
+    """Of those steps, as in `Progress`."""
+    global_batch_size: int
+    """Samples in a step."""
+    number: int
+    """Counted from 1 through the whole run."""
+    reason: str
+    """Which steps were bad, and why."""
+
+    def offset_from(self, step: int) -> int:
+        """Return the data offset with which the run goes on after `step`: behind all data that it has seen."""
+        return self.step + self.data_offset - step
+
+    def event(self, step: int, data_step: int, max_rollbacks: int) -> Event:
+        """Return what is told when the run goes on after `step`.
+
+        Args:
+            data_step: Whose data would have come next there before the run went back.
+        """
+        last_data_step = self.step + self.data_offset
+        first, last = data_step * self.global_batch_size, last_data_step * self.global_batch_size - 1
+        target = f"the checkpoint after step {step}" if step else "the initial weights"
+        return {
+            "kind": "rollback",
+            "step": step,
+            "from_step": self.step,
+            "data_steps": last_data_step - data_step,
+            "samples": [first, last],
+            "text": f"{self.reason}: back to {target}, and on without samples {first} to {last} "
+            f"(rollback {self.number} of {max_rollbacks})",
+        }
+
+
+class RollbackError(Exception):
+    """Ends a fit on all ranks alike; the training itself goes on with another one."""
+
+    def __init__(self, rollback: Rollback) -> None:
+        super().__init__(rollback.reason)
+        self.rollback = rollback
+
+
+class StepGuard:
+    """Judges step after step. The same figures after the same state give the same verdicts."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self._config = config
+        self.restore(GuardState())
+
+    def restore(self, state: GuardState) -> None:
+        """Go on from `state`."""
+        self._norms = deque(state.grad_norms, maxlen=self._config.window_steps)
+        self._num_skipped, self._num_in_a_row = state.num_skipped, state.num_in_a_row
+        self._num_rollbacks = state.num_rollbacks
+
+    @property
+    def state(self) -> GuardState:
+        return GuardState(tuple(self._norms), self._num_skipped, self._num_in_a_row, self._num_rollbacks)
+
+    @property
+    def max_rollbacks(self) -> int:
+        return self._config.max_rollbacks
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether the run has a rollback left."""
+        return self._num_rollbacks < self._config.max_rollbacks
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether so many steps in a row were bad that the next ones will hardly be better."""
+        return self._num_in_a_row >= self._config.max_consecutive
+
+    def judge(self, loss: float, grad_norm: float | None) -> str | None:
+        """Return why the step must be skipped, or None for a good one; each step is judged once.
+
+        Args:
+            grad_norm: None where nobody measures it; then the loss decides alone.
+        """
+        reason = self._fault(loss, grad_norm)
+        if reason is not None:
+            self._num_skipped += 1
+            self._num_in_a_row += 1
+            return reason
+        self._num_in_a_row = 0
+        if grad_norm is not None:
+            self._norms.append(grad_norm)
+        return None
+
+    def _fault(self, loss: float, grad_norm: float | None) -> str | None:
+        if not math.isfinite(loss):
+            return "the loss is not finite"
+        if grad_norm is None:
+            return None
+        if not math.isfinite(grad_norm):
+            return "the gradient is not finite"
+        if grad_norm > self._limit():
+            return f"gradient norm {grad_norm:.3g}, limit {self._limit():.3g}"
+        return None
+
+    def _limit(self) -> float:
+        sigma, count = self._config.spike_sigma, len(self._norms)
+        if sigma is None or count < LEAST_NORMS:
+            return math.inf
+        # from the whole window each time: running sums would depend on where a resumed run began to sum
+        mean = math.fsum(self._norms) / count
+        variance = math.fsum((norm - mean) ** 2 for norm in self._norms) / count
+        return mean + sigma * math.sqrt(variance)

@@ -1,0 +1,211 @@
+"""Checkpoints of a run: which is the newest whole one, and which are kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.artifacts import artifact
+from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.names import begun_steps, committed_steps, folder_of, name_of
+from orchestrator.checkpoints.progress import Progress
+from orchestrator.checkpoints.retention import Retention, prune
+from orchestrator.checkpoints.saves import Saves
+from orchestrator.distributed.training_state import MASTER, Fragment, StateReader
+from orchestrator.errors import ArtifactError, StorageError
+from orchestrator.storage.store import Storage
+
+RUN = "tiny"
+SHAPES = {"w": [4, 2]}
+
+
+class State:
+    """A training state of eight weights."""
+
+    def __init__(self, value: float) -> None:
+        self.weights: Tensor = torch.full((8,), value)
+
+    def owned(self) -> Iterator[Fragment]:
+        yield Fragment("w", MASTER, 0, 8, self.weights)
+
+    def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        reader.fill(self.owned())
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+def committed(storage: Storage, *steps: int) -> None:
+    """Save a state at each step whose weights are its number; all are kept."""
+    saves = Saves(storage, RUN, "sync")
+    for step in steps:
+        saves.begin(State(step), SHAPES, Progress(step, 10 * step), Retention(keep_last=100))
+        assert saves.finish() is None
+
+
+def restored(storage: Storage, said: list[str] | None = None, at_most: int | None = None) -> float | None:
+    """Return the value of the weights that a run goes on from."""
+    state = State(-1)
+    progress = checkpoint.restore(storage, RUN, state, SHAPES, (said if said is not None else []).append, at_most)
+    return None if progress is None else state.weights.unique().item()
+
+
+def damage(storage: Storage, step: int, file: str, change: str) -> None:
+    name = f"{name_of(RUN, step)}/{file_named(storage, step, file)}"
+    data = storage.read_bytes(name)
+    changed = {
+        "cut off": data[: len(data) // 2],
+        "emptied": b"",
+        "longer": data + b" ",
+        "with a flipped bit": data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+        "foreign": bytes(reversed(data)),
+        "missing": None,
+    }[change]
+    if changed is None:
+        storage.remove(name)
+    else:
+        storage.write_bytes(name, changed)
+
+
+def file_named(storage: Storage, step: int, kind: str) -> str:
+    """Return the name of the only file of its kind in a checkpoint."""
+    (name,) = (name for name in storage.list(name_of(RUN, step)) if name.startswith(kind))
+    return name
+
+
+DAMAGES = [
+    (file, change)
+    for file in ("rank_00000", "state.json", "manifest.json", "COMMITTED")
+    for change in ("cut off", "emptied", "longer", "with a flipped bit", "foreign", "missing")
+    if (file, change) not in {("COMMITTED", "longer"), ("COMMITTED", "missing")}  # blank space; no commit at all
+]
+
+
+@pytest.mark.parametrize(("file", "change"), DAMAGES)
+def test_the_newest_whole_checkpoint_is_taken_whatever_the_damage(storage: Storage, file: str, change: str) -> None:
+    committed(storage, 10, 20)
+    damage(storage, 20, file, change)
+    said: list[str] = []
+    assert restored(storage, said) == 10
+    assert len(said) == 1
+    assert "passed over a damaged checkpoint" in said[0]
+    assert "step_00000020" in said[0]
+
+
+def test_without_a_commit_it_is_an_unfinished_save(storage: Storage) -> None:
+    committed(storage, 10, 20)
+    damage(storage, 20, "COMMITTED", "missing")
+    said: list[str] = []
+    assert restored(storage, said) == 10
+    assert said == []
+
+
+@pytest.mark.parametrize(("file", "change"), DAMAGES)
+def test_no_whole_checkpoint_is_an_error_and_no_new_start(storage: Storage, file: str, change: str) -> None:
+    committed(storage, 10, 20)
+    for step in (10, 20):
+        damage(storage, step, file, change)
+    with pytest.raises(ArtifactError, match="no checkpoint of this run is whole"):
+        restored(storage)
+
+
+def test_a_store_that_cannot_be_read_says_nothing_against_a_checkpoint(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(storage, 10, 20)
+
+    def failing(*_: object) -> None:
+        raise StorageError("no answer in 6 attempts")
+
+    monkeypatch.setattr(Storage, "read_into", failing)
+    with pytest.raises(StorageError, match="no answer"):
+        restored(storage)
+    assert committed_steps(storage, RUN) == [10, 20]
+
+
+@pytest.mark.parametrize("shapes", [{"w": [2, 4]}, {"w": [4, 2], "b": [2]}, {"v": [4, 2]}])
+def test_shapes_are_compared_before_anything_is_read(
+    storage: Storage, shapes: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(storage, 10)
+    monkeypatch.setattr(Storage, "read_into", lambda *_: pytest.fail("read"))
+    with pytest.raises(ArtifactError, match="the model has it"):
+        checkpoint.restore(storage, RUN, State(0), shapes, lambda _: None)
+
+
+def test_progress_survives_its_file(storage: Storage) -> None:
+    committed(storage, 10)
+    assert checkpoint.open_checkpoint(storage, name_of(RUN, 10)).progress == Progress(10, 100)
+
+
+def test_what_is_no_checkpoint_is_not_looked_at(storage: Storage) -> None:
+    committed(storage, 10)
+    for name in ("latest", "step_final", "step_20", "step_00000030.tmp"):
+        storage.write_bytes(f"{folder_of(RUN)}/{name}/COMMITTED", b"")
+    assert committed_steps(storage, RUN) == [10]
+
+
+def test_a_run_without_checkpoints_starts_anew(storage: Storage) -> None:
+    assert restored(storage) is None
+
+
+@pytest.mark.parametrize(
+    ("retention", "kept"),
+    [
+        (Retention(keep_last=2, keep_every_steps=40), {40, 80, 90, 100}),
+        (Retention(keep_last=1), {100}),
+        (Retention(keep_last=1, keep_best=2, scores={20: 0.5, 30: 0.7, 70: 0.1}), {20, 70, 100}),
+        (Retention(keep_last=1, keep_best=2, scores={100: 0.1, 15: 0.0}), {100}),
+    ],
+)
+def test_the_newest_is_kept_and_what_else_was_asked_for(storage: Storage, retention: Retention, kept: set[int]) -> None:
+    assert retention.keeps(list(range(10, 110, 10))) == kept
+
+
+def test_what_is_not_kept_is_removed_and_unfinished_saves_before_the_newest(storage: Storage) -> None:
+    committed(storage, *range(10, 110, 10))
+    for step in (20, 100):
+        damage(storage, step, "COMMITTED", "missing")
+    prune(storage, RUN, Retention(keep_last=2, keep_every_steps=40))
+    assert committed_steps(storage, RUN) == [40, 80, 90]
+    assert begun_steps(storage, RUN) == [40, 80, 90, 100]
+
+
+def test_the_newest_from_before_bad_steps_are_kept_as_long_as_these_last(storage: Storage) -> None:
+    committed(storage, *range(10, 110, 10))
+    prune(storage, RUN, Retention(keep_last=2, good_step=65))
+    assert committed_steps(storage, RUN) == [50, 60, 90, 100]
+
+
+def test_a_failed_removal_stops_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed(storage, 10, 20, 30, 40)
+    remove = artifact.remove
+
+    def failing(storage: Storage, name: str) -> None:
+        if name.endswith("10"):
+            raise StorageError("permission denied")
+        remove(storage, name)
+
+    monkeypatch.setattr(artifact, "remove", failing)
+    prune(storage, RUN, Retention(keep_last=1))
+    assert committed_steps(storage, RUN) == [10, 40]
+
+
+def test_no_checkpoint_after_the_last_good_step_is_gone_back_to(storage: Storage) -> None:
+    committed(storage, 10, 20, 30)
+    assert [restored(storage, at_most=step) for step in (25, 20, 9)] == [20, 20, None]
+    damage(storage, 20, "rank_00000", "missing")
+    assert restored(storage, at_most=25) == 10
+    damage(storage, 10, "rank_00000", "missing")
+    with pytest.raises(ArtifactError, match="is whole"):
+        restored(storage, at_most=25)
+
+
+def test_steps_after_the_one_gone_back_to_lose_their_commit(storage: Storage) -> None:
+    committed(storage, 10, 20, 30)
+    checkpoint.discard_after(storage, RUN, 10)
+    assert committed_steps(storage, RUN) == [10]

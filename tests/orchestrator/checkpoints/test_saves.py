@@ -1,0 +1,159 @@
+"""Saves in the foreground and beside the training: the same checkpoints, and a failed one harms nobody."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.background_writer import BackgroundWriter
+from orchestrator.checkpoints.names import committed_steps, name_of
+from orchestrator.checkpoints.progress import Progress
+from orchestrator.checkpoints.retention import Retention
+from orchestrator.checkpoints.saves import Saves
+from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment, StateReader
+from orchestrator.storage.store import Storage
+
+RUN = "tiny"
+SIZE = 3_000_000
+SHAPES = {"w": [SIZE]}
+
+
+class State:
+    """Weights, and moments from the first step on."""
+
+    def __init__(self, value: float, has_moments: bool = True) -> None:
+        kinds = (MASTER, *MOMENTS) if has_moments else (MASTER,)
+        self.tensors = {kind: torch.full((SIZE,), value + number) for number, kind in enumerate(kinds)}
+
+    def owned(self) -> Iterator[Fragment]:
+        for kind, tensor in self.tensors.items():
+            yield Fragment("w", kind, 0, SIZE, tensor)
+
+    def load(self, reader: StateReader, optimizer_steps: int) -> None:
+        reader.fill(self.owned())
+
+    def values(self) -> list[float]:
+        return [tensor.unique().item() for tensor in self.tensors.values()]
+
+
+@pytest.fixture(params=["sync", "async"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+@pytest.fixture
+def saves(storage: Storage, mode: str) -> Iterator[Saves]:
+    saves = Saves(storage, RUN, mode)
+    saves.prepare(State(0, has_moments=False))
+    yield saves
+    saves.close()
+
+
+def begin(saves: Saves, state: State, step: int) -> None:
+    saves.begin(state, SHAPES, Progress(step, step), Retention(keep_last=2))
+
+
+def restored(storage: Storage) -> tuple[int, list[float]]:
+    state = State(-1)
+    progress = checkpoint.restore(storage, RUN, state, SHAPES, pytest.fail)
+    assert progress is not None
+    return progress.step, state.values()
+
+
+def writers() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "orchestrator.checkpoints.writer_process" in child.cmdline()]
+
+
+def test_what_is_saved_is_the_state_at_its_step(saves: Saves, storage: Storage) -> None:
+    state = State(10)
+    begin(saves, state, 1)
+    for tensor in state.tensors.values():
+        tensor.zero_()  # the next step
+    assert saves.finish() is None
+    assert restored(storage) == (1, [10, 11, 12])
+
+
+def test_save_after_save_and_no_more_are_kept_than_asked_for(saves: Saves, storage: Storage) -> None:
+    for step in range(1, 5):
+        begin(saves, State(step), step)
+        assert saves.finish() is None
+    assert committed_steps(storage, RUN) == [3, 4]
+    assert restored(storage) == (4, [4, 5, 6])
+
+
+def test_failed_save_is_told_and_the_next_one_succeeds(saves: Saves, storage: Storage) -> None:
+    begin(saves, State(1), 1)
+    assert saves.finish() is None
+    storage.write_bytes(name_of(RUN, 2), b"a file where a folder should be")
+    begin(saves, State(2), 2)
+    assert "worker 0: cannot write" in (saves.finish() or "")
+    storage.remove(name_of(RUN, 2))
+    assert restored(storage)[0] == 1
+    begin(saves, State(3), 3)
+    assert saves.finish() is None
+    assert restored(storage) == (3, [3, 4, 5])
+
+
+@pytest.mark.parametrize("mode", ["async"], indirect=True)
+def test_killed_writer_is_a_failed_save_and_another_one_takes_its_place(saves: Saves, storage: Storage) -> None:
+    (writer,) = writers()
+    writer.suspend()
+    begin(saves, State(1), 1)
+    assert not saves.is_committed
+    os.kill(writer.pid, signal.SIGKILL)
+    assert "ended with code -9" in (saves.finish() or "")
+    begin(saves, State(2), 2)
+    assert saves.finish() is None
+    assert restored(storage) == (2, [2, 3, 4])
+
+
+@pytest.mark.parametrize("mode", ["async"], indirect=True)
+def test_commit_is_known_without_waiting(saves: Saves, storage: Storage) -> None:
+    begin(saves, State(1), 1)
+    while not saves.is_committed:
+        time.sleep(0.01)
+    assert committed_steps(storage, RUN) == [1]
+    assert saves.finish() is None
+
+
+@pytest.mark.parametrize("mode", ["async"], indirect=True)
+def test_closed_writer_leaves_no_process_and_no_commit(saves: Saves, storage: Storage) -> None:
+    (writer,) = writers()
+    writer.suspend()
+    begin(saves, State(1), 1)
+    writer.resume()
+    saves.close()
+    assert not writer.is_running()
+    assert committed_steps(storage, RUN) == [] or restored(storage) == (1, [1, 2, 3])
+
+
+@pytest.mark.parametrize("mode", ["async"], indirect=True)
+def test_memory_is_taken_once(saves: Saves) -> None:
+    begin(saves, State(1), 1)
+    assert saves.finish() is None
+    assert isinstance(saves._writer, BackgroundWriter)
+    place = saves._writer._image._memory.data_ptr()
+    begin(saves, State(2), 2)
+    assert saves.finish() is None
+    assert saves._writer._image._memory.data_ptr() == place
+
+
+def test_store_in_the_memory_of_this_process_is_written_here(mode: str, tmp_path: Path) -> None:
+    storage = Storage(f"memory://{tmp_path.name}-{mode}")
+    saves = Saves(storage, RUN, mode)
+    begin(saves, State(5), 5)
+    assert saves.finish() is None
+    assert writers() == []
+    assert restored(storage) == (5, [5, 6, 7])

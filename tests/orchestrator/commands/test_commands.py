@@ -1,0 +1,298 @@
+"""The journey as a user makes it: prepare, pretrain, evaluate, generate, and what is written on the way."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_run import arguments, write_text
+
+from orchestrator.cli import main
+
+# wandb leaves its own sockets and files to the collector
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+METRICS = {
+    "train/loss",
+    "train/loss_clm",
+    "train/loss_mlm",
+    "val/loss_clm",
+    "val/loss_mlm",
+    "val/perplexity",
+    "val/bits_per_byte",
+    "val/mlm_accuracy",
+    "optimizer/lr",
+    "optimizer/grad_norm",
+    "throughput/tokens_per_second",
+    "throughput/mfu",
+    "throughput/step_seconds",
+    "throughput/data_wait_fraction",
+    "progress/step",
+    "progress/tokens",
+    "checkpoint/stall_seconds",
+    "memory/peak_bytes",
+    "goodput/fraction",
+    "faults/restarts",
+    "faults/skipped_steps",
+    "faults/rollbacks",
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage root after a whole run, tracked offline."""
+    root = tmp_path_factory.mktemp("trained") / "outputs"
+    assert main(arguments(text, root, "run.name=tiny", "tracking.mode=offline")) == 0
+    return root
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "outputs")
+
+
+def test_metrics_have_the_names_of_the_design(trained: Path) -> None:
+    metrics = json.loads((trained / "runs/tiny/metrics.json").read_text())
+    assert metrics.keys() == METRICS
+    assert metrics["progress/step"] == 20
+    assert metrics["progress/tokens"] == 20 * 8 * 32
+    assert metrics["val/loss_clm"] < 5.4  # it began at log(263) = 5.57
+
+
+def test_finished_run_is_listed_with_its_figures(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", f"storage.root={trained}"]) == 0
+    metrics = json.loads((trained / "runs/tiny/metrics.json").read_text())
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[:4] == ["tiny", "done", "20/20", f"{metrics['train/loss']:.4f}"]
+    assert float(row[4]) == pytest.approx(100 * metrics["goodput/fraction"], abs=0.06)
+
+
+def test_checkpoints_tell_the_loss_of_their_step(trained: Path) -> None:
+    events = [json.loads(file.read_text()) for file in sorted((trained / "runs/tiny/events").iterdir())]
+    losses = {event["step"]: event["loss"] for event in events if event["kind"] == "checkpoint"}
+    assert losses.keys() == {10, 20}
+    assert losses[20] == json.loads((trained / "runs/tiny/metrics.json").read_text())["train/loss"]
+
+
+def test_what_was_asked_is_kept_and_can_be_read_again(trained: Path) -> None:
+    asked = yaml.safe_load((trained / "runs/tiny/config.yaml").read_text())
+    recipe = json.loads((trained / "runs/tiny/recipe.json").read_text())
+    assert asked["model"]["hidden_dim"] == recipe["model"]["hidden_dim"] == 32
+    assert "cluster" not in recipe
+    assert (trained / recipe["data"] / "COMMITTED").is_file()
+
+
+def test_w_and_b_has_one_offline_run(trained: Path) -> None:
+    folders = list((trained / "runs/tiny/wandb").glob("offline-run-*"))
+    identity = json.loads((trained / "runs/tiny/run.json").read_text())
+    assert [folder.name.rpartition("-")[2] for folder in folders] == [identity["wandb_run_id"]]
+
+
+def test_transformers_opens_the_model_with_equal_logits(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from orchestrator.artifacts.models import load_model
+
+    folder = trained / "runs/tiny/model"
+    ours, theirs = load_model(str(folder)), AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor([ours.tokenizer.encode("the quick brown fox")])
+    assert AutoTokenizer.from_pretrained(folder)("the quick brown fox").input_ids == ids[0].tolist()
+    with torch.no_grad():
+        found = ours.model.head.logits(ours.model(ids))
+        torch.testing.assert_close(found, theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_the_same_command_again_trains_nothing_and_shows_the_results(
+    text: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    assert main(arguments(text, copied, "run.name=tiny", "tracking.mode=offline")) == 0
+    said = capsys.readouterr().out
+    assert "Results of tiny" in said
+    assert "step" not in said.partition("Results")[0]
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+def test_an_interrupted_run_goes_on_where_its_checkpoint_is(
+    text: Path, copied: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied / "runs/tiny"
+    shutil.rmtree(run / "checkpoints/step_00000020")
+    shutil.rmtree(run / "model")
+    (run / "metrics.json").unlink()
+    assert main(arguments(text, copied, "run.name=tiny", "tracking.mode=disabled")) == 0
+    said = capsys.readouterr().out
+    assert "continues from the checkpoint after step 10" in said
+    assert re.findall(r"step +(\d+)/20  loss", said) == [str(step) for step in range(11, 21)]
+    for folder in (copied, trained):
+        assert (folder / "runs/tiny/model/model.safetensors").is_file()
+    assert (run / "model/model.safetensors").read_bytes() == (
+        trained / "runs/tiny/model/model.safetensors"
+    ).read_bytes()
+
+
+def test_another_recipe_under_the_same_name_is_refused(
+    text: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(text, copied, "run.name=tiny", "optimizer.learning_rate=0.5")) == 2
+    said = capsys.readouterr().err
+    assert "run.name=tiny: a run of this name was begun with other settings" in said
+    assert "optimizer.learning_rate: was 0.001, now 0.5" in said
+
+
+def test_a_run_without_a_name_is_continued_by_the_same_command(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main(arguments(text, tmp_path, "training.num_steps=2", "tracking.mode=disabled")) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_prepare_says_where_the_data_is_and_pretrain_finds_it(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [
+        "data=files",
+        f"data.path={text}",
+        "data.split=position",
+        "data.val_fraction=0.1",
+        "tokenizer=byte",
+        f"storage.root={tmp_path}",
+    ]
+    assert main(["prepare", *data]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"prepared .* tokens in ", said)
+    (folder,) = (tmp_path / "data").iterdir()
+    assert f"data: {folder}" in said
+    assert main(arguments(text, tmp_path, "training.num_steps=2", "tracking.mode=disabled")) == 0
+    assert "prepared" not in capsys.readouterr().out
+    assert list((tmp_path / "data").iterdir()) == [folder]
+
+
+def test_evaluation_of_the_held_out_text_agrees_with_the_last_validation(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = trained / "runs/tiny/model"
+    assert main(["evaluate", f"model.path={model}", f"storage.root={trained}", "max_sequences=16"]) == 0
+    said = capsys.readouterr().out
+    metrics = json.loads((trained / "runs/tiny/metrics.json").read_text())
+    (bits,) = re.findall(r"this model *│ *([\d.]+)", said)
+    assert float(bits) == pytest.approx(metrics["val/bits_per_byte"], abs=1e-4)
+    assert "gzip -9" in said
+    assert "xz -9" in said
+    assert "val/mlm_accuracy" in said
+
+
+def test_evaluation_of_other_text_prepares_it_with_the_models_tokenizer(
+    trained: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [f"model.path={trained}/runs/tiny/model", f"storage.root={tmp_path}"]
+    assert main(["evaluate", *where, "data=files", f"data.path={text}", "part=all"]) == 0
+    assert "val/bits_per_byte" in capsys.readouterr().out
+
+
+def test_evaluation_without_the_models_data_says_what_to_give(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", f"model.path={trained}/runs/tiny/model", f"storage.root={tmp_path / 'none'}"]) == 2
+    assert "name a text with data=files data.path=" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_same_seed_gives_the_same_text(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def text_of(*more: str) -> str:
+        call = ["generate", f"model.path={trained}/runs/tiny/model", "prompt=the ", "max_new_tokens=16", *more]
+        assert main(call) == 0
+        return capsys.readouterr().out
+
+    assert text_of("seed=1") == text_of("seed=1") != text_of("seed=2")
+    assert text_of("num_sequences=3").count("sample ") == 3
+    assert text_of("num_sequences=3", "seed=5") == text_of("num_sequences=3", "seed=5")
+
+
+def test_greedy_text_is_that_of_transformers(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = trained / "runs/tiny/model"
+    call = ["generate", f"model.path={folder}", "prompt=the quick ", "max_new_tokens=12", "temperature=0"]
+    assert main(call) == 0
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("the quick ", return_tensors="pt").input_ids
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    assert capsys.readouterr().out.rstrip("\n") == tokenizer.decode(expected[0], skip_special_tokens=True)
+
+
+def test_a_model_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    assert main(["generate", "model.path=./nowhere"]) == 2
+    assert "model.path=./nowhere: no model there" in capsys.readouterr().err
+
+
+def write_bad_text(folder: Path) -> None:
+    (folder / "short.txt").write_text("hello world, a short text")
+    (folder / "broken.txt").write_bytes(b"abc\xff")
+    (folder / "empty.txt").touch()
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+    write_text(folder / "text.txt", 1000)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["data.path=short.txt"], "training.sequence_length=32: the data has 23 tokens, and one sample takes 33"),
+        (["data.path=broken.txt"], "broken.txt: byte 3 (0xff) is not UTF-8"),
+        (["data.path=empty.txt"], "empty.txt: is empty"),
+        (["data.path=rows.jsonl"], "rows.jsonl:2: no field 'text'"),
+        (["data.path=nope*.txt"], "nope*.txt: matches no file"),
+        (["data.path=text.txt", "model.vocab_size=64"], "model.vocab_size=64: smaller than the tokenizer's 263"),
+        (["data.path=text.txt", "training.precision=16"], "training.precision=16: float16 needs a GPU"),
+        (["data.path=text.txt", "cluster.gpus_per_worker=1"], "cluster.gpus_per_worker=1: "),
+        (["data.path=text.txt", "training.compile=true"], "training.compile=true: torch.compile needs a C++ compiler"),
+        (
+            [
+                "data.path=text.txt",
+                "cluster=ray",
+                "cluster.num_workers=4000",
+                "strategy=ddp",
+                "training.global_batch_size=4000",
+            ],
+            "cluster.num_workers=4000: the workers need 4000 CPUs, and the cluster has ",
+        ),
+        (["data.path=text.txt", "tokenizer=file", "tokenizer.path=broken.txt"], "tokenizer.path=broken.txt: not a"),
+        (["data.path=text.txt", "storage.root=text.txt/below"], "a file stands where a folder should be"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_message_and_writes_nothing(
+    overrides: list[str],
+    part: str,
+    empty_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    write_bad_text(empty_folder)
+    before = set(empty_folder.rglob("*"))
+    code = main(arguments(Path("text.txt"), Path("outputs"), *overrides))
+    said = capsys.readouterr().err
+    assert code == (1 if "below" in overrides[-1] else 2)
+    assert part in said
+    assert "Traceback" not in said
+    assert set(empty_folder.rglob("*")) == before
+
+
+def test_data_prepared_before_is_checked_too(text: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(text, copied, "run.name=other", "model.vocab_size=64")) == 2
+    assert "smaller than the tokenizer's" in capsys.readouterr().err
+    assert not (copied / "runs/other").exists()

@@ -1,0 +1,113 @@
+"""Mistakes in plain words: path, value, rule and mend, all at once."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, PretrainConfig
+from orchestrator.configuration.faults import FaultsConfig
+from orchestrator.configuration.mistakes import mistakes_in, validated
+from orchestrator.configuration.rules import RULES_BETWEEN_GROUPS
+from orchestrator.errors import ConfigError
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"model": {"num_layer": 3}}, "model.num_layer=3: unknown; did you mean model.num_layers?"),
+    ({"num_layers": 3}, "num_layers=3: unknown; did you mean model.num_layers?"),
+    ({"stategy": {"name": "ddp"}}, "stategy.name=ddp: unknown; did you mean strategy?"),
+    ({"training": {"num_steps": "abc"}}, "training.num_steps=abc: must be a whole number"),
+    ({"training": {"num_steps": 1.5}}, "training.num_steps=1.5: must be a whole number"),
+    ({"training": {"num_steps": 0}}, "training.num_steps=0: must be above 0"),
+    ({"training": {"compile": "maybe"}}, "training.compile=maybe: must be true or false"),
+    ({"training": 5}, "training=5: must be fields and values, {field:value}"),
+    ({"training": {"precision": 8}}, "training.precision=8: must be one of 32, bf16, 16"),
+    ({"data": {"val_fraction": 2}}, "data.val_fraction=2: must be below 1"),
+    ({"data": {"source": "fils"}}, "data.source=fils: must be one of stdlib, files, huggingface; did you mean files?"),
+    (
+        {"data": {"source": "files"}},
+        "data.source=files: needs data.path: name a file, a folder, a glob or a data set",
+    ),
+    ({"model": {"num_heads": 5}}, "model.num_heads=5: does not divide hidden_dim 128; nearest: 2 or 4"),
+    ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate=nan: must be a finite number"),
+    ({"optimizer": {"betas": [0.9, 0.9, 0.9]}}, "optimizer.betas=[0.9,0.9,0.9]: must have 2 or fewer values"),
+    ({"cluster": {"num_workers": "abc"}}, "cluster.num_workers=abc: must be a whole number"),
+    ({"cluster": {"num_workers": 0}}, "cluster.num_workers=0: must be above 0"),
+    ({"cluster": {"name": "ray", "num_workers": [1, "x"]}}, "cluster.num_workers.1=x: must be a whole number"),
+    (
+        {"cluster": {"num_workers": [1, 2]}},
+        "cluster.num_workers=[1,2]: [min,max] needs cluster=ray; a local run takes one number",
+    ),
+    ({"objective": {"phases": []}}, "objective.phases=[]: must have 1 or more values"),
+    (
+        {"objective": {"phases": [{"weights": {"clmm": 1}, "fraction": 1}]}},
+        "objective.phases.0.weights.clmm=1: unknown; the names are clm, mlm; did you mean clm?",
+    ),
+    ({"objective": {"phases": [{"weights": {"clm": 1}}]}}, "objective.phases.0: give either fraction or steps"),
+    (
+        {"run": {"name": "a/b"}},
+        "run.name=a/b: must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores",
+    ),
+]
+
+
+@pytest.mark.parametrize(("raw", "line"), CASES, ids=[line.partition(":")[0] for _, line in CASES])
+def test_a_mistake_is_told_with_path_value_rule_and_mend(raw: dict[str, Any], line: str) -> None:
+    assert mistakes_in(raw, PretrainConfig) == [line]
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    raw = {"model": {"num_layer": 3, "num_heads": 5}, "training": {"num_steps": 0}, "data": {"val_fraction": 2}}
+    subjects = {line.partition(":")[0] for line in mistakes_in(raw, PretrainConfig)}
+    assert subjects == {"model.num_layer=3", "model.num_heads=5", "training.num_steps=0", "data.val_fraction=2"}
+
+
+def test_rules_between_groups_are_told_beside_unknown_keys_and_mistakes_elsewhere() -> None:
+    raw = {
+        "model": {"nope": 1},
+        "data": {"source": "files"},
+        "training": {"global_batch_size": 10, "sequence_length": 999},
+        "cluster": {"num_workers": 3},
+    }
+    text = "\n".join(mistakes_in(raw, PretrainConfig))
+    assert "training.global_batch_size=10: not divisible by 3 workers; nearest: 9 or 12" in text
+    assert "training.sequence_length=999: longer than model.max_positions (256)" in text
+    assert "strategy=single" in text
+    assert "model.nope=1" in text
+
+
+def test_rules_between_groups_without_mistakes_are_told_beside_mistakes_in_other_groups() -> None:
+    raw = {"model": {"num_heads": 3}, "training": {"global_batch_size": 7, "micro_batch_size": 2}}
+    text = "\n".join(mistakes_in(raw, PretrainConfig))
+    assert "model.num_heads=3: does not divide" in text
+    assert "training.global_batch_size=7: not divisible by 1 workers x micro_batch_size 2; nearest: 6 or 8" in text
+    assert "sequence_length" not in text
+
+
+@pytest.mark.parametrize(("groups", "rule"), RULES_BETWEEN_GROUPS)
+def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any) -> None:
+    read = set()
+    everything = PretrainConfig(faults=FaultsConfig(kind="kill_rank", at_step=1))
+
+    class Spy:
+        def __getattr__(self, name: str) -> Any:
+            read.add(name)
+            return getattr(everything, name)
+
+    rule(Spy())
+    assert read == groups
+
+
+def test_earlier_mistakes_are_told_first() -> None:
+    with pytest.raises(ConfigError, match=r"^first\ntraining\.num_steps=0: must be above 0$"):
+        validated({"training": {"num_steps": 0}}, PretrainConfig, earlier=["first"])
+
+
+def test_what_must_be_given_is_told_with_its_explanation() -> None:
+    for kind in (EvaluateConfig, GenerateConfig):
+        (line,) = mistakes_in({"model": {"path": "???"}}, kind)
+        assert line.startswith("model.path: must be given, as model.path=VALUE (A model directory")
+
+
+def test_credentials_in_a_url_are_struck_out() -> None:
+    (line,) = mistakes_in({"data": {"split": "s3://KEY:SECRET@bucket/x"}}, PretrainConfig)
+    assert "KEY" not in line
+    assert "SECRET" not in line

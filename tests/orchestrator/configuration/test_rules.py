@@ -1,0 +1,91 @@
+"""The rules between groups, and what is worked out from several of them."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.groups import ClusterConfig, RunConfig, StrategyConfig
+from orchestrator.configuration.rules import accumulation_steps, cross_group_mistakes, micro_batch_size
+
+
+def pretrain(**groups: Any) -> PretrainConfig:
+    return PretrainConfig.model_validate(groups)
+
+
+def test_defaults_break_no_rule() -> None:
+    assert cross_group_mistakes(pretrain()) == []
+
+
+@pytest.mark.parametrize(("num_workers", "micro", "accumulation"), [(1, 8, 12), (2, 8, 6), (3, 8, 4), (12, 8, 1)])
+def test_global_batch_is_micro_times_workers_times_accumulation(
+    num_workers: int, micro: int, accumulation: int
+) -> None:
+    config = pretrain(training={"global_batch_size": 96, "micro_batch_size": micro})
+    assert accumulation_steps(config, num_workers) == accumulation
+
+
+def test_without_a_micro_batch_size_a_worker_takes_its_whole_share() -> None:
+    config = pretrain(training={"global_batch_size": 96})
+    assert micro_batch_size(config, 4) == 24
+    assert accumulation_steps(config, 4) == 1
+
+
+def test_batch_that_cannot_be_shared_out_names_the_nearest_that_can() -> None:
+    config = pretrain(
+        training={"global_batch_size": 100, "micro_batch_size": 8},
+        cluster={"num_workers": 3},
+        strategy={"name": "ddp"},
+    )
+    (mistake,) = cross_group_mistakes(config)
+    assert mistake.startswith("training.global_batch_size=100: not divisible by 3 workers x micro_batch_size 8")
+    assert mistake.endswith("nearest: 96 or 120")
+
+
+def test_elastic_batch_must_fit_every_number_of_workers() -> None:
+    cluster = {"name": "ray", "num_workers": [1, 3]}
+    fits = pretrain(training={"global_batch_size": 12}, cluster=cluster, strategy={"name": "ddp"})
+    fits_not = pretrain(training={"global_batch_size": 16}, cluster=cluster, strategy={"name": "ddp"})
+    assert cross_group_mistakes(fits) == []
+    assert "not divisible by 3 workers" in cross_group_mistakes(fits_not)[0]
+
+
+def test_phases_must_cover_the_steps() -> None:
+    phases = [{"weights": {"clm": 1}, "steps": 30}, {"weights": {"mlm": 1}, "steps": 50}]
+    (mistake,) = cross_group_mistakes(pretrain(objective={"phases": phases}, training={"num_steps": 100}))
+    assert "cover 80 of training.num_steps=100" in mistake
+
+
+def test_single_strategy_takes_one_worker() -> None:
+    (mistake,) = cross_group_mistakes(pretrain(cluster={"num_workers": 2}))
+    assert mistake.startswith("strategy=single")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "offload"), [("ddp", 0, False), ("zero2", 2, False), ("zero3_offload", 3, True)]
+)
+def test_strategy_name_gives_stage_and_offload(name: str, stage: int, offload: bool) -> None:
+    strategy = StrategyConfig.model_validate({"name": name})
+    assert (strategy.zero_stage, strategy.offload) == (stage, offload)
+
+
+@pytest.mark.parametrize(
+    "values", [{"num_workers": [4, 2], "name": "ray"}, {"num_workers": [1, 2]}, {"address": "auto"}]
+)
+def test_impossible_cluster_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ClusterConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "ä"])
+def test_run_name_can_be_nothing_but_a_folder_name(name: str) -> None:
+    with pytest.raises(ValidationError):
+        RunConfig(name=name)
+
+
+def test_configuration_is_frozen_and_comes_back_from_plain_data() -> None:
+    config = pretrain(cluster={"name": "ray", "num_workers": [1, 2]})
+    with pytest.raises(ValidationError):
+        config.run = RunConfig(name="other")  # type: ignore[misc]
+    assert PretrainConfig.model_validate(config.model_dump(mode="json")) == config

@@ -1,0 +1,305 @@
+"""`orchestrator runs`: what is told of runs from their files alone."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from living_driver import living_driver
+
+from orchestrator.artifacts import artifact
+from orchestrator.checkpoints.names import name_of
+from orchestrator.cli import main
+from orchestrator.runs.state import RunState, read_run, read_runs
+from orchestrator.storage.store import Storage
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPE = {"command": "pretrain", "training": {"num_steps": 1000}}
+METRICS = {"progress/step": 1000, "train/loss": 1.25, "goodput/fraction": 0.9, "faults/restarts": 0}
+
+LAUNCH = {"kind": "launch", "time": 0}
+BEGIN = {"kind": "begin", "time": 10, "step": 0}
+SAVE = {"kind": "checkpoint", "time": 61, "step": 50, "loss": 2.5, "training_seconds": 50, "seconds": 1.0}
+STOP = {"kind": "stop", "time": 62, "step": 50, "signal": 15}
+FAULT = {"kind": "fault", "time": 80, "text": "worker 1: killed by SIGKILL"}
+RESTART = {"kind": "restart", "time": 80, "number": 1}
+AGAIN = {"kind": "begin", "time": 92, "step": 50}
+END = {"kind": "end", "time": 110, "step": 1000, "training_seconds": 18}
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def write_run(
+    storage: Storage,
+    name: str,
+    events: Sequence[dict[str, Any]] = (),
+    metrics: dict[str, float] | None = None,
+    began: float | None = None,
+) -> str:
+    """Write a run's files as its driver and workers do, and return its folder; times count from `began`."""
+    folder = f"runs/{name}"
+    began = time.time() - 7200 if began is None else began
+    write_json(storage, f"{folder}/recipe.json", RECIPE)
+    for number, event in enumerate(events):
+        event = {**event, "time": began + event["time"]}
+        write_json(storage, f"{folder}/events/{number:017d}-{event['kind']}-0000.json", event)
+    if metrics is not None:
+        write_json(storage, f"{folder}/metrics.json", metrics)
+    return folder
+
+
+def write_json(storage: Storage, name: str, value: Any) -> None:
+    storage.write_bytes(name, json.dumps(value).encode())
+
+
+def write_lease(storage: Storage, folder: str, **changes: Any) -> None:
+    write_json(storage, f"{folder}/lease/0000000001.json", living_driver(**changes))
+
+
+def write_checkpoint(storage: Storage, name: str, step: int) -> str:
+    folder = name_of(name, step)
+    storage.write_bytes(f"{folder}/state.json", b"{}")
+    artifact.commit(storage, folder, {"state.json": artifact.digest_bytes(b"{}")}, {"kind": "checkpoint"})
+    return folder
+
+
+def state_of(storage: Storage, name: str) -> RunState:
+    state = read_run(storage, name)
+    assert state is not None
+    return state
+
+
+def said_by(capsys: pytest.CaptureFixture[str], storage: Storage, *words: str) -> str:
+    assert main(["runs", *words, f"storage.root={storage.url()}"]) == 0
+    return capsys.readouterr().out
+
+
+def test_run_with_its_final_figures_is_done(storage: Storage) -> None:
+    write_run(storage, "a", [LAUNCH, BEGIN, SAVE, END], METRICS)
+    found = state_of(storage, "a")
+    assert (found.state, found.step, found.num_steps, found.loss) == ("done", 1000, 1000, 1.25)
+
+
+def test_run_is_done_while_its_driver_still_shows_the_figures(storage: Storage) -> None:
+    write_lease(storage, write_run(storage, "a", [LAUNCH, BEGIN, SAVE, END], METRICS))
+    assert state_of(storage, "a").state == "done"
+
+
+def test_run_with_a_living_driver_is_running_with_the_loss_of_its_last_checkpoint(storage: Storage) -> None:
+    write_lease(storage, write_run(storage, "a", [LAUNCH, BEGIN, SAVE]))
+    found = state_of(storage, "a")
+    assert (found.state, found.step, found.loss) == ("running", 50, 2.5)
+
+
+def test_run_that_has_not_begun_to_train_is_running_without_a_loss(storage: Storage) -> None:
+    write_lease(storage, write_run(storage, "a", [LAUNCH]))
+    found = state_of(storage, "a")
+    assert (found.state, found.step, found.loss) == ("running", 0, None)
+
+
+def test_run_that_saved_on_a_notice_and_ended_is_stopped(storage: Storage) -> None:
+    write_lease(storage, write_run(storage, "a", [LAUNCH, BEGIN, SAVE, STOP]), renewed=0.0)
+    assert state_of(storage, "a").state == "stopped"
+
+
+@pytest.mark.parametrize(
+    "events",
+    [[], [LAUNCH, BEGIN, SAVE], [LAUNCH, BEGIN, SAVE, FAULT], [LAUNCH, BEGIN, SAVE, STOP, LAUNCH]],
+    ids=["never launched", "lost", "failed", "lost after a stop"],
+)
+def test_run_without_driver_figures_or_stop_is_interrupted(storage: Storage, events: list[dict]) -> None:
+    write_lease(storage, write_run(storage, "a", events), host="elsewhere", renewed=time.time() - 3600)
+    assert state_of(storage, "a").state == "interrupted"
+
+
+def test_loss_of_a_checkpoint_that_was_passed_over_is_not_shown(storage: Storage) -> None:
+    passed_over = {**SAVE, "time": 70, "step": 60, "loss": 9.0}
+    write_run(storage, "a", [LAUNCH, BEGIN, SAVE, passed_over, FAULT, RESTART, AGAIN])
+    found = state_of(storage, "a")
+    assert (found.step, found.loss) == (50, 2.5)
+
+
+def test_run_that_went_back_has_the_steps_and_the_loss_from_before(storage: Storage) -> None:
+    undone = {**SAVE, "time": 70, "step": 60, "loss": 9.0}
+    rollback = {"kind": "rollback", "time": 75, "step": 50, "from_step": 65}
+    write_run(storage, "a", [LAUNCH, BEGIN, SAVE, undone, rollback])
+    found = state_of(storage, "a")
+    assert (found.step, found.loss, found.faults) == (50, 2.5, [])
+
+
+def test_each_fault_has_its_time_until_training_began_anew(storage: Storage) -> None:
+    last = {**FAULT, "time": 100, "text": "lost"}
+    write_run(storage, "a", [LAUNCH, BEGIN, SAVE, FAULT, RESTART, AGAIN, last])
+    found = [(fault.text, fault.recovery_seconds) for fault in state_of(storage, "a").faults]
+    assert found == [(FAULT["text"], pytest.approx(12)), ("lost", None)]
+
+
+def test_ordered_faults_are_shown_in_the_steps_that_they_struck(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    injected = {"kind": "fault_injected", "fault": "kill_rank", "at_step": 60, "rank": 1, "step": 59, "time": 70}
+    refused = {**injected, "fault": "full_disk", "step": 60, "time": 95}
+    write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, injected, FAULT, RESTART, AGAIN, refused])
+    shown = " ".join(said_by(capsys, storage, "show", "tiny").replace("│", " ").split())
+    assert "faults to order kill_rank on rank 1 in step 60; full_disk on rank 1 in the save after step 60" in shown
+    assert len(state_of(storage, "tiny").faults) == 1
+
+
+def test_skipped_steps_and_rollbacks_are_shown(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    skips = [{"kind": "skip", "time": 70, "step": step} for step in (51, 59, 60, 61)]
+    rollback = {"kind": "rollback", "time": 75, "step": 50, "from_step": 62}
+    write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, *skips, rollback, AGAIN, {**skips[0], "time": 99}])
+    shown = " ".join(said_by(capsys, storage, "show", "tiny").replace("│", " ").split())
+    assert "skipped steps 5 (52, 60 to 62, 52) rollbacks from step 62 to 50" in shown
+
+
+def test_newest_run_comes_first_and_other_folders_are_no_runs(storage: Storage) -> None:
+    for name, began in (("old", 1000.0), ("new", 3000.0), ("middle", 2000.0)):
+        write_run(storage, name, [LAUNCH], began=began)
+    write_run(storage, "never-launched")
+    storage.write_bytes("runs/notes/readme.txt", b"mine")
+    storage.write_bytes("runs/file.txt", b"mine")
+    assert [state.run.name for state in read_runs(storage)] == ["new", "middle", "old", "never-launched"]
+
+
+def test_table_shows_every_run_within_80_columns(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    now = time.time()
+    write_run(storage, "quickstart", [LAUNCH, BEGIN, SAVE, END], METRICS, began=now - 3 * 86400 - 60)
+    write_lease(storage, write_run(storage, "now", [LAUNCH, BEGIN, SAVE, FAULT, RESTART, AGAIN], began=now - 330))
+    write_run(storage, "pretrain-1a2b3c4d")
+    lines = said_by(capsys, storage).splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert rows["name"] == ["state", "step", "loss", "goodput", "restarts", "age"]
+    assert rows["quickstart"] == ["done", "1000/1000", "1.2500", "45.5", "%", "0", "3", "d"]
+    assert rows["now"] == ["running", "50/1000", "2.5000", "54.3", "%", "1", "5", "min"]
+    assert rows["pretrain-1a2b3c4d"] == ["interrupted", "0/1000", "-", "-", "0", "-"]
+
+
+def test_long_name_is_folded_whole_and_no_figure_is_cut(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a-very-long-name-of-a-run-" * 4
+    write_run(storage, name, [LAUNCH, BEGIN, {**SAVE, "step": 600_000}])
+    lines = said_by(capsys, storage).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "".join(line.split()[0] for line in lines[1:] if line.strip()) == name
+    assert "interrupted" in lines[1]
+    assert "600000/1000" in lines[1]
+
+
+def test_one_run_is_shown_with_times_faults_checkpoints_and_places(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, FAULT, RESTART, AGAIN])
+    write_lease(storage, folder)
+    for step in (40, 50):
+        write_checkpoint(storage, "tiny", step)
+    storage.remove(f"{write_checkpoint(storage, 'tiny', 60)}/COMMITTED")
+    storage.write_bytes(f"{write_checkpoint(storage, 'tiny', 70)}/manifest.json", b"{")
+    said = said_by(capsys, storage, "show", "tiny")
+    shown = " ".join(said.replace("│", " ").split())
+    assert f"running (process {os.getpid()} on {socket.gethostname()})" in shown
+    for part in (
+        "steps 50/1000",
+        "last loss 2.5000",
+        "2 h ago",
+        "goodput 54.3 % of 1 min 32 s",
+        "in steps that lasted 50.0 s",
+        "waiting for checkpoints 1.0 s",
+        "restarts 1",
+        "checkpoints after steps 40 50",
+        "not committed, not whole 60 70",
+        f"{FAULT['text']} 12.0 s",
+        "model: none yet",
+        "metrics: none yet",
+        "W&B data: none on this machine",
+    ):
+        assert part in shown
+    assert max(len(line) for line in said.splitlines()) <= 80
+
+
+def test_preemptions_and_changes_of_size_are_told_apart_from_failures(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = {"kind": "fault", "time": 95, "text": "preempted: the node is about to go", "preempted": True}
+    smaller, begun = {"kind": "resize", "time": 99, "from": 2, "to": 1}, {**AGAIN, "time": 100}
+    larger = {"kind": "resize", "time": 105, "from": 1, "to": 2}
+    failed = {**FAULT, "preempted": False}
+    write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, failed, RESTART, AGAIN, taken, RESTART, smaller, begun, larger])
+    shown = " ".join(said_by(capsys, storage, "show", "tiny").replace("│", " ").split())
+    assert "restarts 2, 1 of them after preemptions workers 2, then 1, then 2" in shown
+
+
+def test_model_metrics_and_w_and_b_data_are_shown_where_they_lie(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, END], METRICS)
+    artifact.commit(storage, f"{folder}/model", {}, {})
+    write_json(storage, f"{folder}/run.json", {"wandb_run_id": "a", "where_to_look": ["W&B data (offline): there"]})
+    assert said_by(capsys, storage, "show", "tiny").splitlines()[-3:] == [
+        f"model: {storage.url(folder)}/model",
+        f"metrics: {storage.url(folder)}/metrics.json",
+        "W&B data (offline): there",
+    ]
+
+
+def test_w_and_b_data_of_a_running_run_is_found_in_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage(str(tmp_path))
+    (tmp_path / write_run(storage, "tiny", [LAUNCH]) / "wandb").mkdir()
+    assert f"W&B data: {tmp_path}/runs/tiny/wandb" in said_by(capsys, storage, "show", "tiny").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("quickstrat", "did you mean quickstart?"),
+        ("quickstart/model", "did you mean quickstart?"),
+        ("zzz", "`orchestrator runs` lists all"),
+        ("../runs/quickstart", "did you mean quickstart?"),
+    ],
+)
+def test_misspelt_name_is_told_with_the_nearest_one(
+    storage: Storage, name: str, mend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(storage, f"{write_run(storage, 'quickstart')}/model/recipe.json", RECIPE)
+    assert main(["runs", "show", name, f"storage.root={storage.url()}"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"error: name={name}: no such run in {storage.url('runs')}; {mend}\n"
+
+
+def test_root_without_runs_is_told_and_no_mistake(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by(capsys, storage) == f"no runs in {storage.url('runs')}\n"
+
+
+def test_missing_root_is_told_and_not_made(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().out == f"no runs in {empty_folder}/outputs/runs\n"
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_runs_imports_no_training_library(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    write_lease(storage, write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE]))
+    write_checkpoint(storage, "tiny", 50)
+    script = f"""
+import json, sys
+from orchestrator.cli import main
+for words in ([], ["show", "tiny"]):
+    assert main(["runs", *words, "storage.root={tmp_path}"]) == 0
+print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
+"""
+    command, environment = [sys.executable, "-c", script], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert loaded & {"torch", "ray", "deepspeed", "wandb", "pytorch_lightning", "numpy", "transformers"} == set()

@@ -1,0 +1,46 @@
+"""The norm of the gradient is that of the gradient, whatever it was scaled by for the sake of its precision."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from orchestrator.distributed.strategy import guard_steps
+from orchestrator.training.callbacks.gradients import ClipGradients
+
+GRADIENT = torch.tensor([3.0, 4.0])
+
+
+def clipped(scaler: torch.amp.GradScaler | None, admits: bool = True) -> tuple[float, torch.Tensor]:
+    """Return the norm that was measured, and the weights after a step with the clipped gradient."""
+    model: Any = torch.nn.Module()
+    model.weight, model.last_metrics = torch.nn.Parameter(torch.zeros(2)), {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, eps=1.0, fused=True)
+    trainer: Any = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=scaler),
+        strategy=SimpleNamespace(model=model, optimizers=[optimizer]),
+    )
+    guard_steps(trainer, lambda: admits)
+    loss = (model.weight * GRADIENT).sum()
+    (scaler.scale(loss) if scaler else loss).backward()
+    callback = ClipGradients(1.0)
+    callback.on_fit_start(trainer, model)
+    callback.on_before_optimizer_step(trainer, model, optimizer)
+    if scaler:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()
+    return float(model.last_metrics["optimizer/grad_norm"]), model.weight.detach()
+
+
+def test_a_scaled_gradient_is_measured_and_clipped_without_its_scale() -> None:
+    norm, weights = clipped(torch.amp.GradScaler("cpu", init_scale=1024.0))
+    expected_norm, expected_weights = clipped(None)
+    assert norm == expected_norm == 5.0
+    torch.testing.assert_close(weights, expected_weights)
+
+
+def test_a_step_that_is_not_admitted_moves_nothing_under_a_scaler_too() -> None:
+    assert not clipped(torch.amp.GradScaler("cpu"), admits=False)[1].any()
+    assert not clipped(None, admits=False)[1].any()
