@@ -1,8 +1,36 @@
 """What is trained: frozen configurations of data, tokenizer, model, objective, optimizer and training."""
 
-from typing import Annotated, Any, Literal, Self
+from enum import Enum
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+class Role(Enum):
+    """What a field has to do with what a command makes."""
+
+    IDENTITY = "identity"
+    RUNTIME = "runtime"
+    INPUT = "input"
+
+
+T = TypeVar("T")
+Identity = Annotated[T, Role.IDENTITY]
+"""Decides what comes out: a part of the recipe."""
+Runtime = Annotated[T, Role.RUNTIME]
+"""Decides where and how it is made, what is shown or what is kept: no part of the recipe."""
+Input = Annotated[T, Role.INPUT]
+"""Where an input lies: the identity of its content is a part of the recipe, the place is none."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)]
@@ -25,23 +53,23 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Where the text comes from and what is held out for validation."""
 
-    source: Literal["stdlib", "files", "huggingface"] = "stdlib"
+    source: Identity[Literal["stdlib", "files", "huggingface"]] = "stdlib"
     """`stdlib`: Python's own source; `files`: `path`; `huggingface`: the hub data set named by `path`."""
-    path: Paths = ()
+    path: Input[Paths] = ()
     """A file, folder, glob or list of them (any fsspec URL), or a hub data set's name."""
-    text_field: str = "text"
+    text_field: Identity[str] = "text"
     """The field that holds the text in .jsonl, .csv, .parquet and hub data sets."""
-    subset: str | None = None
+    subset: Identity[str | None] = None
     """The configuration of a hub data set that has several."""
-    hub_split: str = "train"
+    hub_split: Identity[str] = "train"
     """The split of a hub data set that is read."""
-    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    val_fraction: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.01
     """Share of the text that is held out."""
-    split: Literal["document", "position"] = "document"
+    split: Identity[Literal["document", "position"]] = "document"
     """`document`: held out by a hash of each document; `position`: the end of the stream."""
-    max_bytes: Annotated[int, Field(gt=0)] | None = None
+    max_bytes: Identity[PositiveInt | None] = None
     """Read at most this many bytes of text (UTF-8); null reads all."""
-    num_processes: Annotated[int, Field(gt=0)] | None = None
+    num_processes: Runtime[PositiveInt | None] = None
     """Processes that tokenise; null takes one for every core."""
 
     @model_validator(mode="after")
@@ -58,13 +86,13 @@ class DataConfig(Config):
 class TokenizerConfig(Config):
     """How text becomes tokens."""
 
-    kind: Literal["bpe", "char", "byte", "file"] = "bpe"
+    kind: Identity[Literal["bpe", "char", "byte", "file"]] = "bpe"
     """`bpe`: byte-level BPE trained on this data; `char`; `byte`; `file`: an existing tokenizer.json."""
-    vocab_size: Annotated[int, Field(ge=300)] = 8192
+    vocab_size: Identity[Annotated[int, Field(ge=300)]] = 8192
     """Tokens that a trained BPE has at most, special tokens included; the other kinds find their own size."""
-    path: str | None = None
+    path: Input[str | None] = None
     """The tokenizer.json of `kind=file`, any fsspec URL."""
-    max_training_bytes: Annotated[int, Field(gt=0)] = 32 * 2**20
+    max_training_bytes: Identity[PositiveInt] = 32 * 2**20
     """A BPE is trained on at most this many bytes from the start of the training text."""
 
     @model_validator(mode="after")
@@ -77,27 +105,27 @@ class TokenizerConfig(Config):
 class ModelConfig(Config):
     """The shape of the Transformer."""
 
-    family: Literal["gpt2"] = "gpt2"
+    family: Identity[Literal["gpt2"]] = "gpt2"
     """`gpt2`: learned positions, LayerNorm before each block, GELU, biases."""
-    num_layers: Annotated[int, Field(gt=0)] = 4
+    num_layers: Identity[PositiveInt] = 4
     """Transformer blocks."""
-    num_heads: Annotated[int, Field(gt=0)] = 4
+    num_heads: Identity[PositiveInt] = 4
     """Attention heads."""
-    num_kv_heads: Annotated[int, Field(gt=0)] | None = None
+    num_kv_heads: Identity[PositiveInt | None] = None
     """Key and value heads; null takes num_heads, the only choice of the gpt2 family."""
-    hidden_dim: Annotated[int, Field(gt=0)] = 128
+    hidden_dim: Identity[PositiveInt] = 128
     """Width of the residual stream."""
-    mlp_dim: Annotated[int, Field(gt=0)] | None = None
+    mlp_dim: Identity[PositiveInt | None] = None
     """Width inside the feed-forward block; null takes 4 x hidden_dim."""
-    max_positions: Annotated[int, Field(gt=0)] = 256
+    max_positions: Identity[PositiveInt] = 256
     """Longest sequence in tokens."""
-    vocab_size: Annotated[int, Field(gt=0)] | None = None
+    vocab_size: Identity[PositiveInt | None] = None
     """Rows of the embedding; null takes the tokenizer's size. Padded to a multiple of 64 in memory."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     """Dropout probability after embeddings, attention and feed-forward blocks."""
-    tie_embeddings: bool = True
+    tie_embeddings: Identity[bool] = True
     """The output head shares the token embedding's weights."""
-    norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+    norm_epsilon: Identity[PositiveFloat] = 1e-5
     """Added to the variance in each normalisation."""
 
     @model_validator(mode="after")
@@ -127,11 +155,11 @@ class ModelConfig(Config):
 class PhaseConfig(Config):
     """A stretch of pretraining with fixed objective weights."""
 
-    weights: dict[ObjectiveName, Annotated[float, Field(ge=0)]]
+    weights: Identity[dict[ObjectiveName, NonNegativeFloat]]
     """Weight of each objective's loss in the sum that is minimised."""
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    fraction: Identity[Annotated[float, Field(gt=0, le=1)] | None] = None
     """Share of training.num_steps."""
-    steps: Annotated[int, Field(gt=0)] | None = None
+    steps: Identity[PositiveInt | None] = None
     """Length in steps, instead of a fraction."""
 
     @model_validator(mode="after")
@@ -146,11 +174,11 @@ class PhaseConfig(Config):
 class MaskingConfig(Config):
     """What becomes of a chosen position (Devlin et al. 2018, section 3.1)."""
 
-    mask: Probability = 0.8
+    mask: Identity[Probability] = 0.8
     """Replaced by the mask token."""
-    random: Probability = 0.1
+    random: Identity[Probability] = 0.1
     """Replaced by a random token."""
-    unchanged: Probability = 0.1
+    unchanged: Identity[Probability] = 0.1
     """Left as it is, and predicted all the same."""
 
     @model_validator(mode="after")
@@ -164,13 +192,15 @@ class MaskingConfig(Config):
 class ObjectiveConfig(Config):
     """What the model learns to predict, and when."""
 
-    phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)] = (PhaseConfig(weights={"clm": 1.0}, fraction=1.0),)
+    phases: Identity[Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]] = (
+        PhaseConfig(weights={"clm": 1.0}, fraction=1.0),
+    )
     """Stretches of training with their objective weights, in order."""
-    mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mlm_probability: Identity[Annotated[float, Field(gt=0, lt=1)]] = 0.15
     """Share of positions that are predicted under the masked objective."""
     mlm_corruption: MaskingConfig = MaskingConfig()
     """What replaces the chosen positions."""
-    mlm_shift: bool = False
+    mlm_shift: Identity[bool] = False
     """Predict a masked token from the position before it (Charpentier and Samuel 2024, arXiv 2410.24159)."""
 
     @model_validator(mode="after")
@@ -184,25 +214,25 @@ class ObjectiveConfig(Config):
 class OptimizerConfig(Config):
     """How the weights move."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Identity[Literal["adamw"]] = "adamw"
     """AdamW (Loshchilov and Hutter 2019)."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Identity[PositiveFloat] = 1e-3
     """Highest learning rate."""
-    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4
+    min_learning_rate: Identity[NonNegativeFloat] = 1e-4
     """Learning rate at the last step."""
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    schedule: Identity[Literal["cosine", "linear", "constant", "wsd"]] = "cosine"
     """Shape after warm-up; `wsd` stays constant and falls linearly over the last `decay_fraction`."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: Identity[NonNegativeInt] = 100
     """Steps of linear warm-up."""
-    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    decay_fraction: Identity[Annotated[float, Field(gt=0, le=1)]] = 0.2
     """Share of the steps in which `wsd` decays."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    betas: Identity[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]] = (0.9, 0.95)
     """Decay rates of the two moments."""
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    epsilon: Identity[PositiveFloat] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Identity[NonNegativeFloat] = 0.1
     """Decoupled weight decay, on matrices only."""
-    gradient_clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    gradient_clip_norm: Identity[PositiveFloat | None] = 1.0
     """Largest norm of the whole gradient; null never clips."""
 
     @model_validator(mode="after")
@@ -217,23 +247,23 @@ class OptimizerConfig(Config):
 class TrainingConfig(Config):
     """How long, in what batches and in what precision."""
 
-    num_steps: Annotated[int, Field(gt=0)] = 1000
+    num_steps: Identity[PositiveInt] = 1000
     """Optimizer steps."""
-    sequence_length: Annotated[int, Field(gt=1)] = 256
+    sequence_length: Identity[Annotated[int, Field(gt=1)]] = 256
     """Tokens in a sequence."""
-    global_batch_size: Annotated[int, Field(gt=0)] = 32
+    global_batch_size: Identity[PositiveInt] = 32
     """Sequences in a step, over all workers."""
-    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
+    micro_batch_size: Runtime[PositiveInt | None] = None
     """Sequences that a worker computes at once; null takes its whole share of the global batch."""
-    precision: Precision = "32"
+    precision: Identity[Precision] = "32"
     """`32`, `bf16` or `16` (float16 with loss scaling, GPU only)."""
-    attention_scope: Literal["sequence", "document"] = "sequence"
+    attention_scope: Identity[Literal["sequence", "document"]] = "sequence"
     """`document` keeps attention within each document of a packed sequence."""
-    val_interval_steps: Annotated[int, Field(gt=0)] = 250
+    val_interval_steps: Runtime[PositiveInt] = 250
     """Validate every this many steps, and at the end."""
-    val_batches: Annotated[int, Field(gt=0)] = 10
+    val_batches: Runtime[PositiveInt] = 10
     """Global batches in a validation."""
-    log_interval_steps: Annotated[int, Field(gt=0)] = 10
+    log_interval_steps: Runtime[PositiveInt] = 10
     """Log and refresh the progress line every this many steps."""
-    compile: bool = False
+    compile: Runtime[bool] = False
     """Compile the model with torch.compile."""

@@ -11,7 +11,7 @@ from modules.data.prepare import prepare_tokens
 from modules.data.shards import TokenData, check_length
 from modules.data.stdlib import stdlib_files
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.errors import ConfigError
 from orchestrator.storage.input_files import find_files
@@ -91,8 +91,8 @@ def data_recipe(
     return {
         "command": "prepare",
         "format": _FORMAT,
-        "data": data.model_dump(mode="json", exclude={"path", "num_processes"}),
-        "tokenizer": tokenizer.model_dump(mode="json", exclude={"path"}),
+        "data": identity(data),
+        "tokenizer": identity(tokenizer),
         "tokenizer_file": artifact.digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
         # by content and not by place, so that the same text prepared elsewhere is the same data
         "files": [[PurePosixPath(file.name).name, file.identity()] for file in files] or list(data.path),

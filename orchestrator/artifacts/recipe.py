@@ -4,6 +4,25 @@ import hashlib
 import json
 from typing import Any
 
+from modules.config import Config, Role
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return the settings that decide what comes out, as plain data: every field that is marked `Identity`.
+
+    A group of fields is a dict of its own, and left out if it has none. The identity of each `Input` is for the caller
+    to add: it takes a look at the input itself.
+    """
+    values = config.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            found |= {name: inside} if (inside := identity(value)) else {}
+        elif Role.IDENTITY in field.metadata:
+            found[name] = values[name]
+    return found
+
 
 def fingerprint(recipe: dict[str, Any]) -> str:
     """Return 16 hexadecimal digits that stand for a recipe."""

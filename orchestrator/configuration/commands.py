@@ -2,15 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from modules.config import (
     Config,
     DataConfig,
+    Identity,
+    Input,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     Probability,
+    Runtime,
     TokenizerConfig,
     TrainingConfig,
 )
@@ -54,7 +57,7 @@ class PretrainConfig(PrepareConfig):
 class ModelPath(Config):
     """A trained model."""
 
-    path: str
+    path: Input[str]
     """A model directory (any fsspec URL), or a Hugging Face folder or hub name."""
 
 
@@ -66,15 +69,15 @@ class EvaluateConfig(Config):
     storage: StorageConfig = StorageConfig()
     data: DataConfig | None = None
     """Null takes the data that the model was trained on, from its recipe."""
-    part: Literal["held_out", "all"] = "held_out"
+    part: Identity[Literal["held_out", "all"]] = "held_out"
     """`held_out`: what data.val_fraction holds out; `all`: the whole text, for a test set of its own."""
-    sequence_length: Annotated[int, Field(gt=1)] | None = None
+    sequence_length: Identity[Annotated[int, Field(gt=1)] | None] = None
     """Tokens in a window; null takes the length that the model was trained with."""
-    batch_size: Annotated[int, Field(gt=0)] = 16
+    batch_size: Runtime[PositiveInt] = 16
     """Windows computed at once."""
-    max_sequences: Annotated[int, Field(gt=0)] | None = None
+    max_sequences: Identity[PositiveInt | None] = None
     """Stop after this many windows; null reads all held-out text."""
-    mlm_probability: Probability | None = None
+    mlm_probability: Identity[Probability | None] = None
     """Share of positions masked for masked accuracy; null takes the model's training value."""
 
 
@@ -82,26 +85,26 @@ class GenerateConfig(Config):
     """`orchestrator generate`: continue a prompt."""
 
     model: ModelPath
-    prompt: str = ""
+    prompt: Identity[str] = ""
     """Text to continue; empty starts from the end-of-text token."""
-    num_sequences: Annotated[int, Field(gt=0)] = 1
+    num_sequences: Identity[PositiveInt] = 1
     """Continuations."""
-    max_new_tokens: Annotated[int, Field(gt=0)] = 50
+    max_new_tokens: Identity[PositiveInt] = 50
     """Longest continuation in tokens."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Identity[NonNegativeFloat] = 1.0
     """Divides the logits; 0 always takes the likeliest token."""
-    top_k: Annotated[int, Field(gt=0)] | None = None
+    top_k: Identity[PositiveInt | None] = None
     """Sample among the k likeliest tokens only."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Identity[Annotated[float, Field(gt=0, le=1)] | None] = None
     """Sample among the likeliest tokens that together reach this probability."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234
+    seed: Identity[Annotated[int, Field(ge=0, lt=2**63)]] = 1234
     """The same seed gives the same text."""
 
 
 class RunsConfig(Config):
     """`orchestrator runs`: the runs below a storage root, or one of them."""
 
-    name: str | None = None
+    name: Runtime[str | None] = None
     """The run to show, as in `orchestrator runs show NAME`; null lists all."""
     storage: StorageConfig = StorageConfig()
 
@@ -109,9 +112,9 @@ class RunsConfig(Config):
 class DoctorConfig(Config):
     """`orchestrator doctor`: what a run would find on this machine, in its store and at its services."""
 
-    fix: bool = False
+    fix: Runtime[bool] = False
     """Remove the locks that killed compiles have left."""
-    build: bool = False
+    build: Runtime[bool] = False
     """Compile DeepSpeed's CPU Adam, which tries compiler, headers and ninja."""
     storage: StorageConfig = StorageConfig()
     cluster: ClusterConfig = ClusterConfig()

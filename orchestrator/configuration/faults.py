@@ -1,10 +1,10 @@
 """Faults to order: what may be broken on purpose, when, and the rules about it."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveInt
 
-from modules.config import Config
+from modules.config import Config, Runtime
 
 FaultKind = Literal[
     "kill_rank",
@@ -24,13 +24,13 @@ SAVE_KINDS = ("fail_upload", "full_disk")
 class FaultsConfig(Config):
     """One fault that a run brings upon itself, to rehearse what becomes of it."""
 
-    kind: FaultKind
+    kind: Runtime[FaultKind]
     """What goes wrong; the group's options say it in full."""
-    at_step: Annotated[int, Field(gt=0)]
+    at_step: Runtime[PositiveInt]
     """It fires within this step, counted from 1, or as soon after as it can; of saves it strikes the next one."""
-    rank: Annotated[int, Field(ge=0)] = 0
+    rank: Runtime[NonNegativeInt] = 0
     """The worker that it strikes."""
-    times: Annotated[int, Field(gt=0)] = 1
+    times: Runtime[PositiveInt] = 1
     """It fires so often in the life of the run, whatever restarts; at most once a step or save."""
 
     @property

@@ -3,19 +3,20 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from modules.config import Config
+from modules.config import Config, Identity, Runtime
 
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+BestMetric = Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]
 
 
 class RunConfig(Config):
     """One named execution."""
 
-    name: str | None = None
+    name: Runtime[str | None] = None
     """The run's folder and its name in W&B; null makes one from the recipe, so the same command continues it."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234
+    seed: Identity[Annotated[int, Field(ge=0, lt=2**63)]] = 1234
     """Decides initial weights, data order, masks and samples."""
 
     @field_validator("name")
@@ -31,16 +32,16 @@ class RunConfig(Config):
 class StorageConfig(Config):
     """Where everything is kept."""
 
-    root: str = "outputs"
+    root: Runtime[str] = "outputs"
     """A folder or any fsspec URL."""
 
 
 class StrategyConfig(Config):
     """How the training state is spread over workers."""
 
-    name: StrategyName = "single"
+    name: Runtime[StrategyName] = "single"
     """`single`, `ddp`, or DeepSpeed ZeRO stage 1, 2 or 3, 2 and 3 also with the optimizer offloaded to the CPU."""
-    deepspeed: dict[str, Any] = {}
+    deepspeed: Runtime[dict[str, Any]] = {}
     """DeepSpeed's own settings, merged over ours."""
 
     @property
@@ -56,23 +57,23 @@ class StrategyConfig(Config):
 class ClusterConfig(Config):
     """Which processes train, and who starts them."""
 
-    name: Literal["local", "ray"] = "local"
+    name: Runtime[Literal["local", "ray"]] = "local"
     """`local`: this machine; `ray`: Ray Train, embedded or on an existing cluster."""
-    num_workers: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = 1
+    num_workers: Runtime[PositiveInt | tuple[PositiveInt, PositiveInt]] = 1
     """Training processes; `[min,max]` is elastic (Ray only)."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    cpus_per_worker: Runtime[PositiveFloat] = 1
     """CPUs that Ray sets aside for each worker."""
-    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = None
+    gpus_per_worker: Runtime[Annotated[int, Field(ge=0, le=1)] | None] = None
     """0 or 1; null takes one GPU for each worker where there are enough, else none."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Runtime[NonNegativeInt] = 3
     """Restarts from the last checkpoint after lost or killed workers; the next one fails the run."""
-    max_preemptions: Annotated[int, Field(ge=0)] | None = None
+    max_preemptions: Runtime[NonNegativeInt | None] = None
     """Restarts after nodes that their owner took away, counted apart (Ray only); null allows any number."""
-    resize_interval_seconds: Annotated[float, Field(gt=0)] = 60
+    resize_interval_seconds: Runtime[PositiveFloat] = 60
     """With `[min,max]`, how often it is looked whether the cluster has room for another number of workers."""
-    hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600
+    hang_timeout_seconds: Runtime[PositiveFloat] = 600
     """A worker without a finished step for so long is taken for hung; it must outlast a save and a validation."""
-    address: str | None = None
+    address: Runtime[str | None] = None
     """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
 
     @field_validator("num_workers")
@@ -101,25 +102,27 @@ class ClusterConfig(Config):
 class CheckpointConfig(Config):
     """When and how the training state is saved, and how much of it is kept."""
 
-    mode: Literal["sync", "async"] = "async"
+    mode: Runtime[Literal["sync", "async"]] = "async"
     """`async`: training waits for a copy in memory, as large as a worker's part; `sync`: for the store, without one."""
-    interval: Literal["steps", "auto"] = "steps"
+    interval: Runtime[Literal["steps", "auto"]] = "steps"
     """`steps`: every `interval_steps`; `auto`: as often as the measured cost of a save and the faults advise."""
-    interval_steps: Annotated[int, Field(gt=0)] = 250
+    interval_steps: Runtime[PositiveInt] = 250
     """Save every this many steps, and at the end."""
-    mtbf_seconds: Annotated[float, Field(gt=0)] | None = None
+    mtbf_seconds: Runtime[PositiveFloat | None] = None
     """Mean time between faults, for interval=auto; null takes what the run has seen, at first a day."""
-    keep_last: Annotated[int, Field(gt=0)] = 2
+    keep_last: Runtime[PositiveInt] = 2
     """Newest checkpoints that are kept."""
-    keep_every_steps: Annotated[int, Field(gt=0)] | None = None
+    keep_every_steps: Runtime[PositiveInt | None] = None
     """Checkpoints at multiples of this many steps are kept for good."""
-    keep_best: Annotated[int, Field(ge=0)] = 0
+    keep_best: Runtime[NonNegativeInt] = 0
     """So many checkpoints with the best `best_metric` are kept, of those with a validation after their step."""
-    best_metric: Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"] = "val/loss_clm"
+    best_metric: Runtime[Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]] = (
+        "val/loss_clm"
+    )
     """What decides which checkpoints are best."""
-    max_failed_saves: Annotated[int, Field(ge=0)] = 3
+    max_failed_saves: Runtime[NonNegativeInt] = 3
     """Saves in a row that may fail, each one told; the next fails the run, and the last save of a run must not."""
-    grace_seconds: Annotated[float, Field(gt=0)] = 60
+    grace_seconds: Runtime[PositiveFloat] = 60
     """After a notice of termination the workers have this long for the step in hand and a last checkpoint."""
 
 
@@ -130,28 +133,28 @@ LEAST_NORMS = 20
 class GuardConfig(Config):
     """Which steps are skipped as bad; one whose loss or gradient is not finite always is."""
 
-    spike_sigma: Annotated[float, Field(gt=0)] | None = None
+    spike_sigma: Identity[PositiveFloat | None] = None
     """Skip a step whose gradient norm lies this many standard deviations above the mean; null skips none so."""
-    window_steps: Annotated[int, Field(ge=LEAST_NORMS)] = 100
+    window_steps: Identity[Annotated[int, Field(ge=LEAST_NORMS)]] = 100
     """Mean and deviation are taken over this many good steps before; below 20 of them none is a spike."""
-    max_consecutive: Annotated[int, Field(gt=0)] = 20
+    max_consecutive: Runtime[PositiveInt] = 20
     """After so many skipped steps in a row the run goes back."""
-    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    max_rollbacks: Runtime[NonNegativeInt] = 3
     """So often the run goes back to a checkpoint and passes over the data since; then it fails."""
 
 
 class TrackingConfig(Config):
     """Weights & Biases."""
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    mode: Runtime[Literal["auto", "online", "offline", "disabled"]] = "auto"
     """`auto`: online with a key in the environment, else offline."""
-    project: str = "gpt-orchestrator"
+    project: Runtime[str] = "gpt-orchestrator"
     """The W&B project."""
-    entity: str | None = None
+    entity: Runtime[str | None] = None
     """The W&B user or team; null takes the key's own."""
-    tags: tuple[str, ...] = ()
+    tags: Runtime[tuple[str, ...]] = ()
     """Tags of the W&B run."""
-    group: str | None = None
+    group: Runtime[str | None] = None
     """Group of the W&B run."""
-    num_samples: Annotated[int, Field(ge=0)] = 3
+    num_samples: Runtime[NonNegativeInt] = 3
     """Texts that are generated and logged after each validation."""

@@ -5,6 +5,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from modules.config import Config
@@ -66,7 +67,8 @@ def takes_text(field: FieldInfo) -> bool:
 
 def takes_texts(field: FieldInfo) -> bool:
     """Whether the field takes a list of texts, or one in place of it."""
-    return bool(field.metadata) and get_args(field.annotation) == (str, ...)
+    takes_one = any(isinstance(item, BeforeValidator) for item in field.metadata)
+    return takes_one and get_args(field.annotation) == (str, ...)
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:

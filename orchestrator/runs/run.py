@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.errors import RunMismatchError
 from orchestrator.storage.errors import NotFoundError
@@ -70,26 +70,10 @@ class Job:
 
 
 def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
-    """Return what decides the weights: data, model, objective, optimizer, batches, precision, seed and skipped steps.
-
-    Where and how it runs, what is logged, how a batch is shared out, when it goes back and when it gives up are no
-    part of it: a run may be continued with other limits.
-    """
-    training = config.training.model_dump(
-        mode="json",
-        include={"num_steps", "sequence_length", "global_batch_size", "precision", "attention_scope"},
-    )
-    guard = config.guard.model_dump(mode="json", include={"spike_sigma", "window_steps"})
-    return {
-        "command": "pretrain",
-        "data": data_name,
-        "seed": config.run.seed,
-        "model": config.model.model_dump(mode="json"),
-        "objective": config.objective.model_dump(mode="json"),
-        "optimizer": config.optimizer.model_dump(mode="json"),
-        "training": training,
-        "guard": guard,
-    }
+    """Return what decides the weights: the prepared data, and every setting that is marked `Identity`."""
+    decides = identity(config)
+    groups = {name: fields for name, fields in decides.items() if name not in ("run", "data", "tokenizer")}
+    return {"command": "pretrain", "data": data_name, "seed": decides["run"]["seed"], **groups}
 
 
 def open_run(storage: Storage, config: PretrainConfig, recipe: dict[str, Any]) -> Run:

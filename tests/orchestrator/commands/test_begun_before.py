@@ -1,0 +1,57 @@
+"""A run that an earlier version began goes on under this one: same recipe, same data, same curve."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.cli import main
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.runs.run import training_recipe
+
+BEGUN = Path(__file__).resolve().parents[2] / "fixtures" / "run_begun_at_0619955.tar.gz"
+"""Made by commit 0619955: twenty steps were asked for, and it was interrupted after the checkpoint at ten.
+
+Beside it lie, below `expected/`, the figures that the same run ended with there when it was not interrupted.
+"""
+COMMAND = (
+    *("pretrain", "run.name=begun", "data=files", "data.path=text.txt", "data.split=position", "data.val_fraction=0.1"),
+    *("tokenizer=byte", "model.num_layers=1", "model.num_heads=2", "model.hidden_dim=16", "model.max_positions=16"),
+    *("objective=mixed", "optimizer.warmup_steps=4", "training.num_steps=20", "training.sequence_length=16"),
+    *("training.global_batch_size=8", "training.val_interval_steps=10", "training.val_batches=2"),
+    *("checkpoint.interval_steps=10", "tracking.mode=disabled"),
+)
+
+
+@pytest.fixture
+def begun(empty_folder: Path) -> Path:
+    with tarfile.open(BEGUN) as archive:
+        archive.extractall(empty_folder, filter="data")
+    return empty_folder / "outputs/runs/begun"
+
+
+def test_run_begun_by_an_earlier_version_goes_on(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = (begun / "recipe.json").read_bytes()
+    prepared = sorted(path.name for path in Path("outputs/data").iterdir())
+    assert main(COMMAND) == 0
+    said = capsys.readouterr().out
+    assert "continues from the checkpoint after step 10" in said
+    assert "prepared" not in said
+    assert (begun / "recipe.json").read_bytes() == recipe
+    assert sorted(path.name for path in Path("outputs/data").iterdir()) == prepared
+    expected, found = (
+        json.loads(path.read_bytes()) for path in (Path("expected/metrics.json"), begun / "metrics.json")
+    )
+    for name in ("train/loss", "val/loss_clm", "val/loss_mlm", "optimizer/grad_norm", "optimizer/lr"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_fingerprint_of_a_run_without_a_name_is_that_of_the_earlier_version(begun: Path) -> None:
+    asked = yaml.safe_load((begun / "config.yaml").read_text())
+    recipe = json.loads((begun / "recipe.json").read_bytes())
+    made = training_recipe(PretrainConfig.model_validate(asked), recipe["data"])
+    assert made == recipe
+    assert fingerprint(made) == "e8b7f72283b46383"
