@@ -22,7 +22,7 @@ _MIN_CHUNK_ROWS = 256
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, chunk_size: int | None = None
 ) -> Tensor:
-    """Mean of `-log softmax(hidden @ weight.T)[targets]`, with the memory of a few chunks of logits.
+    """Sum of `-log softmax(hidden @ weight.T)[targets]`, with the memory of a few chunks of logits.
 
     The gradients are computed during the forward pass, so the backward pass never touches the weight: under ZeRO-3
     it exists only while the head runs forward. Matrices multiply in the autocast type if autocast is on, and the
@@ -36,13 +36,13 @@ def linear_cross_entropy(
         chunk_size: Rows of `hidden` at a time; None chooses by the size of the vocabulary.
 
     Returns:
-        The mean loss in nats, float32 (float64 for float64 input), a scalar.
+        The summed loss in nats, float32 (float64 for float64 input), a scalar; 0 without targets.
 
     Source: the chunking follows Apple's Cut Cross-Entropy, arXiv 2411.09009, and Liger Kernel, arXiv 2410.10989.
     """
     rows = chunk_size or chunk_rows(len(weight), weight.device.type)
     if not torch.is_grad_enabled():
-        return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows)[0] / len(targets)
+        return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows)[0]
     return _LinearCrossEntropy.apply(hidden, weight, targets, vocab_size, rows, _compute_dtype(hidden))
 
 
@@ -85,6 +85,8 @@ def _chunks(hidden: Tensor, weight: Tensor, vocab_size: int, rows: int) -> Itera
 
     Fresh pages for every chunk cost four times the softmax itself on CPU (measured), hence the buffer.
     """
+    if not len(hidden):
+        return
     num_chunks = -(-len(hidden) // rows)
     rows = -(-len(hidden) // num_chunks)
     buffer = hidden.new_empty(rows, len(weight), dtype=_sum_dtype(hidden.dtype))
@@ -102,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, rows: int, dtype: torch.dtype
     ) -> Tensor:
-        ctx.num_tokens, ctx.hidden_dtype, ctx.weight_dtype = len(hidden), hidden.dtype, weight.dtype
+        ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             loss, *grads = _loss_and_gradients(
                 hidden.to(dtype), weight.to(dtype), targets, vocab_size, rows, *ctx.needs_input_grad[:2]
@@ -114,24 +116,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad = ctx.saved_tensors
-        scale = loss_grad / ctx.num_tokens
         if hidden_grad is not None:
-            hidden_grad = (hidden_grad.to(scale.dtype) * scale).to(ctx.hidden_dtype)
+            hidden_grad = (hidden_grad.to(loss_grad.dtype) * loss_grad).to(ctx.hidden_dtype)
         if weight_grad is not None:
-            weight_grad = (weight_grad * scale).to(ctx.weight_dtype)
+            weight_grad = (weight_grad * loss_grad).to(ctx.weight_dtype)
         return hidden_grad, weight_grad, None, None, None, None
 
 
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, rows: int, wants_hidden: bool, wants_weight: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The mean loss and the gradients of the summed loss.
+    """The summed loss and its gradients.
 
-    Neither 1/N nor the loss scale is in the gradients: in half precision small values would be lost.
+    They are scaled in the backward pass alone: in half precision small values would be lost here.
     """
     sum_loss = torch.zeros((), dtype=_sum_dtype(hidden.dtype), device=hidden.device)
     hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-    weight_grad = None
+    weight_grad = weight.new_zeros(weight.shape) if wants_weight and not len(hidden) else None
     for chunk, logits, log_probs in _chunks(hidden, weight, vocab_size, rows):
         index = targets[chunk, None]
         sum_loss -= log_probs.gather(1, index).sum()
@@ -142,7 +143,7 @@ def _loss_and_gradients(
             hidden_grad[chunk] = product(grad, weight)
         if wants_weight:
             weight_grad = _add_product(weight_grad, grad.t(), hidden[chunk])
-    return sum_loss / len(hidden), hidden_grad, weight_grad
+    return sum_loss, hidden_grad, weight_grad
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B sequences, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,27 @@ from modules.errors import InputError
 from modules.model import GPT, KeyValueCache
 
 
-def sample(
-    model: GPT,
-    prompt_ids: Sequence[int],
-    *,
-    num_sequences: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
-    stop_id: int | None,
-) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class Sampling:
+    """How a prompt is continued."""
+
+    num_sequences: int = 1
+    """Continuations."""
+    max_new_tokens: int = 50
+    """Longest continuation."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Sample among the k likeliest (and their equals); None takes all."""
+    top_p: float | None = None
+    """Sample among the likeliest that together reach this probability; None takes all."""
+    seed: int = 0
+    """Decides the random numbers."""
+    stop_id: int | None = None
+    """A sequence ends with this token; None ends at `max_new_tokens` alone."""
+
+
+def sample(model: GPT, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
     """Continues one prompt in several sequences at once, a token of each at a time.
 
     Sequence i draws from random numbers of its own, keyed by (seed, i), so it is the same however many there are.
@@ -36,13 +46,7 @@ def sample(
     Args:
         model: On any device, whole.
         prompt_ids: Tokens to continue; of a prompt longer than the model's positions, the end counts.
-        num_sequences: Continuations.
-        max_new_tokens: Longest continuation.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Sample among the k likeliest (and their equals); None takes all.
-        top_p: Sample among the likeliest that together reach this probability; None takes all.
-        seed: Decides the random numbers.
-        stop_id: A sequence ends with this token; None ends at `max_new_tokens` alone.
+        sampling: How.
 
     Yields:
         int64 [num_sequences] on the CPU, the next token of each; `stop_id` for those that have ended. The last
@@ -52,12 +56,13 @@ def sample(
         InputError: The prompt is empty, or holds a token that the model does not have.
     """
     _check_prompt(prompt_ids, model.vocab_size)
-    return _sample(model, prompt_ids, num_sequences, max_new_tokens, temperature, top_k, top_p, seed, stop_id)
+    return _sample(model, prompt_ids, sampling)
 
 
-def sampling_probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def sampling_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities [B, V] that tokens are drawn with, float32, from logits [B, V]; temperature above 0."""
-    logits = logits.float() / temperature
+    logits = logits.float() / sampling.temperature
+    top_k, top_p = sampling.top_k, sampling.top_p
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))
@@ -70,30 +75,17 @@ def sampling_probabilities(logits: Tensor, temperature: float, top_k: int | None
 
 
 @torch.no_grad()
-def _sample(
-    model: GPT,
-    prompt_ids: Sequence[int],
-    num_sequences: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
-    stop_id: int | None,
-) -> Iterator[Tensor]:
+def _sample(model: GPT, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    uniforms = _uniforms(seed, num_sequences, max_new_tokens).to(device)
-    window = _Window(model, torch.tensor(prompt_ids, device=device), num_sequences, max_new_tokens)
+    num_sequences, count, stop_id = sampling.num_sequences, sampling.max_new_tokens, sampling.stop_id
+    uniforms = _uniforms(sampling.seed, num_sequences, count).to(device)
+    window = _Window(model, torch.tensor(prompt_ids, device=device), num_sequences, count)
     ended = torch.zeros(num_sequences, dtype=torch.bool, device=device)
     try:
-        for step in range(max_new_tokens):
-            logits = window.next_logits()
-            if temperature == 0:
-                tokens = logits.argmax(-1)
-            else:
-                tokens = _draw(sampling_probabilities(logits, temperature, top_k, top_p), uniforms[:, step])
+        for step in range(count):
+            tokens = _next_tokens(window.next_logits(), sampling, uniforms[:, step])
             if stop_id is not None:
                 tokens = tokens.masked_fill(ended, stop_id)
                 ended |= tokens == stop_id
@@ -103,6 +95,12 @@ def _sample(
             window.append(tokens)
     finally:
         model.train(was_training)
+
+
+def _next_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    return _draw(sampling_probabilities(logits, sampling), uniforms)
 
 
 class _Window:

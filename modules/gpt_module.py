@@ -1,25 +1,24 @@
-"""GPTModule: the glue between Lightning, the model and the objectives. No mathematics and no I/O of its own."""
+"""GPTModule: the glue between Lightning, the model and the objective. No mathematics and no I/O of its own."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from modules.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
-from modules.generation import sample
+from modules.config import ModelConfig, OptimizerConfig, TrainingConfig
+from modules.data.batches import Batch, Share
+from modules.generation import Sampling, sample
+from modules.losses import weighted_sum
 from modules.model import GPT
-from modules.objectives import Batch, causal_loss, masked_loss, objective_weights, sum_of_losses
+from modules.objective import Objective
 from modules.optimizer import build_optimizer, learning_rate, parameter_groups
-from modules.validation import validation_sums
-
-_LOSSES = {"clm": causal_loss, "mlm": masked_loss}
 
 
 class GPTModule(LightningModule):
-    """Trains one GPT on the causal and the masked objective, weighted by the phase that the step lies in.
+    """Trains one GPT on the losses of an objective.
 
     `step` counts finished optimizer steps. It alone decides phase and learning rate, and together with `data_offset`,
     the steps of data that were passed over, the data; Lightning's own counters are kept equal to it.
@@ -27,32 +26,31 @@ class GPTModule(LightningModule):
     Args:
         model: Shape of the Transformer.
         vocab_size: Tokens of the tokenizer.
-        token_num_bytes: int [vocab_size], UTF-8 bytes that each token stands for; bits per byte need it.
-        accumulation_steps: Micro-batches in a step on this worker.
-        dropout_seed: Decides dropout masks together with step and micro-batch; differs between ranks.
+        objective: What is learned.
+        share: Which part of each global batch this worker computes.
+        seed: Decides initial weights, and dropout masks together with rank, step and micro-batch.
     """
-
-    token_num_bytes: Tensor
 
     def __init__(
         self,
         *,
         model: ModelConfig,
         vocab_size: int,
-        token_num_bytes: np.ndarray,
-        objective: ObjectiveConfig,
+        objective: Objective,
         optimizer: OptimizerConfig,
         training: TrainingConfig,
-        accumulation_steps: int,
-        dropout_seed: int,
+        share: Share,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.model_config, self.objective, self.optimizer_config = model, objective, optimizer
-        self.training_config, self.vocab_size = training, vocab_size
-        self.accumulation_steps, self.dropout_seed = accumulation_steps, dropout_seed
-        self.register_buffer("token_num_bytes", torch.from_numpy(token_num_bytes.astype(np.int64)), persistent=False)
+        self.model_config, self.vocab_size, self.objective = model, vocab_size, objective
+        self.optimizer_config, self.training_config = optimizer, training
+        self.share, self.seed = share, seed
+        self.accumulation_steps = share.accumulation_steps
         self.step = self.data_offset = 0
         self.last_metrics: dict[str, Tensor | float] = {}
+        self.num_targets: dict[str, tuple[float, float]] = {}
+        """By loss: targets of this worker's last step, and those that the objective gives for the global batch."""
         self._micro_losses: list[dict[str, Tensor]] = []
 
     def configure_model(self) -> None:
@@ -66,43 +64,63 @@ class GPTModule(LightningModule):
         return build_optimizer(parameter_groups(self.model, self.optimizer_config), self.optimizer_config)
 
     @property
-    def objective_weights(self) -> dict[str, float]:
-        """Weight of each objective that counts in the current step."""
-        return objective_weights(self.objective, self.step, self.training_config.num_steps)
+    def tokens_per_step(self) -> int:
+        """Over all workers."""
+        return self.objective.global_batch_size * self.objective.sequence_length
+
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether this micro-batch, counted from 0 through the whole fit, is the last one of its step."""
+        return (batch_idx + 1) % self.accumulation_steps == 0
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         micro = batch_idx % self.accumulation_steps
         if self.model_config.dropout:
             # a function of the step, so that a resumed run draws the same masks without stored generator states
-            torch.manual_seed(hash((self.dropout_seed, self.step, micro)))
+            torch.manual_seed(hash((hash((self.seed, self.share.rank)), self.step, micro)))
         if micro == 0:
             rate = learning_rate(self.optimizer_config, self.step, self.training_config.num_steps)
             for group in self.trainer.strategy.optimizers[0].param_groups:
                 group["lr"] = rate
-            self.last_metrics = {"optimizer/lr": rate}
+            self.last_metrics, self.num_targets = {"optimizer/lr": rate}, {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        weights = self.objective_weights
-        losses = {name: _LOSSES[name](self.model, batch) for name in weights}
-        loss = sum_of_losses(losses, weights)
+        weights = self.objective.weights(self.step)
+        losses = self._losses(batch, weights)
+        loss = weighted_sum(losses, weights)
         self._micro_losses.append({"loss": loss.detach(), **{f"loss_{name}": v.detach() for name, v in losses.items()}})
         # here, before the optimizer moves: whether it may depends on the loss
-        if (batch_idx + 1) % self.accumulation_steps == 0:
+        if self.ends_step(batch_idx):
             for name in self._micro_losses[0]:
                 self.last_metrics[f"train/{name}"] = torch.stack([losses[name] for losses in self._micro_losses]).mean()
             self._micro_losses.clear()
         return loss
 
+    def _losses(self, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return each loss, divided so that the mean over a step's micro-batches and workers is that of all targets.
+
+        Lightning takes the mean over micro-batches, DDP and ZeRO over workers. So the sum of a micro-batch is divided
+        by the targets of the global batch and by its own share of that batch, never by the targets it happens to hold.
+        """
+        share = self.share.micro_batch_size / self.share.global_batch_size
+        expected = self.objective.num_targets(batch["step"])
+        losses = {}
+        for name in names:
+            loss = self.objective.loss(name, self.model, batch)
+            losses[name] = loss.total / (expected[name] * share)
+            seen, _ = self.num_targets.get(name, (0.0, 0.0))
+            self.num_targets[name] = seen + loss.num_targets, expected[name]
+        return losses
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # DeepSpeed counts micro-batches itself and is called for each of them
-        if (batch_idx + 1) % self.accumulation_steps == 0:
+        if self.ends_step(batch_idx):
             self.step += 1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return this micro-batch's sums; see `validation.validation_sums`."""
-        return validation_sums(self.model, batch, self.token_num_bytes)
+        """Return this micro-batch's sums; see `Objective.validation_sums`."""
+        return self.objective.validation_sums(self.model, batch)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
-        """Continue `batch["prompt_ids"]`; every rank takes the same number of steps, as ZeRO-3 needs."""
-        return list(sample(self.model, **batch))
+    def predict_step(self, batch: tuple[Sequence[int], Sampling], batch_idx: int) -> list[Tensor]:
+        """Continue a prompt; every rank takes the same number of steps, as ZeRO-3 needs."""
+        return list(sample(self.model, *batch))

@@ -117,7 +117,7 @@ class OutputHead(nn.Module):
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, *, statistics: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Mean loss in nats of [..., D] for targets [...]; see `logits` and `statistics` for the other two uses."""
+        """Summed loss in nats of [..., D] for targets [...]; see `logits` and `statistics` for the other two uses."""
         if targets is None:
             return F.linear(hidden, self.weight)[..., : self.vocab_size]
         measure = linear_cross_entropy_stats if statistics else linear_cross_entropy

@@ -5,23 +5,23 @@ import math
 import torch
 from torch import Tensor
 
+from modules.data.batches import Batch
+from modules.losses import Statistics, causal_statistics, masked_statistics
 from modules.model import GPT
-from modules.objectives import Batch, LossSums, causal_statistics, masked_statistics
 
 
-def validation_sums(model: GPT, batch: Batch, token_num_bytes: Tensor) -> Tensor:
+def validation_sums(model: GPT, batch: Batch) -> Tensor:
     """Return float64 [6]: nats, targets and bytes of next-token prediction; nats, targets and hits of masked.
 
     Args:
         model: In evaluation mode.
-        batch: A micro-batch; without masked inputs the last three sums are 0.
-        token_num_bytes: int64 [V], UTF-8 bytes that each token stands for.
+        batch: A micro-batch with `num_bytes`; without masked inputs the last three sums are 0.
     """
     causal = causal_statistics(model, batch)
-    masked = masked_statistics(model, batch) if "mlm_targets" in batch else LossSums(0.0, 0, 0)
-    num_bytes = token_num_bytes[batch["targets"]].sum()
-    sums = (causal.nats, causal.count, num_bytes, masked.nats, masked.count, masked.correct)
-    return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=num_bytes.device) for value in sums])
+    masked = masked_statistics(model, batch) if "mlm_targets" in batch else Statistics(0.0, 0, 0)
+    sums = (causal.nats, causal.count, batch["num_bytes"], masked.nats, masked.count, masked.correct)
+    device = batch["targets"].device
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in sums])
 
 
 def validation_metrics(sums: Tensor) -> dict[str, float]:

@@ -38,18 +38,6 @@ def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     )
 
 
-def test_a_training_without_ordered_faults_imports_nothing_of_them() -> None:
-    script = """
-import sys, orchestrator.training.train as train
-from orchestrator.configuration.commands import PretrainConfig
-parts = train._Parts(PretrainConfig(), *[None] * 6)
-assert train._ordered_fault(parts) == []
-assert train._storage_of_saves(parts) is None
-assert not {"orchestrator.training.faults", "orchestrator.training.callbacks.faults"} & set(sys.modules)
-"""
-    assert "torch" in imported_by(script)
-
-
 @pytest.mark.parametrize("module", ["prepare", "pretrain", "evaluate", "generate", "runs", "doctor"])
 def test_command_module_imports_neither_ray_nor_deepspeed_nor_wandb(module: str) -> None:
     loaded = imported_by(f"import orchestrator.commands.{module}")

@@ -4,20 +4,80 @@ B sequences in a micro-batch, T positions, K positions that the masked objective
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from modules.config import ObjectiveConfig
-from modules.data.masking import Masker
+from modules.data.masking import Masker, num_masked
 from modules.data.sampler import WindowOrder
 from modules.data.shards import TokenStream, check_length
 from modules.data.tokenizer import Tokenizer
 from modules.errors import InputError
 
-Batch = dict[str, torch.Tensor | int]
+Batch = dict[str, Any]
+"""A micro-batch: tensors and plain numbers by name."""
 BLOCK_SAMPLES = 4096
 """Samples whose windows are found at once, so that the permutation costs a step next to nothing."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every global batch a worker computes.
+
+    Raises:
+        InputError: The global batch is no multiple of world_size x micro_batch_size.
+    """
+
+    global_batch_size: int
+    """Samples in a step, over all workers."""
+    micro_batch_size: int
+    """Samples that a worker computes at once."""
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size % (self.world_size * self.micro_batch_size):
+            raise InputError(
+                f"global_batch_size {self.global_batch_size} is not divisible by {self.world_size} workers x "
+                f"micro_batch_size {self.micro_batch_size}"
+            )
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches of this worker in a step."""
+        return self.global_batch_size // (self.world_size * self.micro_batch_size)
+
+    def places(self) -> np.ndarray:
+        """Places in the global batch that this worker computes: int64 [accumulation_steps, micro_batch_size].
+
+        Micro-batch a of rank r holds the places from (a x world_size + r) x micro_batch_size on.
+        """
+        everything = np.arange(self.global_batch_size)
+        return everything.reshape(-1, self.world_size, self.micro_batch_size)[:, self.rank]
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What decides a batch of token windows, besides text, step and share."""
+
+    sequence_length: int
+    """Tokens in a window."""
+    seed: int
+    """Decides the order of the windows, and the masks."""
+    objective: ObjectiveConfig
+    """How the masked objective masks."""
+    with_masked: bool = False
+    """Whether batches hold what the masked objective needs."""
+    with_documents: bool = False
+    """Whether attention stays within documents."""
+
+    @property
+    def num_masked(self) -> int:
+        """Positions that the masked objective predicts in each window."""
+        return num_masked(self.objective, self.sequence_length)
 
 
 class BatchMaker:
@@ -27,25 +87,23 @@ class BatchMaker:
         self,
         stream: TokenStream,
         tokenizer: Tokenizer,
-        *,
-        sequence_length: int,
-        seed: int,
-        objective: ObjectiveConfig,
-        with_masked: bool,
-        with_documents: bool,
-    ):
+        settings: BatchSettings,
+        token_num_bytes: np.ndarray | None = None,
+    ) -> None:
         """Takes what decides a batch, besides its windows.
+
+        Args:
+            token_num_bytes: int [V], UTF-8 bytes that each token stands for; with it each batch has `num_bytes`.
 
         Raises:
             InputError: The stream is shorter than one sample.
         """
-        check_length(len(stream), sequence_length)
-        self._stream = stream
-        self._length = sequence_length
-        self._with_documents = with_documents
+        check_length(len(stream), settings.sequence_length)
+        self._stream, self._settings, self._token_num_bytes = stream, settings, token_num_bytes
+        self._length = settings.sequence_length
         self._masker = (
-            Masker(objective, seed, tokenizer.special_ids, tokenizer.mask_id, tokenizer.vocab_size)
-            if with_masked
+            Masker(settings.objective, settings.seed, tokenizer.special_ids, tokenizer.mask_id, tokenizer.vocab_size)
+            if settings.with_masked
             else None
         )
 
@@ -60,7 +118,7 @@ class BatchMaker:
         Returns:
             `input_ids` and `targets` int64 [B, T], views of one [B, T + 1] copy; `sample_ids` int64 [B]; `step`; with
             masks `mlm_input_ids` int64 [B, T], `mlm_positions` and `mlm_targets` int64 [B, K]; with documents
-            `document_ids` int32 [B, T].
+            `document_ids` int32 [B, T]; with `token_num_bytes` `num_bytes`, what the targets stand for.
         """
         windows = torch.empty(len(starts), self._length + 1, dtype=torch.int64)
         self._stream.fill(starts, self._length + 1, windows.numpy())
@@ -68,9 +126,11 @@ class BatchMaker:
         batch["sample_ids"] = torch.from_numpy(samples)
         batch["step"] = step
         document_ids = None
-        if self._with_documents:
+        if self._settings.with_documents:
             document_ids = self._stream.document_ids(starts, self._length)
             batch["document_ids"] = torch.from_numpy(document_ids)
+        if self._token_num_bytes is not None:
+            batch["num_bytes"] = int(self._token_num_bytes[windows.numpy()[:, 1:]].sum())
         if self._masker is not None:
             masked = self._masker.mask(windows.numpy()[:, :-1], samples, document_ids)
             for name, values in zip(("mlm_input_ids", "mlm_positions", "mlm_targets"), masked, strict=True):
@@ -81,38 +141,15 @@ class BatchMaker:
 class Batches:
     """The training batches of one worker: the global batch of a step is the same for every way to share it out."""
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        tokenizer: Tokenizer,
-        *,
-        sequence_length: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        objective: ObjectiveConfig,
-        with_masked: bool,
-        with_documents: bool,
-    ):
-        """Takes the worker's place and all that decides a batch.
+    def __init__(self, stream: TokenStream, tokenizer: Tokenizer, settings: BatchSettings, share: Share) -> None:
+        """Takes the text, all that decides a batch, and the worker's share.
 
         Raises:
             InputError: The stream is shorter than one sample.
         """
-        self._maker = BatchMaker(
-            stream,
-            tokenizer,
-            sequence_length=sequence_length,
-            seed=seed,
-            objective=objective,
-            with_masked=with_masked,
-            with_documents=with_documents,
-        )
-        self._order = WindowOrder(len(stream), sequence_length, seed)
-        self._global_batch_size = global_batch_size
-        self._places = worker_places(global_batch_size, micro_batch_size, rank, world_size)
+        self._maker = BatchMaker(stream, tokenizer, settings)
+        self._order = WindowOrder(len(stream), settings.sequence_length, settings.seed)
+        self._global_batch_size, self._places = share.global_batch_size, share.places()
         self._block_steps = max(1, BLOCK_SAMPLES // self._places.size)
         self._block = -1
         self._block_starts = np.empty(0, dtype=np.int64)
@@ -146,22 +183,6 @@ class Batches:
         return self._block_starts[within]
 
 
-def worker_places(global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> np.ndarray:
-    """Places in the global batch that a worker computes: int64 [accumulation, micro_batch_size].
-
-    Micro-batch a of rank r holds the places from (a x world_size + r) x micro_batch_size on.
-
-    Raises:
-        InputError: The global batch is no multiple of world_size x micro_batch_size.
-    """
-    if global_batch_size % (world_size * micro_batch_size):
-        raise InputError(
-            f"global_batch_size {global_batch_size} is not divisible by {world_size} workers x micro_batch_size "
-            f"{micro_batch_size}"
-        )
-    return np.arange(global_batch_size).reshape(-1, world_size, micro_batch_size)[:, rank]
-
-
 class ValidationBatches:
     """The first windows of the held-out text, in order; the masks are the same at every validation."""
 
@@ -169,40 +190,19 @@ class ValidationBatches:
     """Held-out sample n gets other masks than training sample n."""
 
     def __init__(
-        self,
-        stream: TokenStream,
-        tokenizer: Tokenizer,
-        *,
-        sequence_length: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        num_batches: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        objective: ObjectiveConfig,
-        with_masked: bool,
-        with_documents: bool,
-    ):
-        """Takes the worker's place and all that decides a batch.
+        self, stream: TokenStream, tokenizer: Tokenizer, settings: BatchSettings, share: Share, num_batches: int
+    ) -> None:
+        """Takes the text, all that decides a batch, the worker's share, and how many global batches are asked for.
 
         Raises:
             InputError: The stream is shorter than one sample.
         """
-        self._maker = BatchMaker(
-            stream,
-            tokenizer,
-            sequence_length=sequence_length,
-            seed=seed + self.MASK_SEED_OFFSET,
-            objective=objective,
-            with_masked=with_masked,
-            with_documents=with_documents,
-        )
-        self._length = sequence_length
-        self._global_batch_size = global_batch_size
-        self._places = worker_places(global_batch_size, micro_batch_size, rank, world_size)
-        self._num_windows = (len(stream) - 1) // sequence_length
-        self.num_batches = min(num_batches, max(1, self._num_windows // global_batch_size))
+        settings = replace(settings, seed=settings.seed + self.MASK_SEED_OFFSET)
+        self._maker = BatchMaker(stream, tokenizer, settings, tokenizer.token_num_bytes())
+        self._length = settings.sequence_length
+        self._global_batch_size, self._places = share.global_batch_size, share.places()
+        self._num_windows = (len(stream) - 1) // self._length
+        self.num_batches = min(num_batches, max(1, self._num_windows // self._global_batch_size))
         """Whole global batches; where the text has not even one, its windows come again until it is full."""
 
     def __len__(self) -> int:

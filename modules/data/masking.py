@@ -12,6 +12,12 @@ POSITION_STREAM, KIND_STREAM, TOKEN_STREAM = 3, 4, 5
 LAST = np.uint64(2**63)
 
 
+def num_masked(objective: ObjectiveConfig, length: int) -> int:
+    """K: positions predicted in every sequence of `length`."""
+    candidates = length - int(objective.mlm_shift)
+    return min(candidates, max(1, round(objective.mlm_probability * length)))
+
+
 class Masker:
     """Chooses and corrupts positions by a hash of (seed, sample, position): the same wherever a sample is made."""
 
@@ -24,11 +30,6 @@ class Masker:
         self._is_special = np.zeros(vocab_size, dtype=bool)
         self._is_special[list(special_ids)] = True
         self._ordinary_ids = np.flatnonzero(~self._is_special)
-
-    def num_positions(self, length: int) -> int:
-        """K: positions predicted in every sequence of `length`."""
-        candidates = length - int(self._objective.mlm_shift)
-        return min(candidates, max(1, round(self._objective.mlm_probability * length)))
 
     def mask(self, inputs: np.ndarray, samples: np.ndarray, document_ids: np.ndarray | None) -> tuple[np.ndarray, ...]:
         """Masks a batch.
@@ -60,7 +61,7 @@ class Masker:
         order |= unwanted * LAST
         if self._objective.mlm_shift:
             order[:, 0] = np.iinfo(np.uint64).max
-        count = self.num_positions(length)
+        count = num_masked(self._objective, length)
         chosen = np.argpartition(order, count - 1, axis=1)[:, :count]
         chosen.sort(axis=1)
         return chosen

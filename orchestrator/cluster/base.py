@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from modules.errors import InputError
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.distributed.runtime import Event
 from orchestrator.errors import HardwareError, OrchestratorError
 from orchestrator.runs.run import Job
@@ -15,7 +15,7 @@ from orchestrator.runs.run import Job
 class Launcher(Protocol):
     """Starts the workers of one run and waits for them.
 
-    Made from a PretrainConfig; raises HardwareError then, before anything is written or waited for, when there is
+    Made from a TrainingRunConfig; raises HardwareError then, before anything is written or waited for, when there is
     less hardware than the workers ask for.
     """
 
@@ -53,7 +53,7 @@ def restart_event(number: int, limit: int | None, what: str = "restart") -> Even
     return {"kind": "restart", "number": number, "text": f"restarting from the last checkpoint ({what} {number}{of})"}
 
 
-def check_device(config: PretrainConfig, use_gpu: bool) -> None:
+def check_device(config: TrainingRunConfig, use_gpu: bool) -> None:
     """Refuse what this kind of device cannot compute.
 
     Raises:

@@ -10,7 +10,7 @@ from multiprocessing import forkserver, resource_tracker
 
 from orchestrator.distributed.runtime import STOP_SIGNALS
 
-_WORKERS_NEED = ["orchestrator.training.train", "torch._dynamo"]
+_WORKERS_NEED = ["orchestrator.training.train", "modules.pretraining", "torch._dynamo"]
 
 
 def start() -> None:

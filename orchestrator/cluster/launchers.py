@@ -1,10 +1,10 @@
 """Which launcher starts the workers. Foreign systems are imported only when they are chosen."""
 
 from orchestrator.cluster.base import Launcher
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import TrainingRunConfig
 
 
-def launcher_for(config: PretrainConfig) -> Launcher:
+def launcher_for(config: TrainingRunConfig) -> Launcher:
     """Return the launcher that `config` chooses; the local one never imports Ray.
 
     Raises:

@@ -22,7 +22,7 @@ from modules.errors import InputError
 from orchestrator.cluster import fork_server
 from orchestrator.cluster.base import check_device, is_final, restart_event
 from orchestrator.cluster.notices import passed_on
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.display.progress import ProgressDisplay
 from orchestrator.distributed.runtime import Event, Runtime
@@ -42,7 +42,7 @@ _SECONDS_FOR_THE_CAUSE = 0.5
 class LocalLauncher:
     """Trains on this machine's CPUs or GPUs."""
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: TrainingRunConfig) -> None:
         self._config = config.cluster
         self._num_workers = max(config.cluster.worker_counts)
         self._grace_seconds = config.checkpoint.grace_seconds

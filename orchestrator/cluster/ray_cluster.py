@@ -24,7 +24,7 @@ from orchestrator.cluster.base import check_device
 from orchestrator.cluster.notices import Notices, passed_on
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
 from orchestrator.cluster.ray_worker import Box, WorkerNotices, mailbox, this_process, work
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.distributed.runtime import Event
 from orchestrator.errors import HardwareError, StoppedError, WorkerError, exit_code
@@ -38,7 +38,7 @@ _LARGE_GROUP = 64
 class RayLauncher:
     """Trains on a Ray cluster: one that exists, or one that is started here for the time of the run."""
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: TrainingRunConfig) -> None:
         self._config, self._grace_seconds = config.cluster, config.checkpoint.grace_seconds
         present = _present_resources(config.cluster)
         _check_resources(config.cluster, present)

@@ -2,11 +2,11 @@
 
 import os
 import socket
-from typing import Any
 
 from orchestrator.artifacts.prepared_data import Needs, prepared_data
 from orchestrator.cluster.launchers import launcher_for
 from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.groups import StorageConfig
 from orchestrator.display.progress import ProgressDisplay, prepare_progress
 from orchestrator.display.results import show_results
 from orchestrator.runs import run as runs
@@ -15,6 +15,7 @@ from orchestrator.runs.goodput import goodput
 from orchestrator.runs.lease import lease
 from orchestrator.runs.run import Job, Run
 from orchestrator.storage.store import Storage
+from orchestrator.training.pretraining import PreparedText
 
 
 def run(config: PretrainConfig) -> None:
@@ -30,14 +31,15 @@ def run(config: PretrainConfig) -> None:
             runs.begin(storage, this_run, config)
             events = EventLog(storage, this_run.folder, DRIVER_KINDS)
             events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})
-            launcher.launch(Job(_for_workers(config, storage), this_run, data_name), events.and_then(display))
+            launcher.launch(_job(config, storage, this_run, data_name), events.and_then(display))
     spent = goodput(EventLog(storage, this_run.folder).read())
     show_results(this_run.name, this_run.metrics(storage) or {}, spent, _places(storage, this_run))
 
 
-def _for_workers(config: PretrainConfig, storage: Storage) -> dict[str, Any]:
-    """Return the configuration with an absolute root: workers may start in other folders."""
-    return {**config.model_dump(mode="json"), "storage": {"root": storage.url()}}
+def _job(config: PretrainConfig, storage: Storage, this_run: Run, data_name: str) -> Job:
+    """Return what workers need; they may start in other folders, so the root is made absolute."""
+    absolute = config.model_copy(update={"storage": StorageConfig(root=storage.url())})
+    return Job(absolute, this_run, PreparedText(data_name, config))
 
 
 def _places(storage: Storage, this_run: Run) -> list[str]:

@@ -38,11 +38,12 @@ class PrepareConfig(Config):
     tokenizer: TokenizerConfig = TokenizerConfig()
 
 
-class PretrainConfig(PrepareConfig):
-    """`orchestrator pretrain`: text to a trained model."""
+class TrainingRunConfig(Config):
+    """What every command that trains has, whatever is learned."""
 
+    run: RunConfig = RunConfig()
+    storage: StorageConfig = StorageConfig()
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     guard: GuardConfig = GuardConfig()
@@ -52,6 +53,12 @@ class PretrainConfig(PrepareConfig):
     tracking: TrackingConfig = TrackingConfig()
     faults: FaultsConfig | None = None
     """Null orders none."""
+
+
+class PretrainConfig(TrainingRunConfig, PrepareConfig):
+    """`orchestrator pretrain`: text to a trained model."""
+
+    objective: ObjectiveConfig = ObjectiveConfig()
 
 
 class ModelPath(Config):

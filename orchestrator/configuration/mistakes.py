@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from modules.config import Config
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.rules import cross_group_mistakes
 from orchestrator.configuration.schema import class_at, dotted, explanation, field_at, nearest, nearest_keys, shown
 from orchestrator.errors import ConfigError
@@ -92,7 +92,7 @@ def _missing_line(path: Path, kind: type[Config]) -> str:
 
 
 def _cross_group(known: Mapping[str, Any], kind: type[Config]) -> list[str]:
-    if not issubclass(kind, PretrainConfig):
+    if not issubclass(kind, TrainingRunConfig):
         return []
     unusable = {str(error["loc"][0]) for error in _errors(known, kind)}
     usable = {name: group for name, group in known.items() if name not in unusable}

@@ -1,37 +1,39 @@
 """How a step is shared out over workers, and the rules that join several groups."""
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 from modules.config import ObjectiveConfig, TrainingConfig
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.configuration.faults import fault_mistakes
 
 
-def accumulation_steps(config: PretrainConfig, num_workers: int) -> int:
+def accumulation_steps(config: TrainingRunConfig, num_workers: int) -> int:
     """Micro-batches that each of `num_workers` computes in a step (DESIGN, invariant 1)."""
     return config.training.global_batch_size // (num_workers * micro_batch_size(config, num_workers))
 
 
-def micro_batch_size(config: PretrainConfig, num_workers: int) -> int:
+def micro_batch_size(config: TrainingRunConfig, num_workers: int) -> int:
     """Sequences that each of `num_workers` computes at once."""
     return config.training.micro_batch_size or config.training.global_batch_size // num_workers
 
 
-def cross_group_mistakes(config: PretrainConfig, unusable: Collection[str] = ()) -> list[str]:
+def cross_group_mistakes(config: TrainingRunConfig, unusable: Collection[str] = ()) -> list[str]:
     """Every rule between groups that `config` breaks, one line each: path, value, rule, mend.
 
     Args:
         unusable: Groups that hold mistakes of their own; rules that read one of them are left out.
     """
-    return [line for groups, rule in RULES_BETWEEN_GROUPS if not groups & set(unusable) for line in rule(config)]
+    usable = set(type(config).model_fields) - set(unusable)
+    return [line for groups, rule in RULES_BETWEEN_GROUPS if groups <= usable for line in rule(config)]
 
 
-def _batches_are_shared_out(config: PretrainConfig) -> list[str]:
+def _batches_are_shared_out(config: TrainingRunConfig) -> list[str]:
     lines = [_batch_mistakes(config.training, num_workers) for num_workers in config.cluster.worker_counts]
     return [line for found in lines for line in found]
 
 
-def _sequence_fits(config: PretrainConfig) -> list[str]:
+def _sequence_fits(config: TrainingRunConfig) -> list[str]:
     length, positions = config.training.sequence_length, config.model.max_positions
     if length <= positions:
         return []
@@ -41,7 +43,7 @@ def _sequence_fits(config: PretrainConfig) -> list[str]:
     ]
 
 
-def _single_has_one_worker(config: PretrainConfig) -> list[str]:
+def _single_has_one_worker(config: TrainingRunConfig) -> list[str]:
     if config.strategy.name != "single" or max(config.cluster.worker_counts) == 1:
         return []
     return [
@@ -54,7 +56,7 @@ def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
     return _phase_mistakes(config.objective, config.training.num_steps)
 
 
-def _ordered_fault_can_happen(config: PretrainConfig) -> list[str]:
+def _ordered_fault_can_happen(config: TrainingRunConfig) -> list[str]:
     if config.faults is None:
         return []
     counts, keep_last = config.cluster.worker_counts, config.checkpoint.keep_last
@@ -83,11 +85,11 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
     ]
 
 
-RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[PretrainConfig], list[str]]], ...] = (
+RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
     (frozenset({"training", "cluster"}), _batches_are_shared_out),
     (frozenset({"training", "model"}), _sequence_fits),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _ordered_fault_can_happen),
 )
-"""Each rule with the groups that it reads."""
+"""Each rule with the groups that it reads; it holds for every command that has them all."""

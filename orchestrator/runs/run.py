@@ -3,15 +3,18 @@
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
 from orchestrator.artifacts.recipe import fingerprint, identity
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.errors import RunMismatchError
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
+
+if TYPE_CHECKING:
+    from modules.objective import Objective
 
 _FOLDER = "runs"
 _RECIPE, _CONFIG, _IDENTITY, _METRICS = "recipe.json", "config.yaml", "run.json", "metrics.json"
@@ -58,15 +61,31 @@ class Run:
         storage.write_bytes(self.metrics_name, _json(metrics))
 
 
+class ObjectiveSource(Protocol):
+    """Where the workers get their objective from; plain data, so that it can travel to any process."""
+
+    @property
+    def data_name(self) -> str:
+        """The prepared data's artifact, relative to the storage root."""
+        ...
+
+    def open(self, storage: Storage) -> "Objective":
+        """Return what is learned.
+
+        Raises:
+            OrchestratorError: the data is damaged, or cannot be read.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs to train: plain data, so that it can travel to any process."""
+    """What every worker needs to train; it can travel to any process."""
 
-    config: dict[str, Any]
-    """The validated PretrainConfig as a plain dict."""
+    config: TrainingRunConfig
+    """Its storage root is absolute: workers may start in other folders."""
     run: Run
-    data_name: str
-    """The prepared data's artifact, relative to the storage root."""
+    objective: ObjectiveSource
 
 
 def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
@@ -76,13 +95,13 @@ def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
     return {"command": "pretrain", "data": data_name, "seed": decides["run"]["seed"], **groups}
 
 
-def open_run(storage: Storage, config: PretrainConfig, recipe: dict[str, Any]) -> Run:
+def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]) -> Run:
     """Return the run that `config` names, new or begun before; writes nothing.
 
     Raises:
         RunMismatchError: a run of this name has another recipe; the message lists what differs.
     """
-    name = config.run.name or f"pretrain-{fingerprint(recipe)[:8]}"
+    name = config.run.name or f"{recipe['command']}-{fingerprint(recipe)[:8]}"
     begun = find_run(storage, name)
     if begun is None:
         return Run(name, recipe, secrets.token_hex(4))
@@ -105,7 +124,7 @@ def folder_names(storage: Storage) -> list[str]:
     return storage.list(_FOLDER, folders_only=True)
 
 
-def begin(storage: Storage, run: Run, config: PretrainConfig) -> None:
+def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
     """Write what was asked into the run's folder, the recipe last: a run has begun when it is there."""
     asked = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     storage.write_bytes(f"{run.folder}/{_CONFIG}", asked.encode())

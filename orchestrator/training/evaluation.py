@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from modules.config import ObjectiveConfig
-from modules.data.batches import BatchMaker
+from modules.data.batches import BatchMaker, BatchSettings
 from modules.data.shards import TokenStream
 from modules.validation import validation_metrics, validation_sums
 from orchestrator.artifacts.models import TrainedModel
@@ -47,22 +47,14 @@ def evaluate(
     Raises:
         InputError: the text is shorter than one window.
     """
-    maker = BatchMaker(
-        windows.stream,
-        trained.tokenizer,
-        sequence_length=windows.length,
-        seed=seed,
-        objective=objective,
-        with_masked=trained.knows_mask,
-        with_documents=False,
-    )
-    table = torch.from_numpy(trained.tokenizer.token_num_bytes().astype(np.int64)).to(trained.device)
+    settings = BatchSettings(windows.length, seed, objective, with_masked=trained.knows_mask)
+    maker = BatchMaker(windows.stream, trained.tokenizer, settings, trained.tokenizer.token_num_bytes())
     total = torch.zeros(6, dtype=torch.float64)
     for first in range(0, windows.count, windows.batch_size):
         samples = np.arange(first, min(first + windows.batch_size, windows.count))
         batch = maker.make(samples * windows.length, samples, 0)
         on_device = {name: v.to(trained.device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
-        total += validation_sums(trained.model, on_device, table).cpu()
+        total += validation_sums(trained.model, on_device).cpu()
         progress(int(samples[-1]) + 1)
     return validation_metrics(total)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from modules.config import ObjectiveConfig, TokenizerConfig
-from modules.data.batches import Batches
+from modules.data.batches import Batches, BatchSettings, Share
 from modules.data.shards import TokenStream
 from modules.data.tokenizer import Tokenizer, build_tokenizer
 
@@ -48,19 +48,8 @@ def _compare(path: Path, tokenizer: Tokenizer, batch_size: int, length: int) -> 
 
 def _ours(path: Path, tokenizer: Tokenizer, batch_size: int, length: int) -> Callable[[], None]:
     tokens = np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
-    batches = Batches(
-        TokenStream([tokens], np.zeros(1, dtype=np.int64)),
-        tokenizer,
-        sequence_length=length,
-        global_batch_size=batch_size,
-        micro_batch_size=batch_size,
-        seed=1,
-        rank=0,
-        world_size=1,
-        objective=ObjectiveConfig(),
-        with_masked=False,
-        with_documents=False,
-    )
+    text = TokenStream([tokens], np.zeros(1, dtype=np.int64))
+    batches = Batches(text, tokenizer, BatchSettings(length, 1, ObjectiveConfig()), Share(batch_size, batch_size))
     stream = batches.from_step(0)
 
     def run() -> None:

@@ -63,7 +63,7 @@ def forward_and_backward(variant: str, data: tuple[Tensor, Tensor, Tensor], voca
     """Gradients of hidden states and weight, dropped at once."""
     hidden, weight, targets = data
     if variant == "ours":
-        loss = linear_cross_entropy(hidden, weight, targets, vocab_size)
+        loss = linear_cross_entropy(hidden, weight, targets, vocab_size) / len(targets)
     else:
         loss = F.cross_entropy(hidden @ weight[:vocab_size].t(), targets)
     torch.autograd.grad(loss, (hidden, weight))

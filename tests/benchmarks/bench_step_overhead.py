@@ -23,17 +23,17 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from modules.data.batches import Batches
-from modules.data.shards import TokenData
+from modules.data.batches import Batch, Share
+from modules.losses import causal_loss
 from modules.model import GPT, initialize
-from modules.objectives import Batch, causal_loss
 from modules.optimizer import build_optimizer, parameter_groups
 from orchestrator.artifacts.prepared_data import Needs, prepared_data
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.runs import run as runs
 from orchestrator.runs.run import Job
 from orchestrator.storage.store import Storage
+from orchestrator.training.pretraining import PreparedText
 from orchestrator.training.train import train
 
 Row = tuple[str, float, float, float]
@@ -75,13 +75,19 @@ def alternating_medians(runs_by_name: dict[str, Callable[[], list[float]]]) -> d
 
 def make_runs(folder: Path) -> dict[str, Callable[[], list[float]]]:
     """Trainings that return the time after every `WINDOW` steps."""
-    config, job = make_job(folder)
-    data = TokenData.open(folder / job.data_name)
+    job = make_job(folder)
+    config, storage = job.config, Storage(str(folder))
+    size = config.training.global_batch_size
+
+    def batches() -> Iterator[Batch]:
+        """The batches that ours trains on, made in the same way and at the same cost."""
+        return job.objective.open(storage).batches(Share(size, size), first_step=0)
+
     return {
         "ours": lambda: ours(job),
-        "raw torch": lambda: raw_torch(config, batches(config, data)),
-        "plain Lightning": lambda: lightning(config, batches(config, data), clips_and_logs=False),
-        "Lightning that clips and logs": lambda: lightning(config, batches(config, data), clips_and_logs=True),
+        "raw torch": lambda: raw_torch(config, batches()),
+        "plain Lightning": lambda: lightning(config, batches(), clips_and_logs=False),
+        "Lightning that clips and logs": lambda: lightning(config, batches(), clips_and_logs=True),
     }
 
 
@@ -98,13 +104,13 @@ def ours(job: Job) -> list[float]:
     return stamps
 
 
-def raw_torch(config: PretrainConfig, stream: Iterable[Batch]) -> list[float]:
+def raw_torch(config: TrainingRunConfig, stream: Iterable[Batch]) -> list[float]:
     """The loop of a tutorial."""
     stamps: list[float] = []
     model = build_model(config)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     for batch in stamped(stream, stamps):
-        loss = causal_loss(model, batch)
+        loss = causal_loss(model, batch).total / batch["targets"].numel()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -114,12 +120,12 @@ def raw_torch(config: PretrainConfig, stream: Iterable[Batch]) -> list[float]:
 class Plain(LightningModule):
     """The least that Lightning needs."""
 
-    def __init__(self, config: PretrainConfig, logs: bool) -> None:
+    def __init__(self, config: TrainingRunConfig, logs: bool) -> None:
         super().__init__()
         self.model, self._config, self._logs = build_model(config), config.optimizer, logs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = causal_loss(self.model, batch)
+        loss = causal_loss(self.model, batch).total / batch["targets"].numel()
         if self._logs:
             self.log("train/loss", loss)
         return loss
@@ -128,7 +134,7 @@ class Plain(LightningModule):
         return build_optimizer(parameter_groups(self.model, self._config), self._config)
 
 
-def lightning(config: PretrainConfig, stream: Iterable[Batch], clips_and_logs: bool) -> list[float]:
+def lightning(config: TrainingRunConfig, stream: Iterable[Batch], clips_and_logs: bool) -> list[float]:
     """A fit without callbacks; the clock is looked at when a batch is asked for."""
     stamps: list[float] = []
     trainer = Trainer(
@@ -154,32 +160,14 @@ def stamped(stream: Iterable[Batch], stamps: list[float]) -> Iterator[Batch]:
         yield batch
 
 
-def build_model(config: PretrainConfig) -> GPT:
+def build_model(config: TrainingRunConfig) -> GPT:
     """The model with its first weights."""
     model = GPT(config.model, config.model.vocab_size or 0)
     initialize(model, seed=1)
     return model
 
 
-def batches(config: PretrainConfig, data: TokenData) -> Iterator[Batch]:
-    """The batches that ours trains on, made in the same way and at the same cost."""
-    training = config.training
-    return Batches(
-        data.train,
-        data.tokenizer,
-        sequence_length=training.sequence_length,
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=training.global_batch_size,
-        seed=config.run.seed,
-        rank=0,
-        world_size=1,
-        objective=config.objective,
-        with_masked=False,
-        with_documents=False,
-    ).from_step(0)
-
-
-def make_job(folder: Path) -> tuple[PretrainConfig, Job]:
+def make_job(folder: Path) -> Job:
     """A job over a little prepared text; ours trains it again under a new name each time."""
     (folder / "text.txt").write_text("the quick brown fox jumps over a lazy dog. " * 500)
     config = PretrainConfig.model_validate(
@@ -203,7 +191,7 @@ def make_job(folder: Path) -> tuple[PretrainConfig, Job]:
     storage = Storage(config.storage.root)
     name = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda _: lambda *_: None)
     run = runs.open_run(storage, config, runs.training_recipe(config, name))
-    return config, Job(config.model_dump(mode="json"), run, name)
+    return Job(config, run, PreparedText(name, config))
 
 
 if __name__ == "__main__":

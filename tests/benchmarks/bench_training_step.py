@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from modules.config import ModelConfig, OptimizerConfig
 from modules.huggingface import save_huggingface
+from modules.losses import causal_loss
 from modules.model import GPT, initialize
-from modules.objectives import causal_loss
 from modules.optimizer import build_optimizer, parameter_groups
 
 Row = tuple[str, float, float, float]
@@ -60,7 +60,7 @@ def make_steps(batch_size: int, length: int, vocab_size: int) -> dict[str, Calla
     batch = {"input_ids": inputs, "targets": targets}
     peer, plain = transformers_model(model), plain_model(model)
     return {
-        "ours": training_step(model, lambda: causal_loss(model, batch)),
+        "ours": training_step(model, lambda: causal_loss(model, batch).total / targets.numel()),
         "transformers": training_step(
             peer, lambda: F.cross_entropy(peer(inputs, use_cache=False).logits.flatten(0, 1), targets.flatten())
         ),

@@ -10,16 +10,14 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from jobs import begun_job
 from planted_faults import Planted, PlantedLoss
 from tiny_run import write_text
 from worker_pool import Outcome, Pools
 
-from orchestrator.artifacts.prepared_data import Needs, prepared_data
 from orchestrator.checkpoints.background_writer import BackgroundWriter
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import PretrainConfig
-from orchestrator.runs import run as runs
-from orchestrator.runs.run import Job
 from orchestrator.storage.store import Storage
 
 STEPS = 8
@@ -86,13 +84,8 @@ class Workshop:
                 "tracking": {"mode": "disabled"},
             }
         )
-        storage = Storage(config.storage.root)
-        data = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda total: lambda *done: None)
-        run = runs.open_run(storage, config, runs.training_recipe(config, data))
-        runs.begin(storage, run, config)
-        job = Job(config.model_dump(mode="json"), run, data)
         around = around or (Planted((as_on_gpu, OVERFLOWS)) if precision == "16" else Planted(()))
-        return self._pools[way[1]].train(job, around)
+        return self._pools[way[1]].train(begun_job(config), around)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +114,7 @@ def as_on_gpu(rank: int) -> Iterator[None]:
         return Trainer(strategy=strategy, plugins=[plugin], **settings)
 
     with (
-        patch("orchestrator.training.train.Trainer", trainer),
+        patch("orchestrator.training.fit.Trainer", trainer),
         patch.object(CPU_Accelerator, "is_fp16_supported", lambda self: True),
         patch.object(CPU_Accelerator, "supported_dtypes", lambda self: [torch.float, torch.bfloat16, torch.half]),
     ):

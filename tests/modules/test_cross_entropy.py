@@ -21,6 +21,10 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy((hidden @ weight[:VOCAB].t()).float(), targets)
 
 
+def mean_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *others: int | None) -> Tensor:
+    return linear_cross_entropy(hidden, weight, targets, *others) / len(targets)
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
@@ -30,7 +34,7 @@ def test_loss_and_gradients_equal_the_plain_computation(chunk_size: int | None) 
     hidden, weight, targets = inputs()
     expected = plain(hidden, weight, targets)
     expected_grads = torch.autograd.grad(3 * expected, (hidden, weight))
-    loss = linear_cross_entropy(hidden, weight, targets, VOCAB, chunk_size)
+    loss = mean_loss(hidden, weight, targets, VOCAB, chunk_size)
     grads = torch.autograd.grad(3 * loss, (hidden, weight))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert all(relative_error(g, e) < 1e-5 for g, e in zip(grads, expected_grads, strict=True))
@@ -38,7 +42,7 @@ def test_loss_and_gradients_equal_the_plain_computation(chunk_size: int | None) 
 
 def test_gradients_equal_finite_differences_in_float64() -> None:
     hidden, weight, targets = inputs(torch.float64)
-    loss = lambda hidden, weight: linear_cross_entropy(hidden, weight, targets, VOCAB, 8)  # noqa: E731
+    loss = lambda hidden, weight: mean_loss(hidden, weight, targets, VOCAB, 8)  # noqa: E731
     assert torch.autograd.gradcheck(loss, (hidden, weight))
 
 
@@ -46,7 +50,7 @@ def test_padding_rows_get_no_probability_and_no_gradient() -> None:
     hidden, weight, targets = inputs()
     with torch.no_grad():
         weight[VOCAB:] = 1e4
-    linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
+    mean_loss(hidden, weight, targets, VOCAB).backward()
     assert weight.grad is not None
     assert not weight.grad[VOCAB:].any()
     assert hidden.grad is not None
@@ -56,11 +60,11 @@ def test_padding_rows_get_no_probability_and_no_gradient() -> None:
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
 def test_a_frozen_input_changes_no_gradient_of_the_other(frozen: str) -> None:
     hidden, weight, targets = inputs()
-    linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
+    mean_loss(hidden, weight, targets, VOCAB).backward()
     expected = (weight if frozen == "hidden" else hidden).grad
     hidden, weight, targets = inputs()
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
-    linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
+    mean_loss(hidden, weight, targets, VOCAB).backward()
     found = (weight if frozen == "hidden" else hidden).grad
     assert expected is not None
     assert found is not None
@@ -69,21 +73,19 @@ def test_a_frozen_input_changes_no_gradient_of_the_other(frozen: str) -> None:
 
 def test_loss_without_gradients_is_the_same() -> None:
     hidden, weight, targets = inputs()
-    loss = linear_cross_entropy(hidden, weight, targets, VOCAB)
+    loss = mean_loss(hidden, weight, targets, VOCAB)
     with torch.no_grad():
-        without = linear_cross_entropy(hidden, weight, targets, VOCAB)
+        without = mean_loss(hidden, weight, targets, VOCAB)
     assert not without.requires_grad
     assert torch.equal(without, loss.detach())
 
 
 def test_two_calls_add_their_gradients_up() -> None:
     hidden, weight, targets = inputs()
-    (
-        linear_cross_entropy(hidden, weight, targets, VOCAB) + linear_cross_entropy(hidden, weight, targets, VOCAB)
-    ).backward()
+    (mean_loss(hidden, weight, targets, VOCAB) + mean_loss(hidden, weight, targets, VOCAB)).backward()
     twice = weight.grad
     hidden, weight, targets = inputs()
-    linear_cross_entropy(hidden, weight, targets, VOCAB).backward()
+    mean_loss(hidden, weight, targets, VOCAB).backward()
     assert twice is not None
     assert weight.grad is not None
     assert torch.allclose(twice, 2 * weight.grad, rtol=1e-6, atol=0)
@@ -91,7 +93,7 @@ def test_two_calls_add_their_gradients_up() -> None:
 
 def test_backward_never_touches_the_weight() -> None:
     hidden, weight, targets = inputs()
-    loss = linear_cross_entropy(hidden, weight, targets, VOCAB)
+    loss = mean_loss(hidden, weight, targets, VOCAB)
     expected = torch.autograd.grad(loss, weight, retain_graph=True)[0]
     with torch.no_grad():
         weight.fill_(float("nan"))
@@ -102,7 +104,7 @@ def test_backward_never_touches_the_weight() -> None:
 def test_autocast_multiplies_in_half_precision_and_keeps_float32_gradients(dtype: torch.dtype) -> None:
     hidden, weight, targets = inputs()
     with torch.autocast("cpu", dtype):
-        loss = linear_cross_entropy(hidden, weight, targets, VOCAB, 8)
+        loss = mean_loss(hidden, weight, targets, VOCAB, 8)
         expected = plain(hidden, weight, targets)
     grads = torch.autograd.grad(loss, (hidden, weight))
     expected_grads = torch.autograd.grad(expected, (hidden, weight))
@@ -115,7 +117,7 @@ def test_float16_gradients_survive_a_large_loss_scale_and_many_tokens() -> None:
     hidden, weight, targets = (torch.cat([t] * 200) if i != 1 else t for i, t in enumerate(inputs(torch.float16)))
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     scale = 2.0**16
-    (scale * linear_cross_entropy(hidden, weight, targets, VOCAB, 64)).backward()
+    (scale * mean_loss(hidden, weight, targets, VOCAB, 64)).backward()
     exact_hidden, exact_weight = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     (scale * plain(exact_hidden, exact_weight, targets)).backward()
     for found, exact in ((hidden.grad, exact_hidden.grad), (weight.grad, exact_weight.grad)):
@@ -135,7 +137,7 @@ def test_statistics_are_the_sum_and_the_hits() -> None:
 
 def test_loss_of_an_impossible_token_is_exact_and_finite() -> None:
     hidden, weight = torch.ones(1, 1), torch.tensor([[200.0], [0.0]])
-    loss = linear_cross_entropy(hidden, weight, torch.tensor([1]), 2)
+    loss = mean_loss(hidden, weight, torch.tensor([1]), 2)
     assert loss.item() == pytest.approx(200.0)
 
 
@@ -150,3 +152,12 @@ def test_chunks_hold_a_bounded_number_of_logits(num_columns: int, device: str) -
 
 def test_small_vocabularies_are_computed_in_one_chunk() -> None:
     assert chunk_rows(128, "cpu") >= 12 * 256
+
+
+def test_no_targets_give_no_loss_and_gradients_of_zero() -> None:
+    hidden, weight, targets = inputs()
+    loss = linear_cross_entropy(hidden[:0], weight, targets[:0], VOCAB)
+    grads = torch.autograd.grad(loss, (hidden, weight))
+    assert loss.item() == 0
+    assert [grad.abs().max().item() for grad in grads] == [0, 0]
+    assert linear_cross_entropy_stats(hidden[:0], weight, targets[:0], VOCAB) == (0, 0)

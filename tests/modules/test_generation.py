@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.config import ModelConfig
 from modules.errors import InputError
-from modules.generation import sample, sampling_probabilities
+from modules.generation import Sampling, sample, sampling_probabilities
 from modules.huggingface import save_huggingface
 from modules.model import GPT
 
@@ -37,16 +37,7 @@ def transformers() -> Any:
 
 def continuation(model: GPT, prompt: list[int] = PROMPT, **changes: Any) -> Tensor:
     """int64 [num_sequences, tokens]"""
-    settings = {
-        "num_sequences": 1,
-        "max_new_tokens": 20,
-        "temperature": 1.0,
-        "top_k": None,
-        "top_p": None,
-        "seed": 7,
-        "stop_id": None,
-    }
-    return torch.stack(list(sample(model, prompt, **{**settings, **changes})), dim=1)
+    return torch.stack(list(sample(model, prompt, Sampling(**{"max_new_tokens": 20, "seed": 7, **changes}))), dim=1)
 
 
 @torch.no_grad()
@@ -113,7 +104,8 @@ def test_probabilities_equal_transformers(
     warpers += [transformers.TopKLogitsWarper(top_k)] if top_k else []
     warpers += [transformers.TopPLogitsWarper(top_p)] if top_p else []
     expected = transformers.LogitsProcessorList(warpers)(None, logits.clone()).softmax(-1)
-    torch.testing.assert_close(sampling_probabilities(logits, temperature, top_k, top_p), expected, rtol=1e-5, atol=0)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    torch.testing.assert_close(sampling_probabilities(logits, sampling), expected, rtol=1e-5, atol=0)
 
 
 def test_top_k_of_one_is_greedy(model: GPT) -> None:

@@ -142,7 +142,8 @@ def test_documents_and_padding_together_equal_transformers(
 
 def test_gradients_equal_transformers(model: GPT, peer: torch.nn.Module, input_ids: Tensor) -> None:
     peer(input_ids, labels=input_ids).loss.backward()
-    model.head(model(input_ids)[:, :-1], input_ids[:, 1:]).backward()
+    targets = input_ids[:, 1:]
+    (model.head(model(input_ids)[:, :-1], targets) / targets.numel()).backward()
     found = model.blocks[0].attention.qkv.weight.grad.t()
     torch.testing.assert_close(found, peer.transformer.h[0].attn.c_attn.weight.grad, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(
@@ -210,7 +211,7 @@ quiet_dynamo = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:
 def test_compiled_model_gives_the_same_loss_and_gradients(input_ids: Tensor, causal: bool) -> None:
     plain, compiled = sharp_model(), sharp_model()
     compiled.compile(backend="aot_eager")
-    losses = [model.head(model(input_ids, causal=causal), input_ids) for model in (plain, compiled)]
+    losses = [model.head(model(input_ids, causal=causal), input_ids) / input_ids.numel() for model in (plain, compiled)]
     for loss in losses:
         loss.backward()
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
@@ -312,7 +313,9 @@ GOLDEN = [-0.01970723457634449, 0.0034033937845379114, -0.0018508003558963537, -
 def test_initialized_model_starts_at_the_loss_of_a_uniform_guess(input_ids: Tensor) -> None:
     model = GPT(CONFIG, VOCAB)
     initialize(model, seed=1)
-    assert model.head(model(input_ids), input_ids.flip(1)).item() == pytest.approx(math.log(VOCAB), rel=0.03)
+    assert model.head(model(input_ids), input_ids.flip(1)).item() == pytest.approx(
+        input_ids.numel() * math.log(VOCAB), rel=0.03
+    )
     assert not model.token_embedding.weight[VOCAB:].any()
     assert torch.equal(model.blocks[0].mlp_norm.weight, torch.ones(32))
     assert not model.final_norm.bias.any()

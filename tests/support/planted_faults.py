@@ -44,16 +44,16 @@ class PlantedLoss:
         from modules import gpt_module
 
         original = gpt_module.GPTModule.training_step
-        sum_of_losses = gpt_module.sum_of_losses
+        weighted_sum = gpt_module.weighted_sum
 
         def spoilt(losses: Any, weights: Any) -> Any:
-            return sum_of_losses(losses, weights) * self.factor + self.offset
+            return weighted_sum(losses, weights) * self.factor + self.offset
 
         def training_step(module: Any, batch: Any, index: int) -> Any:
             step = batch["step"] if self.with_data else module.step
             if step not in self.steps or self.rank not in (None, rank):
                 return original(module, batch, index)
-            with patch.object(gpt_module, "sum_of_losses", spoilt):
+            with patch.object(gpt_module, "weighted_sum", spoilt):
                 return original(module, batch, index)
 
         with patch.object(gpt_module.GPTModule, "training_step", training_step):

@@ -5,14 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from jobs import begun_job
 from planted_faults import Plant, Planted
 from worker_pool import Outcome, WorkerPool
 
-from orchestrator.artifacts.prepared_data import Needs, prepared_data
 from orchestrator.configuration.commands import PretrainConfig
-from orchestrator.runs import run as runs
-from orchestrator.runs.run import Job
-from orchestrator.storage.store import Storage
 
 STEPS, BATCH = 30, 8
 
@@ -29,7 +26,7 @@ class PoolRun:
         checkpoint: dict[str, Any] | None = None,
         **guard: float,
     ) -> None:
-        self._pool, self._root, self._storage = pool, root, Storage(str(root))
+        self._pool, self._root = pool, root
         self._config = PretrainConfig.model_validate(
             {
                 "run": {"name": "tiny"},
@@ -54,11 +51,7 @@ class PoolRun:
         )
 
     def train(self, *planted: Plant) -> Outcome:
-        config, storage = self._config, self._storage
-        data = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda total: lambda *done: None)
-        run = runs.open_run(storage, config, runs.training_recipe(config, data))
-        runs.begin(storage, run, config)
-        return self._pool.train(Job(config.model_dump(mode="json"), run, data), Planted(planted))
+        return self._pool.train(begun_job(self._config), Planted(planted))
 
     def go_back_to(self, step: int) -> None:
         """Forget all that came after `step`."""

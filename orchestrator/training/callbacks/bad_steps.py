@@ -60,7 +60,7 @@ class SkipBadSteps(Callback):
             RollbackError: the run shall go back.
             BadStepsError: it has gone back too often.
         """
-        if (index + 1) % pl_module.accumulation_steps:
+        if not pl_module.ends_step(index):
             return
         # not judged yet: the gradient overflowed, and DeepSpeed skipped the step itself on all ranks
         if not self._admits(trainer, pl_module):

@@ -1,7 +1,6 @@
 """Continues from the newest whole checkpoint when a fit starts, and saves as it goes on."""
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,11 +41,9 @@ class Checkpoints(Callback):
     """Owns the way between the training state and its checkpoints.
 
     Args:
-        tokens_per_step: Over all workers.
-        seed: Decides the initial weights of a run without checkpoints.
         throughput: Leaves the time of a save out, and tells the time in steps.
         guard: Is a part of what is saved.
-        mtbf_seconds: Mean time between faults that the run has seen; asked for where nobody has given it.
+        schedule: Tells after which steps to save.
         rollback: Where the run has to go back from; None goes on from the newest checkpoint.
     """
 
@@ -56,17 +53,13 @@ class Checkpoints(Callback):
         run_name: str,
         config: CheckpointConfig,
         runtime: Runtime,
-        tokens_per_step: int,
-        seed: int,
         throughput: Throughput,
         guard: StepGuard,
-        mtbf_seconds: Callable[[], float],
+        schedule: SaveSchedule,
         rollback: Rollback | None = None,
     ) -> None:
         self._storage, self._run_name, self._config, self._runtime = storage, run_name, config, runtime
-        self._tokens_per_step, self._seed, self._throughput = tokens_per_step, seed, throughput
-        self._guard, self._rollback = guard, rollback
-        self._schedule = SaveSchedule(config, mtbf_seconds)
+        self._throughput, self._guard, self._schedule, self._rollback = throughput, guard, schedule, rollback
         self._scores: dict[int, float] = {}
         self.stall_seconds = 0.0
         """Time that training has waited for saves, since it began here or went back."""
@@ -79,7 +72,7 @@ class Checkpoints(Callback):
         state, shapes = training_state(trainer, pl_module.model), _shapes(pl_module)
         progress = self._restored(state, shapes)
         if progress is None:
-            state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, self._seed), 0)
+            state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, pl_module.seed), 0)
             progress = Progress(step=0, tokens=0)
         if self._rollback is not None:
             progress = self._gone_back(progress, self._rollback)
@@ -115,7 +108,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Save at the interval and at the end."""
-        if (index + 1) % pl_module.accumulation_steps:
+        if not pl_module.ends_step(index):
             return
         self._tell_when_committed()
         is_last = pl_module.step == trainer.max_steps
@@ -150,7 +143,7 @@ class Checkpoints(Callback):
         save = _Save(module.step, loss, self._throughput.meter.training_seconds(), time.perf_counter())
         progress = Progress(
             step=module.step,
-            tokens=module.step * self._tokens_per_step,
+            tokens=module.step * module.tokens_per_step,
             loss_scale=read_loss_scale(trainer),
             data_offset=module.data_offset,
             guard=self._guard.state,

@@ -1,5 +1,6 @@
 """Gathers the figures of a step over all workers when they are due, and hands them to tracking and progress."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +31,10 @@ class Metrics(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Report when it is due; all ranks take part in the mean of the losses."""
-        if (index + 1) % pl_module.accumulation_steps or not self._is_due(pl_module.step, trainer.max_steps):
+        if not pl_module.ends_step(index) or not self._is_due(pl_module.step, trainer.max_steps):
             return
-        metrics = _mean_over_workers(trainer, pl_module.last_metrics)
+        metrics = _mean_over_workers(trainer, {**pl_module.last_metrics, **_counted(pl_module)})
+        _check_targets(pl_module, {name: metrics.pop(name) * trainer.world_size for name in _counted(pl_module)})
         if trainer.is_global_zero:
             metrics |= {
                 "progress/step": pl_module.step,
@@ -43,6 +45,22 @@ class Metrics(Callback):
 
     def _is_due(self, step: int, num_steps: int) -> bool:
         return step % self._interval_steps == 0 or step in (1, num_steps)
+
+
+def _counted(module: GPTModule) -> dict[str, float]:
+    return {f"num_targets/{name}": counted for name, (counted, _) in module.num_targets.items()}
+
+
+def _check_targets(module: GPTModule, counted: dict[str, float]) -> None:
+    """Refuse an objective that was wrong about its targets: every loss and gradient was divided by their number.
+
+    Raises:
+        RuntimeError: the workers' batches held another number; raised on all workers.
+    """
+    for name, (_, expected) in module.num_targets.items():
+        found = counted[f"num_targets/{name}"]
+        if not math.isclose(found, expected, rel_tol=1e-5):  # they were added up in float32
+            raise RuntimeError(f"step {module.step}: {found:g} targets of {name}, and the objective said {expected:g}")
 
 
 def _mean_over_workers(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, float]:

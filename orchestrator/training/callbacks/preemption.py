@@ -60,7 +60,7 @@ class Preemption(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Ask all ranks after every step; whoever was told tells the others."""
-        if (index + 1) % pl_module.accumulation_steps or pl_module.step >= trainer.max_steps:
+        if not pl_module.ends_step(index) or pl_module.step >= trainer.max_steps:
             return
         asked = self._agreed(trainer)
         if asked:

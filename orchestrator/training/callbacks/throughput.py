@@ -174,7 +174,7 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
         """Count the step when its last micro-batch is done."""
-        if (index + 1) % pl_module.accumulation_steps == 0:
+        if pl_module.ends_step(index):
             self.meter.end_step()
 
     def watch(self, batches: Iterable[T]) -> Iterable[T]:

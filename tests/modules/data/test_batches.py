@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modules.config import MaskingConfig, ObjectiveConfig, TokenizerConfig
-from modules.data.batches import Batches, ValidationBatches
+from modules.data.batches import Batches, BatchSettings, Share, ValidationBatches
 from modules.data.shards import TokenStream
 from modules.data.tokenizer import build_tokenizer
 from modules.errors import InputError
@@ -25,33 +25,34 @@ def token_stream(num_tokens=1000, special_every=10):
 STREAM = token_stream()
 
 
-def settings(**changes):
-    return {
-        "sequence_length": LENGTH,
+SHARE_FIELDS = ("global_batch_size", "micro_batch_size", "rank", "world_size")
+
+
+def settings(changes):
+    share = {
         "global_batch_size": GLOBAL,
         "micro_batch_size": GLOBAL,
-        "seed": 5,
-        "rank": 0,
-        "world_size": 1,
-        "objective": ObjectiveConfig(),
-        "with_masked": True,
-        "with_documents": True,
-        **changes,
+        **{k: v for k, v in changes.items() if k in SHARE_FIELDS},
     }
+    others = {name: value for name, value in changes.items() if name not in SHARE_FIELDS}
+    decides = {"sequence_length": LENGTH, "seed": 5, "objective": ObjectiveConfig(), "with_masked": True}
+    return BatchSettings(**{**decides, "with_documents": True, **others}), Share(**share)
 
 
 def batches(stream=STREAM, **changes):
-    return Batches(stream, TOKENIZER, **settings(**changes))
+    return Batches(stream, TOKENIZER, *settings(changes))
 
 
 def validation(stream=STREAM, num_batches=3, **changes):
-    return ValidationBatches(stream, TOKENIZER, num_batches=num_batches, **settings(**changes))
+    return ValidationBatches(stream, TOKENIZER, *settings(changes), num_batches)
 
 
 def joined(parts):
     """One batch of what the workers' micro-batches hold, in the order of the global batch."""
     ordered = [part for micro in zip(*parts, strict=True) for part in micro]
-    return {name: torch.cat([p[name] for p in ordered]) for name in ordered[0] if name != "step"}
+    tensors = {name: torch.cat([p[name] for p in ordered]) for name in ordered[0] if name not in ("step", "num_bytes")}
+    counts = [p["num_bytes"] for p in ordered if "num_bytes" in p]
+    return {**tensors, **({"num_bytes": torch.tensor(sum(counts))} if counts else {})}
 
 
 def same(left, right):
@@ -225,6 +226,12 @@ def test_validation_reads_the_first_windows_in_order_and_again_the_same():
     assert torch.equal(joined([first])["input_ids"], tokens[0, : 3 * GLOBAL * LENGTH].view(-1, LENGTH))
     assert torch.equal(joined([first])["targets"].flatten(), tokens[0, 1 : 3 * GLOBAL * LENGTH + 1])
     assert same(joined([first]), joined([again]))
+
+
+def test_validation_counts_the_bytes_that_its_targets_stand_for():
+    sizes = torch.from_numpy(TOKENIZER.token_num_bytes())
+    for batch in validation():
+        assert batch["num_bytes"] == sizes[batch["targets"]].sum()
 
 
 def test_validation_of_a_short_text_repeats_its_windows_to_fill_one_batch():

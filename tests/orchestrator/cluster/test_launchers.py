@@ -73,8 +73,9 @@ def test_one_worker_of_a_distributed_strategy_trains_in_this_process(
     assert losses(done.stdout) == pytest.approx(losses_of_one_process, abs=1.5e-3)
 
 
-def test_local_ddp_without_tracking_imports_neither_ray_nor_deepspeed_nor_wandb(text: Path, tmp_path: Path) -> None:
-    script = f"import json\nprint(json.dumps([name for name in {FOREIGN} if name in sys.modules]))"
+def test_local_ddp_without_tracking_or_ordered_faults_imports_nothing_for_them(text: Path, tmp_path: Path) -> None:
+    unneeded = [*FOREIGN, "orchestrator.training.faults", "orchestrator.training.callbacks.faults"]
+    script = f"import json\nprint(json.dumps([name for name in {unneeded} if name in sys.modules]))"
     done = run_command(arguments(text, tmp_path, UNTRACKED, "strategy=ddp"), script=script)
     assert json.loads(done.stdout.splitlines()[-1]) == []
 

@@ -5,12 +5,10 @@ import random
 import shutil
 
 import pytest
+from jobs import begun_job
 
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.prepared_data import Needs, prepared_data
 from orchestrator.configuration.commands import PretrainConfig
-from orchestrator.runs import run as runs
-from orchestrator.runs.run import Job
 from orchestrator.storage.store import Storage
 
 STEPS = 20
@@ -95,11 +93,7 @@ class Workshop:
                 "tracking": {"mode": "disabled"},
             }
         )
-        storage = Storage(config.storage.root)
-        data_name = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda total: lambda *done: None)
-        run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
-        runs.begin(storage, run, config)
-        outcome = self.pools[world_size].train(Job(config.model_dump(mode="json"), run, data_name))
+        outcome = self.pools[world_size].train(begun_job(config))
         assert outcome.error is None, outcome.error
         return outcome
 

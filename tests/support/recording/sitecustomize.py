@@ -30,9 +30,11 @@ class _Recorder(MetaPathFinder, Loader):
         train = module.train
 
         def recorded(job: Any, runtime: Any) -> None:
-            root = job.config["storage"]["root"]
+            from modules.gpt_module import GPTModule
+
+            root = job.config.storage.root
             if "://" not in root:
-                _record(module.GPTModule, Path(root) / FOLDER, runtime.rank)
+                _record(GPTModule, Path(root) / FOLDER, runtime.rank)
             train(job, runtime)
 
         module.train = recorded

@@ -1,4 +1,3 @@
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,20 +108,21 @@ def test_peak_memory_of_this_process_is_plausible() -> None:
 
 
 def test_callback_counts_optimizer_steps_not_micro_batches() -> None:
-    module = SimpleNamespace(model_config=GPT2_124M, vocab_size=50257, accumulation_steps=4)
+    module = SimpleNamespace(model_config=GPT2_124M, vocab_size=50257, ends_step=lambda index: (index + 1) % 4 == 0)
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=2)
     throughput: Any = Throughput(tokens_per_step=1000, sequence_length=1024)
-    batches = throughput.watch([None] * 8)
     throughput.on_fit_start(trainer, module)
+    clock = Clock()
+    throughput.meter = ThroughputMeter(1000, clock=clock)
     throughput.on_train_start(trainer, module)
-    for index, batch in enumerate(batches):
-        time.sleep(0.001)
+    for index, batch in enumerate(throughput.watch([None] * 8)):
+        clock.now += 1.0
         throughput.on_train_batch_end(trainer, module, None, batch, index)
     with throughput.pause():
-        time.sleep(0.05)
+        clock.now += 100.0
     metrics = throughput.metrics()
-    assert 0.004 < metrics["throughput/step_seconds"] < 0.025
-    assert metrics["throughput/mfu"] == 0.0
+    assert metrics["throughput/step_seconds"] == 4.0
+    assert metrics["throughput/tokens_per_second"] == 250.0
     assert set(metrics) == {
         "throughput/tokens_per_second",
         "throughput/mfu",
@@ -130,13 +130,3 @@ def test_callback_counts_optimizer_steps_not_micro_batches() -> None:
         "throughput/data_wait_fraction",
         "memory/peak_bytes",
     }
-
-
-def test_a_step_costs_less_than_ten_microseconds() -> None:
-    meter = ThroughputMeter(100)
-    batches = meter.watch(range(20_000))
-    started = time.perf_counter()
-    for _ in batches:
-        meter.end_step()
-    # Seen: 0.4 microseconds; the bound leaves room for a busy machine.
-    assert (time.perf_counter() - started) / 20_000 < 10e-6

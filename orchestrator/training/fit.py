@@ -1,0 +1,197 @@
+"""One fit: module, callbacks and trainer are made afresh, as a model that DeepSpeed has prepared cannot be refilled."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor
+
+from modules.data.batches import Batch, Share
+from modules.generation import Sampling
+from modules.gpt_module import GPTModule
+from modules.objective import Objective
+from orchestrator.configuration.commands import TrainingRunConfig
+from orchestrator.configuration.rules import accumulation_steps, micro_batch_size
+from orchestrator.distributed.runtime import Runtime
+from orchestrator.distributed.strategy import build_strategy
+from orchestrator.runs.results import Results
+from orchestrator.runs.run import Run
+from orchestrator.storage.store import Storage
+from orchestrator.training.callbacks.bad_steps import SkipBadSteps
+from orchestrator.training.callbacks.checkpoints import Checkpoints
+from orchestrator.training.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
+from orchestrator.training.callbacks.metrics import Metrics
+from orchestrator.training.callbacks.order import in_order
+from orchestrator.training.callbacks.preemption import Preemption, StopNotices
+from orchestrator.training.callbacks.throughput import Throughput
+from orchestrator.training.callbacks.validation import Validation
+from orchestrator.training.callbacks.watchdog import Watchdog
+from orchestrator.training.guard import Rollback, StepGuard
+from orchestrator.training.save_schedule import SaveSchedule, seen_mtbf_seconds
+
+_LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+_LONGEST_SAMPLE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What serves a training on this worker from its start to its end, however often it goes back."""
+
+    config: TrainingRunConfig
+    run: Run
+    storage: Storage
+    objective: Objective
+    runtime: Runtime
+    results: Results
+    notices: StopNotices
+
+    @property
+    def share(self) -> Share:
+        """Which part of each global batch this worker computes."""
+        micro_size = micro_batch_size(self.config, self.runtime.world_size)
+        return Share(self.objective.global_batch_size, micro_size, self.runtime.rank, self.runtime.world_size)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Over all workers."""
+        return self.objective.global_batch_size * self.objective.sequence_length
+
+
+def fit(parts: Parts, rollback: Rollback | None) -> tuple[int, float]:
+    """Train to the last step; return it, and the seconds spent in steps.
+
+    Args:
+        rollback: Where the run has to go back from; None goes on from the newest checkpoint.
+    """
+    module = _build_module(parts)
+    throughput = Throughput(parts.tokens_per_step, parts.objective.sequence_length)
+    trainer = _build_trainer(parts, in_order(_callbacks(parts, throughput, rollback)))
+    trainer.fit(module, throughput.watch(_BatchesFromStep(module)))
+    return module.step, throughput.meter.training_seconds()
+
+
+class _BatchesFromStep(Iterable[Batch]):
+    """The batches from the module's place in the data on: by the time that Lightning asks, a checkpoint has set it."""
+
+    def __init__(self, module: GPTModule) -> None:
+        self._module = module
+
+    def __iter__(self) -> Iterator[Batch]:
+        module = self._module
+        return module.objective.batches(module.share, module.step + module.data_offset)
+
+
+def _build_module(parts: Parts) -> GPTModule:
+    config = parts.config
+    return GPTModule(
+        model=config.model,
+        vocab_size=config.model.vocab_size or parts.objective.tokenizer.vocab_size,
+        objective=parts.objective,
+        optimizer=config.optimizer,
+        training=config.training,
+        share=parts.share,
+        seed=config.run.seed,
+    )
+
+
+def _build_trainer(parts: Parts, callbacks: list[Callback]) -> Trainer:
+    config, runtime = parts.config, parts.runtime
+    trainer = Trainer(
+        accelerator="gpu" if runtime.device.startswith("cuda") else "cpu",
+        devices=1,
+        strategy=build_strategy(config.strategy, runtime, config.optimizer.gradient_clip_norm),
+        precision=_LIGHTNING_PRECISION[config.training.precision],  # type: ignore[arg-type]
+        max_steps=config.training.num_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulation_steps(config, runtime.world_size),
+        callbacks=callbacks,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # Lightning's handler of SIGTERM broadcasts from within the signal: in the middle of another collective that aborts
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _callbacks(parts: Parts, throughput: Throughput, rollback: Rollback | None) -> list[Callback]:
+    config, run, runtime = parts.config, parts.run, parts.runtime
+    guard = StepGuard(config.guard)
+    schedule = SaveSchedule(config.checkpoint, lambda: seen_mtbf_seconds(parts.results.events()))
+    storage = _storage_of_saves(parts)
+    checkpoints = Checkpoints(storage, run.name, config.checkpoint, runtime, throughput, guard, schedule, rollback)
+
+    def own_figures() -> dict[str, float]:
+        return {
+            **throughput.metrics(),
+            "checkpoint/stall_seconds": checkpoints.stall_seconds,
+            "faults/skipped_steps": guard.state.num_skipped,
+            "faults/rollbacks": guard.state.num_rollbacks,
+        }
+
+    clips_itself = config.strategy.zero_stage > 0
+    return [
+        DeepSpeedGradientNorm() if clips_itself else ClipGradients(config.optimizer.gradient_clip_norm),
+        SkipBadSteps(guard, runtime, parts.objective.global_batch_size),
+        throughput,
+        checkpoints,
+        Metrics(config.training.log_interval_steps, parts.tokens_per_step, own_figures, parts.results.step),
+        *_validation(parts, throughput, checkpoints),
+        Preemption(checkpoints, parts.notices, runtime),
+        Watchdog(parts.storage, run.folder, runtime, config.cluster.hang_timeout_seconds),
+        *_ordered_fault(parts),
+    ]
+
+
+def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -> list[Callback]:
+    training, objective = parts.config.training, parts.objective
+    batches = objective.validation_batches(parts.share, training.val_batches)
+    if batches is None:
+        return []
+
+    def report(step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
+        checkpoints.validated(step, metrics)
+        parts.results.validation(step, metrics, samples)
+
+    return [
+        Validation(
+            batches,
+            due=lambda step: step % training.val_interval_steps == 0 or objective.is_milestone(step),
+            sampling=_sampling(parts),
+            report=report,
+            pause=throughput.pause,
+        )
+    ]
+
+
+def _sampling(parts: Parts) -> Sampling | None:
+    """Return how samples are made after each validation; None where none are."""
+    tracking = parts.config.tracking
+    if not tracking.num_samples or tracking.mode == "disabled":
+        return None
+    longest = min(_LONGEST_SAMPLE_TOKENS, parts.objective.sequence_length - 1)
+    return Sampling(tracking.num_samples, max_new_tokens=longest, top_k=50, seed=parts.config.run.seed)
+
+
+def _storage_of_saves(parts: Parts) -> Storage:
+    """Return the store of this rank's saves: one that fails if that was ordered."""
+    faults, storage = parts.config.faults, parts.storage
+    if faults is None or not faults.fails_saves or faults.rank != parts.runtime.rank:
+        return storage
+    from orchestrator.training.faults import FailingStorage, FaultOrder
+
+    return FailingStorage(parts.config.storage.root, FaultOrder(faults, storage, parts.run.folder))
+
+
+def _ordered_fault(parts: Parts) -> list[Callback]:
+    faults = parts.config.faults
+    if faults is None:
+        return []
+    from orchestrator.training.callbacks.faults import OrderedFault
+    from orchestrator.training.faults import FaultOrder
+
+    order = FaultOrder(faults, parts.storage, parts.run.folder)
+    return [OrderedFault(order, parts.storage, parts.run.name, parts.runtime)]

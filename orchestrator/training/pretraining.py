@@ -1,0 +1,28 @@
+"""Where the workers of `orchestrator pretrain` get their objective from."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.artifacts import artifact
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.storage.local import cache_folder
+from orchestrator.storage.store import Storage
+
+if TYPE_CHECKING:
+    from modules.objective import Objective
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """Pretraining on a committed artifact of token shards; see `ObjectiveSource`."""
+
+    data_name: str
+    config: PretrainConfig
+
+    def open(self, storage: Storage) -> "Objective":
+        # here, so that the driver imports no torch for it
+        from modules.data.shards import TokenData
+        from modules.pretraining import Pretraining
+
+        data = TokenData.open(artifact.local_copy(storage, self.data_name, cache_folder()))
+        return Pretraining(data, self.config.objective, self.config.training, self.config.run.seed)
