@@ -22,7 +22,8 @@ BATCH_BYTES = 2**20
 """Text that a tokenising process gets at a time: a fifth of a second of work."""
 
 Split = Literal["train", "val"]
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
+"""Receives bytes of text and tokens done."""
 
 
 class _Assigned(NamedTuple):
@@ -39,7 +40,7 @@ def prepare_tokens(
     tokenizer: TokenizerConfig,
     tokenizer_file: bytes | None,
     folder: Path,
-    progress: Callable[[int, int], None],
+    progress: OnProgress,
 ) -> None:
     """Writes token shards, document boundaries, tokenizer.json and data.json into `folder`.
 
@@ -78,7 +79,7 @@ def num_cores() -> int:
 
 
 def _write_tokens(
-    pool: EncoderPool, assigned: Iterable[_Assigned], writers: dict[Split, SplitWriter], progress: Progress
+    pool: EncoderPool, assigned: Iterable[_Assigned], writers: dict[Split, SplitWriter], progress: OnProgress
 ) -> None:
     for (tokens, counts), pieces in pool.encode(_batches(assigned)):
         start = 0

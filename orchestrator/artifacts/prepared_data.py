@@ -7,7 +7,7 @@ from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.documents import SourceFile, check_formats
-from modules.data.prepare import prepare_tokens
+from modules.data.prepare import OnProgress, prepare_tokens
 from modules.data.shards import TokenData, check_length
 from modules.data.stdlib import stdlib_files
 from orchestrator.artifacts import artifact
@@ -19,12 +19,10 @@ from orchestrator.storage.store import Storage
 
 _FORMAT = 2
 """Changes with what the same text and settings give, manifest included."""
-Progress = Callable[[int, int], None]
-"""Receives bytes of text and tokens done."""
 
 
 @dataclass(frozen=True)
-class Needs:
+class DataRequirements:
     """What a model asks of its data."""
 
     max_vocab_size: int | None = None
@@ -49,8 +47,8 @@ def prepared_data(
     storage: Storage,
     data: DataConfig,
     tokenizer: TokenizerConfig,
-    needs: Needs,
-    progress: Callable[[int], Progress],
+    requirements: DataRequirements,
+    progress: Callable[[int], OnProgress],
 ) -> str:
     """Return the name of the prepared data; make it first if it is not there.
 
@@ -58,20 +56,20 @@ def prepared_data(
         progress: Is given the bytes to read, and gives what receives the progress.
 
     Raises:
-        UserError, InputError: the text cannot be used, or does not fit the needs; nothing is left behind.
+        UserError, InputError: the text cannot be used, or does not fit the requirements; nothing is left behind.
     """
     files = _source_files(data)
     tokenizer_file = _tokenizer_file(tokenizer)
     recipe = data_recipe(data, tokenizer, files, tokenizer_file)
     name = f"data/{data.source}-{fingerprint(recipe)}"
     if artifact.is_committed(storage, name):
-        needs.check(artifact.read_manifest(storage, name))
+        requirements.check(artifact.read_manifest(storage, name))
         return name
     with staging_folder(storage, name) as folder:
         total = sum(file.num_bytes for file in files)
         prepare_tokens(files, data, tokenizer, tokenizer_file, folder, progress(min(total, data.max_bytes or total)))
         facts = _facts(folder)
-        needs.check(facts)
+        requirements.check(facts)
         artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts})
     return name
 

@@ -72,10 +72,10 @@ class BackgroundWriter:
         answer = self._answers[COMMITTED]
         return answer.done() and answer.result() is None
 
-    def let_go(self) -> None:
+    def abandon(self) -> None:
         """Wait for the parts of the other ranks no longer. On rank 0 only."""
         assert self._part is not None
-        self._send({"let_go": self._part.folder})
+        self._send({"abandon": self._part.folder})
 
     def _reserve(self, num_bytes: int) -> None:
         with suppress(OSError):  # told by the first save

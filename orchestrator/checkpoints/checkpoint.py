@@ -76,7 +76,7 @@ def restore(
     run_name: str,
     state: TrainingState,
     shapes: Shapes,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     at_most: int | None = None,
 ) -> Progress | None:
     """Fill `state` from the newest checkpoint that is whole; all ranks call it together.
@@ -84,7 +84,7 @@ def restore(
     Each rank reads and verifies what it needs; where one of them finds damage, all of them take the one before.
 
     Args:
-        say: Is told of each that was passed over, and why.
+        notify: Is told of each that was passed over, and why.
         at_most: Later steps are not looked at, as if there were none.
 
     Returns:
@@ -105,7 +105,7 @@ def restore(
         first = next((other for other in errors if not isinstance(other, ArtifactError)), errors[0])
         if not isinstance(first, ArtifactError):
             raise first
-        say(f"passed over a damaged checkpoint: {first}")
+        notify(f"passed over a damaged checkpoint: {first}")
         faults.append(str(first))
     if faults:
         raise ArtifactError("no checkpoint of this run is whole: " + "; ".join(faults))

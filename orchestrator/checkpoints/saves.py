@@ -42,7 +42,7 @@ class Writer(Protocol):
         """Whether it is committed already."""
         ...
 
-    def let_go(self) -> None:
+    def abandon(self) -> None:
         """Do not commit: another rank could not store."""
         ...
 
@@ -88,7 +88,7 @@ class Saves:
         """Wait until the save is committed; return what went wrong, the same on all ranks."""
         errors = [f"worker {number}: {error}" for number, error in enumerate(gathered(self._writer.stored())) if error]
         if errors and rank() == 0:
-            self._writer.let_go()
+            self._writer.abandon()
         committed = from_rank_0(self._writer.committed)
         return errors[0] if errors else committed
 
@@ -110,17 +110,17 @@ class _Inline:
         """Need nothing."""
 
     def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
-        self._part, self._commit, self._is_let_go = part, commit, False
+        self._part, self._commit, self._is_abandoned = part, commit, False
         self._error = _error_of(lambda: store_part(self._storage, part, snapshot.pieces()))
 
     def stored(self) -> str | None:
         return self._error
 
-    def let_go(self) -> None:
-        self._is_let_go = True
+    def abandon(self) -> None:
+        self._is_abandoned = True
 
     def committed(self) -> str | None:
-        return None if self._is_let_go else _error_of(self._commit_and_prune)
+        return None if self._is_abandoned else _error_of(self._commit_and_prune)
 
     def _commit_and_prune(self) -> None:
         commit_parts(self._storage, self._part, self._commit["state"], self._commit["shapes"])

@@ -65,7 +65,7 @@ def _pieces(image: Path) -> Iterator[memoryview]:
 def _commit(storage: Storage, part: Part, order: dict[str, Any], orders: "_Orders") -> None:
     wait = _FIRST_WAIT_SECONDS
     while not are_all_stored(storage, part):
-        if part.folder in orders.let_go:
+        if part.folder in orders.abandon:
             raise OrchestratorError("another worker could not write")
         time.sleep(wait)
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
@@ -78,15 +78,15 @@ class _Orders:
 
     def __init__(self) -> None:
         self._saves: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        self.let_go: set[str] = set()
+        self.abandon: set[str] = set()
         """Folders of parts that shall not be waited for any longer."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in sys.stdin:
             order = json.loads(line)
-            if "let_go" in order:
-                self.let_go.add(order["let_go"])
+            if "abandon" in order:
+                self.abandon.add(order["abandon"])
             else:
                 self._saves.put(order)
         os._exit(0)

@@ -36,7 +36,7 @@ def is_final(error: BaseException) -> bool:
     return isinstance(error, OrchestratorError | InputError)
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return what to show of a worker's error: ours explain themselves, others need their name."""
     return str(error) if is_final(error) else f"{type(error).__name__}: {error}"
 

@@ -21,9 +21,9 @@ def start() -> None:
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             process.ensure_running()
     finally:
-        hear()
+        unblock_notices()
 
 
-def hear() -> None:
+def unblock_notices() -> None:
     """Receive notices of termination, in a worker that was forked from it too: also those that came before."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -120,7 +120,7 @@ def _kill_workers() -> None:
 @record
 def _worker(job: Job, use_gpu: bool) -> tuple[int, int] | None:
     """Train on this worker; return signal and step if it was stopped."""
-    fork_server.hear()
+    fork_server.unblock_notices()
     threading.Thread(target=_end_with_driver, daemon=True, name="driver").start()
     try:
         _train(job, use_gpu)

@@ -23,7 +23,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from orchestrator.cluster.base import check_device
 from orchestrator.cluster.notices import Notices, passed_on
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
-from orchestrator.cluster.ray_worker import Box, WorkerNotices, mailbox, this_process, work
+from orchestrator.cluster.ray_worker import MailboxActor, WorkerNotices, open_mailbox, this_process, work
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.distributed.runtime import Event
@@ -50,18 +50,18 @@ class RayLauncher:
         _tune(self._config)
         with _cluster(self._config), tempfile.TemporaryDirectory(prefix="ray-train-") as notes:
             attempt = _Attempt(emit)
-            with mailbox(attempt.receive) as box:
-                trainer = self._trainer(job, box, notes)
+            with open_mailbox(attempt.receive) as mailbox:
+                trainer = self._trainer(job, mailbox, notes)
                 attempt.trainer = trainer
-                with passed_on(box.stop.remote, trainer.abort, self._grace_seconds) as notices:
+                with passed_on(mailbox.stop.remote, trainer.abort, self._grace_seconds) as notices:
                     attempt.run(notices)
 
-    def _trainer(self, job: Job, box: Box, notes: str) -> "_Trainer":
+    def _trainer(self, job: Job, mailbox: MailboxActor, notes: str) -> "_Trainer":
         use_gpu = _use_gpu(self._config, ray.cluster_resources())
         max_preemptions = self._config.max_preemptions
         trainer = _Trainer(
             work,
-            train_loop_config={"job": job, "box": box, "driver": this_process()},
+            train_loop_config={"job": job, "mailbox": mailbox, "driver": this_process()},
             scaling_config=self._scaling(use_gpu),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=RunConfig(
@@ -74,7 +74,7 @@ class RayLauncher:
                 callbacks=[WorkerNotices()],  # type: ignore[list-item]  # Ray Train takes its internal ones as well
             ),
         )
-        trainer.box = box
+        trainer.mailbox = mailbox
         return trainer
 
     def _scaling(self, use_gpu: bool) -> ScalingConfig:
@@ -169,13 +169,13 @@ def _tune(config: ClusterConfig) -> None:
 class _Trainer(TorchTrainer):
     """Decides by our policies, and leaves Ctrl-C to us: Ray's own handler makes exit code 1 of it (ray 2.60.0)."""
 
-    box: Box | None = None
+    mailbox: MailboxActor | None = None
     _controller: Any = None
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         policies = {
-            "failure_policy": Failures(self.run_config.failure_config or FailureConfig(), self.box),
-            "scaling_policy": scaling_policy(self.scaling_config, self.box),
+            "failure_policy": Failures(self.run_config.failure_config or FailureConfig(), self.mailbox),
+            "scaling_policy": scaling_policy(self.scaling_config, self.mailbox),
         }
         return super()._initialize_and_run_controller(**{**settings, **policies})
 

@@ -32,7 +32,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus,
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from orchestrator.cluster.base import restart_event
-from orchestrator.cluster.ray_worker import Box, MovedWorkerError, ask_to_move
+from orchestrator.cluster.ray_worker import MailboxActor, MovedWorkerError, ask_to_move
 
 _NODE_ID = "ray.io/node-id"
 _ANSWER_SECONDS = 1.0
@@ -42,9 +42,9 @@ _NUM_CALLERS = 64
 class Failures(DefaultFailurePolicy):
     """Counts faults and preemptions apart, and tells of both; workers that moved on purpose are neither."""
 
-    def __init__(self, config: FailureConfig, box: Box) -> None:
+    def __init__(self, config: FailureConfig, mailbox: MailboxActor) -> None:
         super().__init__(config)
-        self._box = box
+        self._mailbox = mailbox
         self._is_waiting = False
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
@@ -59,21 +59,21 @@ class Failures(DefaultFailurePolicy):
             # Ray Train would try without end to start workers that die while they start
             error = WorkerGroupError(str(error), {0: error.controller_failure})
         decision = super().make_decision(error)
-        self._tell(error, decision)
+        self._report(error, decision)
         return decision
 
     def _wait(self) -> FailureDecision:
         if not self._is_waiting:
-            self._box.put.remote({"kind": "note", "text": "waiting until the cluster has room for the workers"})
+            self._mailbox.put.remote({"kind": "note", "text": "waiting until the cluster has room for the workers"})
         self._is_waiting = True
         return FailureDecision.RETRY
 
-    def _tell(self, error: TrainingFailedError, decision: FailureDecision) -> None:
+    def _report(self, error: TrainingFailedError, decision: FailureDecision) -> None:
         preempted = _is_preemption_failure(error)
         events = [{"kind": "fault", "text": fault_text(error), "preempted": preempted}]
         if decision is FailureDecision.RETRY:
             events.append(self._restart(preempted))
-        self._box.put.remote(*events)  # in one call: two may overtake each other
+        self._mailbox.put.remote(*events)  # in one call: two may overtake each other
 
     def _restart(self, preempted: bool) -> dict[str, Any]:
         if not preempted:
@@ -119,9 +119,9 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
-def scaling_policy(config: ScalingConfig, box: Box) -> ScalingPolicy:
+def scaling_policy(config: ScalingConfig, mailbox: MailboxActor) -> ScalingPolicy:
     """Return the policy for a fixed or an elastic number of workers."""
-    return _Elastic(config, box) if config.elasticity_enabled else _Fixed(config)
+    return _Elastic(config, mailbox) if config.elasticity_enabled else _Fixed(config)
 
 
 class _Fixed(FixedScalingPolicy):
@@ -134,9 +134,9 @@ class _Fixed(FixedScalingPolicy):
 class _Elastic(ElasticScalingPolicy):
     """Sees a lost node at once, and lets workers save before their number is changed on purpose."""
 
-    def __init__(self, config: ScalingConfig, box: Box) -> None:
+    def __init__(self, config: ScalingConfig, mailbox: MailboxActor) -> None:
         super().__init__(config)
-        self._box = box
+        self._mailbox = mailbox
         self._num_workers = 0
         self._in_use: frozenset[str] = frozenset()
 
@@ -153,7 +153,7 @@ class _Elastic(ElasticScalingPolicy):
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
     ) -> ScalingDecision:
         """Ask the workers to save and end where Ray Train would kill them; with their end the number is decided."""
-        self._tell_size(worker_group_state.num_workers)
+        self._report_size(worker_group_state.num_workers)
         # that one of them is lost or about to go, its worker's end tells, as the fault or the preemption that it is
         self._in_use = frozenset(worker.metadata.node_id for worker in worker_group_state.workers)
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
@@ -162,11 +162,11 @@ class _Elastic(ElasticScalingPolicy):
             worker_group_state.workers[0].execute_async(ask_to_move)
         return NoopDecision()
 
-    def _tell_size(self, now: int) -> None:
+    def _report_size(self, now: int) -> None:
         before, self._num_workers = self._num_workers or now, now
         if now != before:
             text = f"the run goes on with {now} worker{'s' if now > 1 else ''} instead of {before}"
-            self._box.put.remote({"kind": "resize", "from": before, "to": now, "text": text})
+            self._mailbox.put.remote({"kind": "resize", "from": before, "to": now, "text": text})
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
         unusable = _unusable_nodes() - self._in_use

@@ -19,11 +19,11 @@ from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster.base import is_final, told
+from orchestrator.cluster.base import error_text, is_final
 from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime
 from orchestrator.errors import MovedError, StoppedError
 
-Box = Any
+MailboxActor = Any
 """A handle of a `Mailbox`."""
 _LAST_EVENT = None
 
@@ -55,25 +55,25 @@ class Mailbox:
 
 
 @contextmanager
-def mailbox(emit: Callable[[Event], None]) -> Iterator[Box]:
+def open_mailbox(emit: Callable[[Event], None]) -> Iterator[MailboxActor]:
     """Give a mailbox whose events reach `emit`, on a thread of this process."""
     # on the driver's own node: the loss of another one must not take it along
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    box: Box = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+    mailbox: MailboxActor = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
 
     def forward() -> None:
         event: Any
-        while (event := ray.get(box.get.remote())) is not _LAST_EVENT:
+        while (event := ray.get(mailbox.get.remote())) is not _LAST_EVENT:
             emit(event)
 
     thread = threading.Thread(target=forward, daemon=True, name="events")
     thread.start()
     try:
-        yield box
+        yield mailbox
     finally:
-        ray.get(box.put.remote(_LAST_EVENT))
+        ray.get(mailbox.put.remote(_LAST_EVENT))
         thread.join(timeout=10)
-        ray.kill(box)
+        ray.kill(mailbox)
 
 
 class MovedWorkerError(RayActorError):
@@ -95,35 +95,42 @@ class WorkerNotices(WorkerCallback):
         """Listen; Ray's own handler of SIGTERM ends the worker, and SIGINT is kept from it."""
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                signal.signal(number, _hear)
+                signal.signal(number, received.receive)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-class _Heard:
-    number = 0
-    """The strongest notice that this process was given; one of a signal is stronger than `MOVE`."""
+class ReceivedNotice:
+    """The strongest notice that this process has received; one of a signal is stronger than `MOVE`."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """0 as long as none has come."""
+
+    def receive(self, number: int, _: FrameType | None = None) -> None:
+        """Take a notice; it can be installed as a signal's handler."""
+        self.number = max(self.number, number)
 
 
-def _hear(number: int, _: FrameType | None = None) -> None:
-    _Heard.number = max(_Heard.number, number)
+received = ReceivedNotice()
+"""Of this process: the signals' handlers, the mailbox and the controller all write to it."""
 
 
 def ask_to_move() -> None:
     """Ask all workers to save and end, so that another number of them goes on; called in one of them."""
-    _hear(MOVE)
+    received.receive(MOVE)
 
 
 def work(settings: dict[str, Any]) -> None:
     """Train on this worker.
 
     Args:
-        settings: The `Job` under `job`, the mailbox under `box`, what `this_process` gave under `driver`.
+        settings: The `Job` under `job`, the mailbox under `mailbox`, what `this_process` gave under `driver`.
     """
     from orchestrator.training.train import train
 
-    threading.Thread(target=_end_with, args=settings["driver"], daemon=True, name="driver").start()
-    box = settings["box"]
-    runtime = _runtime(box)
+    threading.Thread(target=end_with, args=settings["driver"], daemon=True, name="driver").start()
+    mailbox = settings["mailbox"]
+    runtime = _runtime(mailbox)
     try:
         train(settings["job"], runtime)
     except StoppedError:
@@ -131,9 +138,9 @@ def work(settings: dict[str, Any]) -> None:
     except MovedError as error:
         raise MovedWorkerError(str(error), _is_preempted()) from None
     except Exception as error:
-        text = f"worker rank {runtime.rank} on {socket.gethostname()}: {told(error)}"
+        text = f"worker rank {runtime.rank} on {socket.gethostname()}: {error_text(error)}"
         if is_final(error):
-            ray.get(box.put.remote({"kind": "final", "text": text}))
+            ray.get(mailbox.put.remote({"kind": "final", "text": text}))
         error.add_note(text)
         raise
 
@@ -143,7 +150,7 @@ def this_process() -> tuple[str, int, float]:
     return socket.gethostname(), os.getpid(), psutil.Process().create_time()
 
 
-def _end_with(host: str, pid: int, started: float) -> None:
+def end_with(host: str, pid: int, started: float) -> None:
     """End with a driver on the same host: a killed one's embedded Ray lasts some seconds, its lease does not."""
     with suppress(psutil.Error):
         driver = psutil.Process(pid)
@@ -152,14 +159,14 @@ def _end_with(host: str, pid: int, started: float) -> None:
             os._exit(1)
 
 
-def _runtime(box: Box) -> Runtime:
+def _runtime(mailbox: MailboxActor) -> Runtime:
     def emit(event: Event) -> None:
-        ray.get(box.put.remote(event))
+        ray.get(mailbox.put.remote(event))
 
     context = ray.train.get_context()
     rank = context.get_world_rank()
     if rank == 0:
-        threading.Thread(target=_listen, args=(box,), daemon=True, name="stops").start()
+        threading.Thread(target=_listen, args=(mailbox,), daemon=True, name="stops").start()
     return Runtime(
         rank=rank,
         world_size=context.get_world_size(),
@@ -171,13 +178,13 @@ def _runtime(box: Box) -> Runtime:
     )
 
 
-def _listen(box: Box) -> None:
+def _listen(mailbox: MailboxActor) -> None:
     with suppress(Exception):  # the mailbox ends with the run
-        _hear(ray.get(box.stop_asked.remote()))
+        received.receive(ray.get(mailbox.stop_asked.remote()))
 
 
 def _stop_asked() -> int:
-    return _Heard.number or (MOVE if _is_preempted() else 0)
+    return received.number or (MOVE if _is_preempted() else 0)
 
 
 def _is_preempted() -> bool:

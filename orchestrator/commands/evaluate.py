@@ -4,7 +4,7 @@ from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from modules.data.shards import TokenData, TokenStream
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.models import TrainedModel, load_model
-from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.configuration.commands import EvaluateConfig
 from orchestrator.display.progress import evaluate_progress, prepare_progress
 from orchestrator.display.results import show_evaluation
@@ -49,7 +49,7 @@ def _prepared(data: DataConfig, config: EvaluateConfig, trained: TrainedModel, s
         data = data.model_copy(update={"val_fraction": 0.0})
     tokenizer = TokenizerConfig(kind="file", path=str(trained.tokenizer_file))
     with prepare_progress() as progress:
-        return prepared_data(storage, data, tokenizer, Needs(), progress)
+        return prepared_data(storage, data, tokenizer, DataRequirements(), progress)
 
 
 def _objective(config: EvaluateConfig, trained: TrainedModel) -> ObjectiveConfig:

@@ -1,9 +1,9 @@
 """`orchestrator prepare`: text to token shards."""
 
-from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.configuration.commands import PrepareConfig
 from orchestrator.display.progress import prepare_progress
-from orchestrator.display.terminal import say
+from orchestrator.display.terminal import print_line
 from orchestrator.storage.store import Storage
 
 
@@ -11,5 +11,5 @@ def run(config: PrepareConfig) -> None:
     """Prepare the data, or find it prepared, and say where it is."""
     storage = Storage(config.storage.root)
     with prepare_progress() as progress:
-        name = prepared_data(storage, config.data, config.tokenizer, Needs(), progress)
-    say(f"data: {storage.url(name)}")
+        name = prepared_data(storage, config.data, config.tokenizer, DataRequirements(), progress)
+    print_line(f"data: {storage.url(name)}")

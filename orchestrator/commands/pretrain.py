@@ -3,7 +3,7 @@
 import os
 import socket
 
-from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.cluster.launchers import launcher_for
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.groups import StorageConfig
@@ -22,9 +22,11 @@ def run(config: PretrainConfig) -> None:
     """Prepare the data, train, and show what came of it; a run that is complete is only shown."""
     storage = Storage(config.storage.root)
     launcher = launcher_for(config)
-    needs = Needs(max_vocab_size=config.model.vocab_size, sequence_length=config.training.sequence_length)
+    requirements = DataRequirements(
+        max_vocab_size=config.model.vocab_size, sequence_length=config.training.sequence_length
+    )
     with prepare_progress() as progress:
-        data_name = prepared_data(storage, config.data, config.tokenizer, needs, progress)
+        data_name = prepared_data(storage, config.data, config.tokenizer, requirements, progress)
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     if this_run.metrics(storage) is None:
         with lease(storage, this_run.folder), ProgressDisplay() as display:

@@ -4,7 +4,7 @@ from orchestrator.artifacts import artifact
 from orchestrator.configuration.commands import RunsConfig
 from orchestrator.configuration.schema import nearest, shown
 from orchestrator.display.runs import show_run, show_runs
-from orchestrator.display.terminal import say
+from orchestrator.display.terminal import print_line
 from orchestrator.errors import UserError
 from orchestrator.runs.run import Run, folder_names
 from orchestrator.runs.state import RunState, checkpoints_of, read_run, read_runs
@@ -21,7 +21,7 @@ def run(config: RunsConfig) -> None:
     elif states := read_runs(storage):
         show_runs(states)
     else:
-        say(f"no runs in {storage.url('runs')}")
+        print_line(f"no runs in {storage.url('runs')}")
 
 
 def _named(storage: Storage, name: str) -> RunState:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.display.terminal import loss, new_console, new_table, printable, say
+from orchestrator.display.terminal import loss, new_console, new_table, print_line, printable
 from orchestrator.display.units import count, duration, percent, size
 from orchestrator.runs.goodput import Goodput
 
@@ -47,7 +47,7 @@ def show_results(run_name: str, metrics: Mapping[str, float], goodput: Goodput, 
     """
     new_console().print(_figures_table(f"Results of {run_name}", metrics))
     for line in [_goodput_line(goodput), *places]:
-        say(line)
+        print_line(line)
 
 
 def show_evaluation(model_path: str, metrics: Mapping[str, float], compression: Mapping[str, float]) -> None:

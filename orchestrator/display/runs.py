@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.configuration.faults import SAVE_KINDS
-from orchestrator.display.terminal import loss, new_console, new_table, printable, say
+from orchestrator.display.terminal import loss, new_console, new_table, print_line, printable
 from orchestrator.display.units import age, duration, percent
 from orchestrator.distributed.runtime import Event
 from orchestrator.runs.state import RunState
@@ -57,7 +57,7 @@ def show_run(state: RunState, checkpoints: Mapping[int, bool], places: Sequence[
     if state.faults:
         console.print(_faults_table(console, state))
     for line in places:
-        say(line)
+        print_line(line)
 
 
 def _condition(state: RunState) -> dict[str, str | Text]:

@@ -30,6 +30,6 @@ def printable(console: Console, text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if console.is_terminal else text
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line as it is, without wrapping, so that a path or a command in it can be copied."""
     new_console().print(Text(line), soft_wrap=True)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.display.terminal import new_console, printable, say
+from orchestrator.display.terminal import new_console, print_line, printable
 from orchestrator.doctor.findings import Finding
 
 _STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
@@ -20,7 +20,7 @@ def show_findings(findings: Iterable[tuple[str, Finding]]) -> list[str]:
             console.print(_finding_line(console, name, finding))
         else:
             mend = f"; mend: {finding.mend}" if finding.mend else ""
-            say(f"{finding.status:9}{name:15}{finding.text}{mend}")
+            print_line(f"{finding.status:9}{name:15}{finding.text}{mend}")
         if finding.status == "failure":
             failed.append(name)
     return failed

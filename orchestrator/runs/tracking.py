@@ -77,7 +77,7 @@ def make_tracker(
     run_id: str,
     folder: Path,
     config_dict: Mapping[str, Any],
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
 ) -> Tracker:
     """Starts tracking; call it on rank 0 only, within the worker.
 
@@ -88,15 +88,15 @@ def make_tracker(
             W&B makes another folder with the same id, and `wandb sync` puts them together.
         folder: local folder in which W&B makes its own folder `wandb`.
         config_dict: plain data; what looks like a secret is left out.
-        say: takes one line about what the user should know, such as a start that had to go offline.
+        notify: takes one line about what the user should know, such as a start that had to go offline.
     """
     mode = resolve_mode(config)
     if mode == "disabled":
         return NullTracker()
     try:
-        return WandbTracker(config, mode, run_name, run_id, folder, config_dict, say)
+        return WandbTracker(config, mode, run_name, run_id, folder, config_dict, notify)
     except Exception as error:
-        say(f"W&B did not start ({_short(error)}); the run goes on untracked")
+        notify(f"W&B did not start ({_short(error)}); the run goes on untracked")
         _LOG.debug("W&B did not start", exc_info=True)
         return NullTracker()
 
@@ -132,10 +132,10 @@ class WandbTracker:
         run_id: str,
         folder: Path,
         config_dict: Mapping[str, Any],
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
         """Starts the run as `make_tracker` says, offline when an online start fails."""
-        self._say = say
+        self._notify = notify
         self._folder = folder / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         arguments = {
@@ -158,7 +158,7 @@ class WandbTracker:
         self._url = self._run.url
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._tell(lambda: {name: float(value) for name, value in metrics.items()}, step)
+        self._log_values(lambda: {name: float(value) for name, value in metrics.items()}, step)
 
     def log_samples(self, samples: Sequence[str], step: int) -> None:
         def table() -> dict[str, Any]:
@@ -167,10 +167,10 @@ class WandbTracker:
             rows: list[Any] = [[step, number, text] for number, text in enumerate(samples)]
             return {"samples": wandb.Table(columns=["step", "number", "text"], data=rows)}
 
-        self._tell(table, step)
+        self._log_values(table, step)
 
     def log_artifact(self, name: str, kind: str, url: str, metadata: Mapping[str, Any]) -> None:
-        def tell(run: Any) -> None:
+        def send(run: Any) -> None:
             import wandb
 
             artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), kind, metadata=without_secrets(dict(metadata)))
@@ -179,10 +179,10 @@ class WandbTracker:
             run.log_artifact(artifact)
 
         if self._open:
-            self._safely(tell, f"linking {name}")
+            self._safely(send, f"linking {name}")
 
     def finish(self, summary: Mapping[str, float], exit_code: int = 0) -> None:
-        def tell(run: Any) -> None:
+        def send(run: Any) -> None:
             import wandb
 
             run.summary.update(dict(summary))
@@ -191,7 +191,7 @@ class WandbTracker:
             wandb.teardown()
 
         if self._run is not None:
-            self._safely(tell, "finishing")
+            self._safely(send, "finishing")
         self._run, self._open = None, False
 
     def describe(self) -> list[str]:
@@ -201,21 +201,21 @@ class WandbTracker:
             return [f"W&B data (offline): {folder}", look, f"  upload it:   wandb sync {folder}"]
         return [f"W&B run: {self._url}", look]
 
-    def _tell(self, values: Callable[[], Mapping[str, Any]], step: int) -> None:
-        def tell(run: Any) -> None:
+    def _log_values(self, values: Callable[[], Mapping[str, Any]], step: int) -> None:
+        def send(run: Any) -> None:
             # W&B keeps no second value for a step: what a restart repeats was told before.
             if step >= run.step:
                 run.log(dict(values()), step=step)
 
         # The background process may have died, or the disk be full: said once, not at every step.
-        self._open = self._open and self._safely(tell, "logging")
+        self._open = self._open and self._safely(send, "logging")
 
-    def _safely(self, tell: Callable[[Any], None], what: str) -> bool:
-        """Whether `tell` went well; if not, the user is told that `what` failed."""
+    def _safely(self, send: Callable[[Any], None], what: str) -> bool:
+        """Whether `send` went well; if not, the user is told that `what` failed."""
         try:
-            tell(self._run)
+            send(self._run)
         except Exception as error:
-            self._say(f"W&B: {what} failed ({_short(error)}); the run goes on")
+            self._notify(f"W&B: {what} failed ({_short(error)}); the run goes on")
             _LOG.debug("W&B: %s failed", what, exc_info=True)
             return False
         return True
@@ -227,7 +227,7 @@ class WandbTracker:
         try:
             return _start({**arguments, "resume": "allow"}, "online")
         except Exception as error:
-            self._say(f"W&B cannot be reached ({_short(error)}); this run is tracked offline")
+            self._notify(f"W&B cannot be reached ({_short(error)}); this run is tracked offline")
         # The service holds the failed run's id until it ends (wandb 0.31.0: "run ID … is in use").
         wandb.teardown()
         for folder in set(self._folder.glob("run-*")) - before:

@@ -75,7 +75,7 @@ def _tracker(job: Job, storage: Storage, runtime: Runtime) -> Tracker:
         job.run.wandb_run_id,
         storage.local_path(job.run.folder) or cache_folder() / job.run.folder,
         job.config.model_dump(mode="json"),
-        say=lambda text: runtime.emit({"kind": "note", "text": text}),
+        notify=lambda text: runtime.emit({"kind": "note", "text": text}),
     )
 
 

@@ -27,7 +27,7 @@ from modules.data.batches import Batch, Share
 from modules.losses import causal_loss
 from modules.model import GPT, initialize
 from modules.optimizer import build_optimizer, parameter_groups
-from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.runs import run as runs
@@ -189,7 +189,7 @@ def make_job(folder: Path) -> Job:
         }
     )
     storage = Storage(config.storage.root)
-    name = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda _: lambda *_: None)
+    name = prepared_data(storage, config.data, config.tokenizer, DataRequirements(), lambda _: lambda *_: None)
     run = runs.open_run(storage, config, runs.training_recipe(config, name))
     return Job(config, run, PreparedText(name, config))
 

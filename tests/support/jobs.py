@@ -1,6 +1,6 @@
 """A job as `orchestrator pretrain` makes it, for whoever runs `train` without a launcher."""
 
-from orchestrator.artifacts.prepared_data import Needs, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.runs import run as runs
 from orchestrator.runs.run import Job
@@ -11,7 +11,9 @@ from orchestrator.training.pretraining import PreparedText
 def begun_job(config: PretrainConfig) -> Job:
     """Prepare the data, begin the run or find it, and return its job; the storage root must be absolute."""
     storage = Storage(config.storage.root)
-    data_name = prepared_data(storage, config.data, config.tokenizer, Needs(), lambda total: lambda *done: None)
+    data_name = prepared_data(
+        storage, config.data, config.tokenizer, DataRequirements(), lambda total: lambda *done: None
+    )
     run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     runs.begin(storage, run, config)
     return Job(config, run, PreparedText(data_name, config))

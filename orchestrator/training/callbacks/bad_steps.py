@@ -64,12 +64,12 @@ class SkipBadSteps(Callback):
             return
         # not judged yet: the gradient overflowed, and DeepSpeed skipped the step itself on all ranks
         if not self._admits(trainer, pl_module):
-            self._tell(pl_module)
+            self._report(pl_module)
         self._is_judged = False
         if self._guard.is_exhausted:
             raise self._way_out(pl_module)
 
-    def _tell(self, module: GPTModule) -> None:
+    def _report(self, module: GPTModule) -> None:
         norm = self._grad_norm
         event = {
             "kind": "skip",

@@ -34,7 +34,7 @@ class _Save:
     training_seconds: float
     began: float
     stall_seconds: float = 0.0
-    is_told: bool = False
+    is_reported: bool = False
 
 
 class Checkpoints(Callback):
@@ -88,7 +88,7 @@ class Checkpoints(Callback):
     def _restored(self, state: TrainingState, shapes: checkpoint.Shapes) -> Progress | None:
         storage, run_name, rollback = self._storage, self._run_name, self._rollback
         good_step = rollback.good_step if rollback else None
-        progress = checkpoint.restore(storage, run_name, state, shapes, say=self._note, at_most=good_step)
+        progress = checkpoint.restore(storage, run_name, state, shapes, notify=self._note, at_most=good_step)
         if progress or rollback:
             step = progress.step if progress else 0
             from_rank_0(lambda: checkpoint.discard_after(storage, run_name, step))
@@ -110,7 +110,7 @@ class Checkpoints(Callback):
         """Save at the interval and at the end."""
         if not pl_module.ends_step(index):
             return
-        self._tell_when_committed()
+        self._report_when_committed()
         is_last = pl_module.step == trainer.max_steps
         if is_last or self._schedule.is_due(pl_module.step):
             self.save_now(trainer, pl_module, must_last=is_last)
@@ -164,21 +164,21 @@ class Checkpoints(Callback):
         error = self._saves.finish()
         save.stall_seconds += time.perf_counter() - began
         self.stall_seconds += save.stall_seconds
-        self._tell(save, error)
+        self._report(save, error)
         if error:
             self._saved_step = -1
         self._num_failed = self._num_failed + 1 if error else 0
         if error and (must_last or self._num_failed > self._config.max_failed_saves):
             raise StorageError(f"checkpoint not saved: {error}")
 
-    def _tell_when_committed(self) -> None:
+    def _report_when_committed(self) -> None:
         if self._save and self._runtime.rank == 0 and self._saves and self._saves.is_committed:
-            self._tell(self._save, None)
+            self._report(self._save, None)
 
-    def _tell(self, save: _Save, error: str | None) -> None:
-        if save.is_told:
+    def _report(self, save: _Save, error: str | None) -> None:
+        if save.is_reported:
             return
-        save.is_told = True
+        save.is_reported = True
         what = {"step": save.step, "seconds": save.stall_seconds}
         if error:
             self._emit({"kind": "save_failed", "text": f"checkpoint not saved: {error}", **what})

@@ -27,7 +27,7 @@ class OrderedFault(Callback):
     def __init__(self, order: FaultOrder, storage: Storage, run_name: str, runtime: Runtime) -> None:
         self._order, self._storage, self._run_name, self._runtime = order, storage, run_name, runtime
         self._num_left, self._last_step = 0, -1
-        self._spoils = False
+        self._corrupts = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Find out how often it is still to fire; rank 0 says so."""
@@ -41,15 +41,15 @@ class OrderedFault(Callback):
         if rank == config.rank and not config.fails_saves:
             self._num_left = num_left
             if config.kind == "nan_loss":
-                pl_module.model.head.register_forward_hook(self._spoil)
+                pl_module.model.head.register_forward_hook(self._corrupt)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: GPTModule, batch: Any, batch_idx: int) -> None:
         """Spoil the loss of this micro-batch if that was ordered."""
-        self._spoils = self._order.config.kind == "nan_loss" and self._fires(pl_module.step)
+        self._corrupts = self._order.config.kind == "nan_loss" and self._fires(pl_module.step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Leave validation alone."""
-        self._spoils = False
+        self._corrupts = False
 
     def on_before_backward(self, trainer: Trainer, pl_module: GPTModule, loss: torch.Tensor) -> None:
         """Do to the checkpoints and to this process what was ordered."""
@@ -72,8 +72,8 @@ class OrderedFault(Callback):
         self._num_left, self._last_step = self._num_left - 1, step
         return True
 
-    def _spoil(self, head: torch.nn.Module, arguments: Any, loss: torch.Tensor) -> torch.Tensor | None:
-        return loss * torch.nan if self._spoils else None
+    def _corrupt(self, head: torch.nn.Module, arguments: Any, loss: torch.Tensor) -> torch.Tensor | None:
+        return loss * torch.nan if self._corrupts else None
 
     def _damage_newest(self) -> None:
         name = name_of(self._run_name, self._saved_steps()[-1])

@@ -73,7 +73,7 @@ class Watchdog(Callback):
             name = f"{self._folder}/{int(time.time())}-rank_{self._runtime.rank:05d}.txt"
             self._storage.write_bytes(name, f"{worker}: {text}\n\n{stacks()}".encode())
             text += f"; its stacks are in {self._storage.url(name)}"
-        if not _tell_agent(text):
+        if not _leave_for_agent(text):
             with suppress(Exception):  # whoever should hear it may be gone
                 self._runtime.emit({"kind": "hang", "text": f"{worker}: {text}"})
         _wake_stopped_siblings()
@@ -88,7 +88,7 @@ def stacks() -> str:
         return file.read()
 
 
-def _tell_agent(text: str) -> bool:
+def _leave_for_agent(text: str) -> bool:
     """Leave the message where torch's elastic agent looks for that of a failed worker; return whether there is one."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:

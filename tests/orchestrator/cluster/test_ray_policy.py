@@ -11,8 +11,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 RETRY, RAISE = "RETRY", "RAISE"
 
 
-class FakeBox:
-    """Keeps what the controller tells."""
+class FakeMailbox:
+    """Keeps what the controller reports."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -26,16 +26,16 @@ class FakeBox:
 
 
 @pytest.fixture
-def box() -> FakeBox:
-    return FakeBox()
+def mailbox() -> FakeMailbox:
+    return FakeMailbox()
 
 
-def failures(box: FakeBox, max_failures: int = 1, max_preemptions: int = -1) -> Any:
+def failures(mailbox: FakeMailbox, max_failures: int = 1, max_preemptions: int = -1) -> Any:
     from ray.train import FailureConfig
 
     from orchestrator.cluster.ray_policy import Failures
 
-    return Failures(FailureConfig(max_failures=max_failures, max_preemption_failures=max_preemptions), box)
+    return Failures(FailureConfig(max_failures=max_failures, max_preemption_failures=max_preemptions), mailbox)
 
 
 def worker_failed(**by_rank: Exception) -> Exception:
@@ -79,54 +79,54 @@ def node_goes() -> Exception:
     return PreemptionError(PreemptionInfo(None, {"node": [1, 3]}))
 
 
-def test_fault_is_told_once_with_its_restart_until_the_budget_is_spent(box: FakeBox) -> None:
-    policy = failures(box)
+def test_fault_is_told_once_with_its_restart_until_the_budget_is_spent(mailbox: FakeMailbox) -> None:
+    policy = failures(mailbox)
     assert [policy.make_decision(worker_failed(rank1=lost())).value for _ in range(2)] == [RETRY, RAISE]
-    assert box.kinds() == ["fault", "restart", "fault"]
-    assert box.events[0] == {
+    assert mailbox.kinds() == ["fault", "restart", "fault"]
+    assert mailbox.events[0] == {
         "kind": "fault",
         "text": "worker rank 1 is lost: its node has died",
         "preempted": False,
     }
-    assert box.events[1]["text"] == "restarting from the last checkpoint (restart 1 of 1)"
+    assert mailbox.events[1]["text"] == "restarting from the last checkpoint (restart 1 of 1)"
 
 
-def test_lost_worker_is_named_before_those_that_lost_their_peer(box: FakeBox) -> None:
-    failures(box).make_decision(worker_failed(rank0=RuntimeError("connection closed"), rank3=lost()))
-    assert box.events[0]["text"] == "worker rank 3 is lost: its node has died"
+def test_lost_worker_is_named_before_those_that_lost_their_peer(mailbox: FakeMailbox) -> None:
+    failures(mailbox).make_decision(worker_failed(rank0=RuntimeError("connection closed"), rank3=lost()))
+    assert mailbox.events[0]["text"] == "worker rank 3 is lost: its node has died"
 
 
 @pytest.mark.parametrize("error", [node_goes, lambda: worker_failed(rank0=moved(False), rank1=moved(True))])
-def test_preemption_is_no_failure_and_has_a_budget_of_its_own(box: FakeBox, error: Any) -> None:
-    policy = failures(box, max_failures=0, max_preemptions=2)
+def test_preemption_is_no_failure_and_has_a_budget_of_its_own(mailbox: FakeMailbox, error: Any) -> None:
+    policy = failures(mailbox, max_failures=0, max_preemptions=2)
     assert [policy.make_decision(error()).value for _ in range(3)] == [RETRY, RETRY, RAISE]
-    faults = [event for event in box.events if event["kind"] == "fault"]
+    faults = [event for event in mailbox.events if event["kind"] == "fault"]
     assert all(event["preempted"] and event["text"].startswith("preempted: ") for event in faults)
-    assert box.events[1]["text"] == "restarting from the last checkpoint (preemption 1 of 2)"
+    assert mailbox.events[1]["text"] == "restarting from the last checkpoint (preemption 1 of 2)"
 
 
-def test_death_with_a_preempted_node_is_a_preemption_although_no_notice_came(box: FakeBox) -> None:
+def test_death_with_a_preempted_node_is_a_preemption_although_no_notice_came(mailbox: FakeMailbox) -> None:
     error = worker_failed(rank0=RuntimeError("connection closed"), rank1=lost(preempted=True))
-    assert failures(box, max_failures=0).make_decision(error).value == RETRY
-    assert box.events[0]["text"] == "preempted: worker rank 1 is lost: its node has died"
+    assert failures(mailbox, max_failures=0).make_decision(error).value == RETRY
+    assert mailbox.events[0]["text"] == "preempted: worker rank 1 is lost: its node has died"
 
 
-def test_workers_that_moved_for_another_size_are_no_fault(box: FakeBox) -> None:
+def test_workers_that_moved_for_another_size_are_no_fault(mailbox: FakeMailbox) -> None:
     error = worker_failed(rank0=moved(False), rank1=moved(False))
-    assert failures(box, max_failures=0).make_decision(error).value == RETRY
-    assert box.events == []
+    assert failures(mailbox, max_failures=0).make_decision(error).value == RETRY
+    assert mailbox.events == []
 
 
-def test_workers_that_die_while_they_start_use_up_the_budget(box: FakeBox) -> None:
-    policy = failures(box)
+def test_workers_that_die_while_they_start_use_up_the_budget(mailbox: FakeMailbox) -> None:
+    policy = failures(mailbox)
     assert [policy.make_decision(not_started()).value for _ in range(2)] == [RETRY, RAISE]
-    assert box.kinds() == ["fault", "restart", "fault"]
+    assert mailbox.kinds() == ["fault", "restart", "fault"]
 
 
-def test_waiting_for_room_is_told_once_and_goes_on_without_end(box: FakeBox) -> None:
-    policy = failures(box, max_failures=0)
+def test_waiting_for_room_is_told_once_and_goes_on_without_end(mailbox: FakeMailbox) -> None:
+    policy = failures(mailbox, max_failures=0)
     assert {policy.make_decision(no_room()).value for _ in range(5)} == {RETRY}
-    assert box.events == [{"kind": "note", "text": "waiting until the cluster has room for the workers"}]
+    assert mailbox.events == [{"kind": "note", "text": "waiting until the cluster has room for the workers"}]
 
 
 def test_moved_worker_is_the_same_in_another_process() -> None:

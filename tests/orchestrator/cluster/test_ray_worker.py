@@ -4,33 +4,26 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import psutil
 import pytest
 
+from orchestrator.distributed.runtime import MOVE
+
 pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-@pytest.fixture
-def heard() -> Iterator[type]:
-    from orchestrator.cluster.ray_worker import _Heard
-
-    yield _Heard
-    _Heard.number = 0
 
 
 def test_notice_reaches_workers_that_are_started_after_it() -> None:
     from orchestrator.cluster.ray_worker import Mailbox
 
     async def conversation() -> list[int]:
-        box = Mailbox()
-        early = asyncio.ensure_future(box.stop_asked())
+        mailbox = Mailbox()
+        early = asyncio.ensure_future(mailbox.stop_asked())
         await asyncio.sleep(0)
         assert not early.done()
-        await box.stop(signal.SIGTERM)
-        return [await early, await box.stop_asked()]
+        await mailbox.stop(signal.SIGTERM)
+        return [await early, await mailbox.stop_asked()]
 
     assert asyncio.run(conversation()) == [signal.SIGTERM, signal.SIGTERM]
 
@@ -39,33 +32,34 @@ def test_events_arrive_in_their_order() -> None:
     from orchestrator.cluster.ray_worker import Mailbox
 
     async def conversation() -> list[str]:
-        box = Mailbox()
-        await box.put({"kind": "fault"}, {"kind": "restart"})
-        await box.put({"kind": "begin"})
-        return [event["kind"] for event in [await box.get() for _ in range(3)] if event]
+        mailbox = Mailbox()
+        await mailbox.put({"kind": "fault"}, {"kind": "restart"})
+        await mailbox.put({"kind": "begin"})
+        return [event["kind"] for event in [await mailbox.get() for _ in range(3)] if event]
 
     assert asyncio.run(conversation()) == ["fault", "restart", "begin"]
 
 
-def test_notice_of_termination_is_stronger_than_a_move(heard: type) -> None:
-    from orchestrator.cluster.ray_worker import _hear, ask_to_move
+def test_notice_of_termination_is_stronger_than_a_move() -> None:
+    from orchestrator.cluster.ray_worker import ReceivedNotice
 
-    ask_to_move()
-    assert heard.number == 1
-    _hear(signal.SIGINT)
-    ask_to_move()
-    assert heard.number == signal.SIGINT
+    notice = ReceivedNotice()
+    notice.receive(MOVE)
+    assert notice.number == MOVE
+    notice.receive(signal.SIGINT)
+    notice.receive(MOVE)
+    assert notice.number == signal.SIGINT
 
 
 def test_worker_ends_with_the_driver_on_its_host_and_outlives_others() -> None:
     script = (
         "import sys\n"
-        "from orchestrator.cluster.ray_worker import _end_with, this_process\n"
+        "from orchestrator.cluster.ray_worker import end_with, this_process\n"
         "host, pid, started = this_process()\n"
-        "_end_with('elsewhere', pid, started)\n"
-        "_end_with(host, pid, started - 1)\n"
+        "end_with('elsewhere', pid, started)\n"
+        "end_with(host, pid, started - 1)\n"
         "print('watches', flush=True)\n"
-        "_end_with(host, int(sys.argv[1]), float(sys.argv[2]))\n"
+        "end_with(host, int(sys.argv[1]), float(sys.argv[2]))\n"
     )
     driver = subprocess.Popen(["sleep", "100"])
     started = psutil.Process(driver.pid).create_time()
