@@ -33,6 +33,10 @@ demo: setup  ## Pretrain, evaluate and sample a small model, from nothing, in a 
 test: setup  ## Run the whole test suite
 	@$(BIN)/python -m pytest
 
+.PHONY: test-fast
+test-fast: setup  ## Run the unit tests alone, in less than 90 seconds: no Ray, no workers, no broken runs
+	@$(BIN)/python -m pytest -m "not slow and not ray and not gpu and not long" --ignore=tests/faults
+
 .PHONY: test-faults
 test-faults: setup  ## Run the long form of the fault tests: every strategy on every cluster, many times
 	@$(BIN)/python -m pytest -m long tests/faults

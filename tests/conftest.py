@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+_NO_SHARED_DATA = "needs ../shared/data"
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,14 @@ def shared_file() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = _SHARED / name
         if not path.exists():
-            pytest.skip(f"no {name} in shared data")
+            pytest.skip(_NO_SHARED_DATA)
         return path
 
     return find
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count what did not run, in a line for each reason: a skipped test has shown nothing."""
+    reasons = Counter(str(report.longrepr[-1]) for report in terminalreporter.stats.get("skipped", []))
+    for reason, number in reasons.items():
+        terminalreporter.write_line(f"not run: {number} test{'s' if number > 1 else ''} ({reason})", yellow=True)

@@ -28,11 +28,11 @@ def ray_cluster(config: ClusterConfig) -> Finding:
     if _mode() == "token" and not _has_token():
         mend = f"put the cluster's token into RAY_AUTH_TOKEN or ~/{_TOKEN_FILE}"
         return Finding("failure", "RAY_AUTH_MODE=token, and there is no token", mend)
-    place = _place(address)
+    place = host_and_port(address)
     if place and not _listens(*place):
         mend = "ray start --head there, correct cluster.address, or look at the firewall"
         return Finding("failure", f"nothing listens at {address}", mend)
-    return _told(address, _ask(address))
+    return _told(address, ask_cluster(address))
 
 
 def _told(address: str, facts: dict[str, Any]) -> Finding:
@@ -61,7 +61,7 @@ def _mend(error: str) -> str:
     return "ray status on its head node tells how it is, and whether the token is the same"
 
 
-def _ask(address: str) -> dict[str, Any]:
+def ask_cluster(address: str) -> dict[str, Any]:
     """Ask in a process of its own: where the cluster does not answer, Ray's native code ends its process."""
     command = [sys.executable, "-m", "orchestrator.doctor.ask_ray", address]
     try:
@@ -72,7 +72,7 @@ def _ask(address: str) -> dict[str, Any]:
     return json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": "it does not answer as Ray does"}
 
 
-def _place(address: str) -> tuple[str, int] | None:
+def host_and_port(address: str) -> tuple[str, int] | None:
     """Return host and port; None where Ray finds them itself, as for `auto`."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     port = parts.port or (_CLIENT_PORT if parts.scheme == "ray" else None)

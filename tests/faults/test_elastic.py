@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broken_run import KILL, TERMINATE, BrokenRun, command, events, eventually, finished, losses, samples_of_steps
+from broken_run import KILL, TERMINATE, BrokenRun, command, events, finished, losses, samples_of_steps
 from ray_nodes import RayNodes, ray_nodes
 from tiny_run import write_text
+from waiting import eventually
 
 pytestmark = [
     pytest.mark.ray,

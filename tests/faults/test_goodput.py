@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from broken_run import KILL, BrokenRun, command, events, eventually
+from broken_run import KILL, BrokenRun, command, events
 from tiny_run import write_text
+from waiting import eventually
 
 from orchestrator.planning.save_interval import goodput_bound
 from orchestrator.runs.goodput import goodput

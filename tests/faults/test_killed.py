@@ -16,11 +16,11 @@ from broken_run import (
     Finished,
     command,
     events,
-    eventually,
     finished,
     goes_on_from_the_last_checkpoint,
 )
 from tiny_run import write_text
+from waiting import eventually
 
 TWO = "cluster.num_workers=2"
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import boto3
 import pytest
-from broken_run import BrokenRun, eventually
+from broken_run import BrokenRun
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from tiny_run import arguments, write_text
+from waiting import eventually
 
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.storage.store import Storage

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -367,10 +366,8 @@ from orchestrator.cli import main
 main(["--help"])
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
-    start = time.perf_counter()
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=_environment(), check=True)
-    print(f"orchestrator --help: {time.perf_counter() - start:.2f} s")
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert (
         loaded & {"torch", "ray", "deepspeed", "wandb", "pytorch_lightning", "transformers", "numpy", "hydra"} == set()

@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,16 +167,6 @@ def goes_on_from_the_last_checkpoint(root: Path) -> bool:
     first, again = events(root, "begin")
     told = max(event["step"] for event in saved if event["time"] < again["time"])
     return first["step"] == 0 and again["step"] in (told, told + 10)
-
-
-def eventually(holds: Callable[[], object], seconds: float = 10) -> bool:
-    """Whether something becomes true in time."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 KILL, TERMINATE, INTERRUPT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT

@@ -13,7 +13,6 @@ from modules.config import TokenizerConfig
 from modules.data.tokenizer import SPECIAL_TOKENS, Tokenizer, build_tokenizer, byte_alphabet, take_bytes
 from modules.errors import InputError
 
-GPT2 = Path(__file__).parents[4] / "shared" / "data" / "gpt2_tokenizer.json"
 CORPUS = ["The quick brown fox's tail, and the dog's.\n" * 20, "def f(x):\n    return x + 1\n" * 20, "größe ☃ 12345"]
 STRANGE = "Zażółć \U0001f600 <|endoftext|>\x00\r\n\t  end <|mask|>"
 
@@ -21,12 +20,6 @@ STRANGE = "Zażółć \U0001f600 <|endoftext|>\x00\r\n\t  end <|mask|>"
 def build(kind, file=None, documents=CORPUS, **fields):
     path = "given.json" if kind == "file" else None
     return build_tokenizer(TokenizerConfig(kind=kind, path=path, **fields), lambda: iter(documents), file)
-
-
-def gpt2_file():
-    if not GPT2.exists():
-        pytest.skip("needs shared/data/gpt2_tokenizer.json")
-    return GPT2.read_bytes()
 
 
 BPE, BYTE, CHAR = build("bpe", vocab_size=300), build("byte"), build("char")
@@ -154,8 +147,8 @@ def test_take_bytes_never_cuts_a_character(text, num_bytes):
     assert taken == text or len(text[: len(taken) + 1].encode()) > num_bytes
 
 
-def test_gpt2s_file_keeps_its_numbers_and_its_end_of_text():
-    tokenizer = build("file", gpt2_file())
+def test_gpt2s_file_keeps_its_numbers_and_its_end_of_text(shared_file):
+    tokenizer = build("file", shared_file("gpt2_tokenizer.json").read_bytes())
     assert tokenizer.encode("Hello, my dog is cute") == [15496, 11, 616, 3290, 318, 13779]
     assert tokenizer.end_of_text_id == 50256
     assert tokenizer.vocab_size == 50257 + len(SPECIAL_TOKENS) - 1

@@ -15,6 +15,7 @@ from orchestrator.cli import main
 
 FOREIGN = ("ray", "deepspeed", "wandb")
 UNTRACKED = "tracking.mode=disabled"
+pytestmark = pytest.mark.slow
 
 
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:

@@ -165,13 +165,13 @@ def port() -> Iterator[int]:
 
 def answered(monkeypatch: pytest.MonkeyPatch, asked: str, **facts: Any) -> Finding:
     """Check a cluster that answers with `facts`."""
-    monkeypatch.setattr(ray_address, "_ask", lambda address: {**FACTS, **facts})
+    monkeypatch.setattr(ray_address, "ask_cluster", lambda address: {**FACTS, **facts})
     return ray_address.ray_cluster(ClusterConfig(name="ray", address=asked))
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
 def test_without_an_address_nobody_is_asked(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_address, "_ask", lambda address: pytest.fail("it asks"))
+    monkeypatch.setattr(ray_address, "ask_cluster", lambda address: pytest.fail("it asks"))
     finding = ray_address.ray_cluster(ClusterConfig(name=name))
     assert finding.status == "ok"
     assert "embedded" in finding.text
@@ -180,7 +180,7 @@ def test_without_an_address_nobody_is_asked(name: Any, monkeypatch: pytest.Monke
 def test_address_where_nothing_listens_has_failed_without_ray(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = server.getsockname()[1]
-    monkeypatch.setattr(ray_address, "_ask", lambda address: pytest.fail("it asks"))
+    monkeypatch.setattr(ray_address, "ask_cluster", lambda address: pytest.fail("it asks"))
     finding = ray_address.ray_cluster(ClusterConfig(name="ray", address=f"127.0.0.1:{closed}"))
     assert finding.status == "failure"
     assert f"nothing listens at 127.0.0.1:{closed}" in finding.text
@@ -256,7 +256,7 @@ def test_cluster_is_asked_in_a_process_that_may_end_or_hang(
         return answer
 
     monkeypatch.setattr(ray_address.subprocess, "run", run)
-    assert ray_address._ask("auto") == facts
+    assert ray_address.ask_cluster("auto") == facts
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_cluster_is_asked_in_a_process_that_may_end_or_hang(
     ],
 )
 def test_host_and_port_of_an_address(address: str, place: tuple[str, int] | None) -> None:
-    assert ray_address._place(address) == place
+    assert ray_address.host_and_port(address) == place
 
 
 # W&B

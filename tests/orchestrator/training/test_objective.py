@@ -19,6 +19,8 @@ BETA = 0.9
 WAYS = [("single", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 3), ("zero3", 2)]
 SHARES = list(itertools.product(WAYS, (1, 2, 4)))
 
+pytestmark = pytest.mark.slow
+
 
 def train(pools: Pools, root: Path, way: tuple[str, int], num_pieces: int, toy: ToyObjective) -> Outcome:
     """Train two steps, each worker's share of a batch in `num_pieces` micro-batches."""

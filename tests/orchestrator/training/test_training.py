@@ -26,6 +26,8 @@ OBJECTIVES = {
     "mixed": MIXED,
 }
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory, pools):
