@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
