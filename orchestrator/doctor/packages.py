@@ -1,6 +1,10 @@
-"""Which versions are installed, beside those that were tested together and those that are known to be bad."""
+"""Which versions are installed, beside those that are allowed, those tested together, and those known to be bad."""
 
 import importlib.metadata
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from orchestrator.doctor.findings import Finding
 
@@ -15,13 +19,17 @@ TESTED = {
     "fsspec": "2026.9.0",
 }
 """As in requirements.lock."""
+_PROJECT = "gpt-orchestrator"
 _MALICIOUS = {"pytorch-lightning": ("2.6.2", "2.6.3")}
 """GHSA-w37p-236h-pfx3."""
-_FIRST_OMEGACONF_UNKNOWN_TO_HYDRA = (2, 4)
+_WHY_NOT_OTHERS = {
+    **dict.fromkeys(("torch", "pytorch-lightning", "deepspeed", "ray", "hydra-core"), "private parts of it are used"),
+    "omegaconf": "Hydra 1.3 works with releases below 2.4 alone",
+}
 
 
 def versions() -> Finding:
-    """Compare the installed versions with the tested ones."""
+    """Compare the installed versions with the project's own ranges, then with the tested ones."""
     installed = {name: _version(name) for name in TESTED}
     for name, bad in _MALICIOUS.items():
         if installed[name] in bad:
@@ -32,19 +40,45 @@ def versions() -> Finding:
             )
     missing = [name for name, version in installed.items() if version is None]
     if missing:
-        return Finding("failure", f"not installed: {', '.join(missing)}", f"pip install {' '.join(map(_pin, missing))}")
-    if _numbers(installed["omegaconf"] or "")[:2] >= _FIRST_OMEGACONF_UNKNOWN_TO_HYDRA:
-        text = f"omegaconf {installed['omegaconf']}: Hydra 1.3 works with releases below 2.4 alone"
-        return Finding("failure", text, f"pip install {_pin('omegaconf')}")
-    return _compared(installed)
+        return Finding("failure", f"not installed: {', '.join(missing)}", _install(missing))
+    return _compared({name: version for name, version in installed.items() if version is not None})
 
 
-def _compared(installed: dict[str, str | None]) -> Finding:
+def _compared(installed: dict[str, str]) -> Finding:
+    allowed = _allowed()
+    outside = [name for name, version in installed.items() if name in allowed and not _fits(version, allowed[name])]
+    if outside:
+        text = "; ".join(_refused(name, installed[name], allowed[name]) for name in outside)
+        return Finding("failure", text, _install(outside))
     others = [name for name, version in installed.items() if _release(version) != TESTED[name]]
     if others:
-        told = ", ".join(f"{name} {installed[name]} (tested: {TESTED[name]})" for name in others)
-        return Finding("warning", f"not tested with {told}", f"pip install {' '.join(map(_pin, others))}")
+        text = ", ".join(f"{name} {installed[name]} (tested: {TESTED[name]})" for name in others)
+        return Finding("warning", f"not tested with {text}", _install(others))
     return Finding("ok", f"as tested: torch {installed['torch']}, ray {installed['ray']} and {len(TESTED) - 2} others")
+
+
+def _refused(name: str, version: str, allowed: SpecifierSet) -> str:
+    why = f": {_WHY_NOT_OTHERS[name]}" if name in _WHY_NOT_OTHERS else ""
+    return f"{name} {version} is outside {allowed} (tested: {TESTED[name]}){why}"
+
+
+def _allowed() -> dict[str, SpecifierSet]:
+    """Return the ranges in pyproject.toml; none where the project is not installed but run from a checkout."""
+    requirements = map(Requirement, _requirements())
+    core = (one for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""}))
+    return {canonicalize_name(one.name): one.specifier for one in core}
+
+
+def _requirements() -> list[str]:
+    try:
+        return importlib.metadata.requires(_PROJECT) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _fits(version: str, allowed: SpecifierSet) -> bool:
+    # a pre-release within the range is untested like any other version in it
+    return allowed.contains(version, prereleases=True)
 
 
 def _version(name: str) -> str | None:
@@ -54,14 +88,14 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _release(version: str | None) -> str:
+def _release(version: str) -> str:
     """Return `2.13.0` of `2.13.0+cpu`: the build is the platform's."""
-    return (version or "").partition("+")[0]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in _release(version).split(".")[:3] if part.isdigit())
+    return version.partition("+")[0]
 
 
 def _pin(name: str) -> str:
     return f"{name}=={TESTED[name]}"
+
+
+def _install(names: list[str]) -> str:
+    return f"pip install {' '.join(map(_pin, names))}"

@@ -46,7 +46,8 @@ def model() -> GPT:
 def peer(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
     """transformers' GPT-2 with the same weights, whose attention obeys a 4D mask."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     folder: Path = tmp_path_factory.mktemp("peer")
     save_huggingface(folder, model.config, VOCAB, model.named_parameters())
     return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from modules.config import TokenizerConfig
 from modules.data.tokenizer import SPECIAL_TOKENS, Tokenizer, build_tokenizer, byte_alphabet, take_bytes
@@ -95,7 +96,8 @@ def test_a_saved_tokenizer_encodes_the_same(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("tokenizer", [BPE, BYTE, CHAR], ids=["bpe", "byte", "char"])
 def test_transformers_opens_the_file_and_encodes_the_same(tokenizer, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokenizer.save(tmp_path / "tokenizer.json")
     fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     text = "The dog's größe\n    return 12  "
@@ -181,7 +183,6 @@ def test_an_unreadable_file_is_refused_by_name(content):
 
 
 def test_the_byte_alphabet_is_that_of_tokenizers():
-    pre_tokenizers = pytest.importorskip("tokenizers").pre_tokenizers
     assert sorted(byte_alphabet()) == sorted(pre_tokenizers.ByteLevel.alphabet())
     assert byte_alphabet()[ord("a")] == "a"
     assert byte_alphabet()[ord(" ")] == "\u0120"

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 RETRY, RAISE = "RETRY", "RAISE"

@@ -10,7 +10,6 @@ import pytest
 
 from orchestrator.distributed.runtime import MOVE
 
-pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 

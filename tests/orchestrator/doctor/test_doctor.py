@@ -3,12 +3,14 @@
 import io
 import os
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 
 import pytest
+from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
 from orchestrator.doctor import machine, packages, report, toolchain
@@ -270,6 +272,15 @@ def test_gpus_are_told_as_torch_sees_them(
 # versions
 
 
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the project's metadata be that of pyproject.toml: what is installed may be older than the checkout."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lines = [f"{line}; extra == {extra!r}" for extra in extras for line in extras[extra]]
+    monkeypatch.setattr(packages, "_requirements", lambda: [*project["dependencies"], *lines])
+
+
 def with_versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> Finding:
     installed = {**packages.TESTED, **{name.replace("_", "-"): version for name, version in changed.items()}}
     monkeypatch.setattr(packages, "_version", installed.__getitem__)
@@ -286,10 +297,32 @@ def test_installed_versions_are_looked_up() -> None:
     assert packages._version("no-such-package-at-all") is None
 
 
+def test_ranges_are_those_of_the_installed_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        packages.importlib.metadata,
+        "requires",
+        lambda name: asked.append(name) or ["Py_Tz<3,>=2", "rich>=14; extra == 'dev'", "six; python_version >= '3'"],
+    )
+    assert packages._allowed() == {"py-tz": SpecifierSet(">=2,<3"), "six": SpecifierSet()}
+    assert asked == ["gpt-orchestrator"]
+
+
+@pytest.mark.usefixtures("declared")
+def test_every_compared_package_has_a_range_and_no_next_minor_release_where_a_reason_is_told() -> None:
+    ranges = packages._allowed()
+    assert all(len(ranges[name]) > 0 and ranges[name].contains(version) for name, version in packages.TESTED.items())
+    for name in packages._WHY_NOT_OTHERS:
+        major, minor, *_ = packages.TESTED[name].split(".")
+        assert not ranges[name].contains(f"{major}.{int(minor) + 1}.0"), name
+
+
+@pytest.mark.usefixtures("declared")
 def test_build_of_torch_for_a_platform_is_a_tested_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_versions(monkeypatch, torch=packages.TESTED["torch"] + "+cu130").status == "ok"
 
 
+@pytest.mark.usefixtures("declared")
 @pytest.mark.parametrize(
     ("name", "version", "status", "said", "mend"),
     [
@@ -297,8 +330,15 @@ def test_build_of_torch_for_a_platform_is_a_tested_version(monkeypatch: pytest.M
         ("pytorch_lightning", "2.6.3", "failure", "malicious release (GHSA-w37p-236h-pfx3)", "change every key"),
         ("omegaconf", "2.4.0rc1", "failure", "releases below 2.4", "omegaconf==2.3.1"),
         ("ray", None, "failure", "not installed: ray", "pip install ray==2.60.0"),
-        ("torch", "2.14.0", "warning", "torch 2.14.0 (tested: 2.13.0)", "torch==2.13.0"),
-        ("deepspeed", "0.20.0", "warning", "deepspeed 0.20.0 (tested: 0.19.8)", "deepspeed==0.19.8"),
+        ("torch", "2.14.0+cu130", "failure", "(tested: 2.13.0): private parts", "pip install torch==2.13.0"),
+        ("torch", "2.12.1", "failure", "torch 2.12.1 is outside <2.14,>=2.13", "pip install torch==2.13.0"),
+        ("pytorch_lightning", "2.7.0", "failure", "(tested: 2.6.6): private parts", "pytorch-lightning==2.6.6"),
+        ("deepspeed", "0.20.0", "failure", "(tested: 0.19.8): private parts", "deepspeed==0.19.8"),
+        ("ray", "2.61.0", "failure", "(tested: 2.60.0): private parts", "ray==2.60.0"),
+        ("wandb", "0.29.0", "failure", "wandb 0.29.0 is outside >=0.30", "wandb==0.31.0"),
+        ("torch", "2.13.1", "warning", "torch 2.13.1 (tested: 2.13.0)", "pip install torch==2.13.0"),
+        ("torch", "2.13.1rc1", "warning", "torch 2.13.1rc1 (tested: 2.13.0)", "pip install torch==2.13.0"),
+        ("deepspeed", "0.19.9", "warning", "deepspeed 0.19.9 (tested: 0.19.8)", "deepspeed==0.19.8"),
     ],
 )
 def test_other_versions_are_told_with_those_that_work(
@@ -308,3 +348,17 @@ def test_other_versions_are_told_with_those_that_work(
     assert finding.status == status
     assert said in finding.text
     assert mend in finding.mend
+
+
+@pytest.mark.usefixtures("declared")
+def test_all_packages_outside_their_ranges_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = with_versions(monkeypatch, torch="2.14.0", ray="2.61.0", deepspeed="0.19.9")
+    assert finding.status == "failure"
+    assert finding.mend == "pip install torch==2.13.0 ray==2.60.0"
+
+
+def test_without_metadata_of_the_project_other_versions_are_untested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "_PROJECT", "no-such-package-at-all")
+    assert with_versions(monkeypatch).status == "ok"
+    assert with_versions(monkeypatch, torch="2.14.0").status == "warning"
+    assert with_versions(monkeypatch, pytorch_lightning="2.6.3").status == "failure"
