@@ -4,7 +4,7 @@ import sys
 
 
 def main():
-    """Print what is missing with the mend; return how many things there are."""
+    """Print what is missing with the remedy; return how many things there are."""
     if (3, 11) <= sys.version_info < (3, 13):
         return 0
     found = ".".join(map(str, sys.version_info[:2]))

@@ -42,7 +42,7 @@ COMMANDS = {
     "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
     "generate": Command("continue a prompt", "GenerateConfig"),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
-    "doctor": Command("check machine, storage and services, each with the mend", "DoctorConfig"),
+    "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }
 
 DONE, FAILURE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -143,8 +143,8 @@ def _unknown_command(name: str) -> str:
     from orchestrator.configuration.schema import nearest
 
     near = nearest(name, list(COMMANDS))
-    mend = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
-    return f"{name}: no such command; {mend}"
+    remedy = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
+    return f"{name}: no such command; {remedy}"
 
 
 def _run_command(name: str, arguments: list[str]) -> None:

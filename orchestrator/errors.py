@@ -1,4 +1,4 @@
-"""What can go wrong, by whose doing: a UserError is mended by the user, any other by us or the system."""
+"""What can go wrong, by whose doing: a UserError is for the user to fix, any other for us or the system."""
 
 import signal
 
@@ -8,7 +8,7 @@ class OrchestratorError(Exception):
 
 
 class UserError(OrchestratorError):
-    """The user's mistake: the message names the value, the rule and the mend. Exit code 2."""
+    """The user's mistake: the message names the value, the rule and the remedy. Exit code 2."""
 
 
 class ConfigError(UserError):

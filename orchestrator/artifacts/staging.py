@@ -51,11 +51,11 @@ def staging_folder(storage: Storage, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(url: str, mended_by_user: tuple[int, ...]) -> Iterator[None]:
+def _explained(url: str, fixed_by_user: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in mended_by_user:
+        if error.errno in fixed_by_user:
             raise explain(error, "write", url) from None
         raise
 

@@ -15,7 +15,7 @@ LIMIT_SECONDS = 60
 
 
 def run(config: DoctorConfig) -> None:
-    """Show a line for each check, with the mend.
+    """Show a line for each check, with the remedy.
 
     Raises:
         MachineError: some check has failed.

@@ -30,8 +30,8 @@ def _named(storage: Storage, name: str) -> RunState:
     state = read_run(storage, name) if name in names else None
     if state is None:
         near = nearest(name, [other for other in names if other != name])
-        mend = f"did you mean {near}?" if near else "`orchestrator runs` lists all"
-        raise UserError(f"name={shown(name)}: no such run in {storage.url('runs')}; {mend}")
+        remedy = f"did you mean {near}?" if near else "`orchestrator runs` lists all"
+        raise UserError(f"name={shown(name)}: no such run in {storage.url('runs')}; {remedy}")
     return state
 
 

@@ -1,4 +1,4 @@
-"""Validates what was composed, and says every mistake in plain words: path, value, rule and mend."""
+"""Validates what was composed, and says every mistake in plain words: path, value, rule and remedy."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -91,8 +91,8 @@ class Reader:
         if key:
             raise ConfigError(f"{shown(text)}: cannot be read; put the value in quotes of its own: {key}='\"…\"'")
         groups = [group for group, options in self.groups.options.items() if value in options]
-        mend = f"did you mean {groups[0]}={value}?" if groups else "write FIELD=VALUE or GROUP=OPTION"
-        raise ConfigError(f"{shown(text)}: is neither a field nor a group; {mend}")
+        remedy = f"did you mean {groups[0]}={value}?" if groups else "write FIELD=VALUE or GROUP=OPTION"
+        raise ConfigError(f"{shown(text)}: is neither a field nor a group; {remedy}")
 
     def _group(self, parsed: "Override", value: str) -> str:
         group = parsed.key_or_group
@@ -123,8 +123,8 @@ class Reader:
     def _no_such_option(self, group: str, option: str) -> str:
         options = self.groups.options[group]
         near = nearest(option, options)
-        mend = f"; did you mean {group}={near}?" if near else self._field_meant(group, option)
-        return f"no such option{mend} ({group} has {', '.join(options)})"
+        remedy = f"; did you mean {group}={near}?" if near else self._field_meant(group, option)
+        return f"no such option{remedy} ({group} has {', '.join(options)})"
 
     def _field_meant(self, group: str, value: str) -> str:
         kind = class_at(self.kind, [group])

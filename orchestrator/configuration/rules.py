@@ -19,7 +19,7 @@ def micro_batch_size(config: TrainingRunConfig, num_workers: int) -> int:
 
 
 def cross_group_mistakes(config: TrainingRunConfig, unusable: Collection[str] = ()) -> list[str]:
-    """Every rule between groups that `config` breaks, one line each: path, value, rule, mend.
+    """Every rule between groups that `config` breaks, one line each: path, value, rule, remedy.
 
     Args:
         unusable: Groups that hold mistakes of their own; rules that read one of them are left out.

@@ -19,7 +19,7 @@ class Finding:
 
     status: Status
     text: str
-    mend: str = ""
+    remedy: str = ""
     """What to do about it; empty where there is nothing to do."""
 
 

@@ -33,8 +33,8 @@ def shared_memory() -> Finding:
     usage = shutil.disk_usage(SHARED_MEMORY)
     text = f"{SHARED_MEMORY} has {size(usage.total)}, {size(usage.free)} of it free"
     if usage.free < LEAST_SHARED_BYTES:
-        mend = "docker run --shm-size=8g, or a Kubernetes emptyDir with medium: Memory; or free some"
-        return Finding("warning", f"{text}: Ray keeps its objects on the disk, slowly", mend)
+        remedy = "docker run --shm-size=8g, or a Kubernetes emptyDir with medium: Memory; or free some"
+        return Finding("warning", f"{text}: Ray keeps its objects on the disk, slowly", remedy)
     return Finding("ok", text)
 
 
@@ -47,11 +47,13 @@ def gpus() -> Finding:
     if shutil.which("nvidia-smi") is None:
         return Finding("ok", f"none; torch {torch.__version__} computes on the CPU")
     if torch.version.cuda is None:
-        mend = f"pip install torch=={torch.__version__.partition('+')[0]} in its CUDA build"
-        return Finding("warning", f"nvidia-smi is here, but torch {torch.__version__} is built for the CPU alone", mend)
+        remedy = f"pip install torch=={torch.__version__.partition('+')[0]} in its CUDA build"
+        return Finding(
+            "warning", f"nvidia-smi is here, but torch {torch.__version__} is built for the CPU alone", remedy
+        )
     text = f"nvidia-smi is here, but torch {torch.__version__} sees no GPU"
-    mend = f"a driver for CUDA {torch.version.cuda} or later; in a container --gpus=all; look at CUDA_VISIBLE_DEVICES"
-    return Finding("warning", text, mend)
+    remedy = f"a driver for CUDA {torch.version.cuda} or later; in a container --gpus=all; look at CUDA_VISIBLE_DEVICES"
+    return Finding("warning", text, remedy)
 
 
 def _visible_gpus() -> Finding:

@@ -26,19 +26,19 @@ def ray_cluster(config: ClusterConfig) -> Finding:
     if address in (None, "local"):
         return Finding("ok", "embedded: cluster=ray starts one for each run")
     if _mode() == "token" and not _has_token():
-        mend = f"put the cluster's token into RAY_AUTH_TOKEN or ~/{_TOKEN_FILE}"
-        return Finding("failure", "RAY_AUTH_MODE=token, and there is no token", mend)
+        remedy = f"put the cluster's token into RAY_AUTH_TOKEN or ~/{_TOKEN_FILE}"
+        return Finding("failure", "RAY_AUTH_MODE=token, and there is no token", remedy)
     place = host_and_port(address)
     if place and not _listens(*place):
-        mend = "ray start --head there, correct cluster.address, or look at the firewall"
-        return Finding("failure", f"nothing listens at {address}", mend)
+        remedy = "ray start --head there, correct cluster.address, or look at the firewall"
+        return Finding("failure", f"nothing listens at {address}", remedy)
     return _told(address, ask_cluster(address))
 
 
 def _told(address: str, facts: dict[str, Any]) -> Finding:
     if "error" in facts:
         error = facts["error"]
-        return Finding("failure", error if address in error else f"{address}: {error}", _mend(error))
+        return Finding("failure", error if address in error else f"{address}: {error}", _remedy(error))
     resources, num_nodes = facts["resources"], facts["num_nodes"]
     nodes = f"{num_nodes} node{'s' if num_nodes != 1 else ''}"
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
@@ -52,7 +52,7 @@ def _told(address: str, facts: dict[str, Any]) -> Finding:
     )
 
 
-def _mend(error: str) -> str:
+def _remedy(error: str) -> str:
     if "ersion mismatch" in error:
         return "install the same versions of Python and Ray here and there"
     if _mode() is None:

@@ -20,11 +20,11 @@ def compiler() -> Finding:
     path = shutil.which(name)
     needed_for = "training.compile=true on CPU and DeepSpeed's own extensions do not work"
     if path is None:
-        mend = "apt-get install g++ python3-dev, or dnf install gcc-c++ python3-devel"
-        return Finding("warning", f"no {name} on PATH: {needed_for}", mend)
+        remedy = "apt-get install g++ python3-dev, or dnf install gcc-c++ python3-devel"
+        return Finding("warning", f"no {name} on PATH: {needed_for}", remedy)
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        mend = "apt-get install python3-dev, or dnf install python3-devel"
-        return Finding("warning", f"{path}, but no Python.h: {needed_for}", mend)
+        remedy = "apt-get install python3-dev, or dnf install python3-devel"
+        return Finding("warning", f"{path}, but no Python.h: {needed_for}", remedy)
     return Finding("ok", f"{path}, with Python's headers")
 
 
@@ -32,8 +32,8 @@ def ninja() -> Finding:
     """Look for ninja, which DeepSpeed's extensions are compiled with."""
     path = shutil.which("ninja")
     if path is None:
-        mend = "apt-get install ninja-build, or pip install ninja"
-        return Finding("warning", "no ninja on PATH: DeepSpeed's own extensions do not compile", mend)
+        remedy = "apt-get install ninja-build, or pip install ninja"
+        return Finding("warning", "no ninja on PATH: DeepSpeed's own extensions do not compile", remedy)
     return Finding("ok", path)
 
 

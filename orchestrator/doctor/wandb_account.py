@@ -24,8 +24,8 @@ def wandb_account(config: TrackingConfig) -> Finding:
     url = api_url()
     if not _answers(url):
         text = f"{mode}, key from {place}, but {redact(url)} does not answer"
-        mend = "look at the network and HTTPS_PROXY, or set tracking.mode=offline"
-        return Finding("warning" if mode == "online" else "ok", text, mend if mode == "online" else "")
+        remedy = "look at the network and HTTPS_PROXY, or set tracking.mode=offline"
+        return Finding("warning" if mode == "online" else "ok", text, remedy if mode == "online" else "")
     return Finding("ok", f"{mode}, key from {place}, {redact(url)} answers")
 
 

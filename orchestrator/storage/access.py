@@ -40,7 +40,7 @@ def run_on_url(verb: str, url: str, action: Callable[[Any, str], T]) -> T:
 
     Raises:
         NotFoundError: there is nothing at `url`.
-        StorageError: anything else; the message names the URL without credentials, and the mend.
+        StorageError: anything else; the message names the URL without credentials, and the remedy.
     """
     try:
         # Asked for each time: fsspec caches it for this process and thread, so nothing crosses a fork.

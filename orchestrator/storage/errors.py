@@ -1,4 +1,4 @@
-"""What went wrong in a store, in one short message with the mend."""
+"""What went wrong in a store, in one short message with the remedy."""
 
 import errno
 

@@ -162,7 +162,7 @@ def test_a_missing_setting_is_named(folder: Path) -> None:
         read_config(folder)
 
 
-def test_a_folder_of_pickles_is_refused_with_the_mend(folder: Path) -> None:
+def test_a_folder_of_pickles_is_refused_with_the_remedy(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pickles.*save_pretrained"):
         load_huggingface(folder)

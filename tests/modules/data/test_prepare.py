@@ -164,7 +164,7 @@ def test_tokens_take_two_bytes_where_they_fit(tmp_path):
         assert decoded(data.train, data.tokenizer) == [text]
 
 
-def test_one_document_split_by_document_is_refused_with_the_mend(tmp_path):
+def test_one_document_split_by_document_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(InputError, match=r"the (val|train) split is empty.*set data\.split=position"):
         prepared(tmp_path, files(tmp_path / "s", {"a.txt": b"some text"}))
 

@@ -1,4 +1,4 @@
-"""Mistakes in plain words: path, value, rule and mend, all at once."""
+"""Mistakes in plain words: path, value, rule and remedy, all at once."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("raw", "line"), CASES, ids=[line.partition(":")[0] for _, line in CASES])
-def test_a_mistake_is_told_with_path_value_rule_and_mend(raw: dict[str, Any], line: str) -> None:
+def test_a_mistake_is_told_with_path_value_rule_and_remedy(raw: dict[str, Any], line: str) -> None:
     assert mistakes_in(raw, PretrainConfig) == [line]
 
 

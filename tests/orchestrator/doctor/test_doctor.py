@@ -115,7 +115,7 @@ def test_in_a_file_every_check_is_one_plain_line(capsys: pytest.CaptureFixture[s
     assert report.show_findings(FINDINGS) == ["Ray"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ok       storage        works"
-    assert lines[2] == "failure  Ray            nothing listens; mend: ray start --head there"
+    assert lines[2] == "failure  Ray            nothing listens; remedy: ray start --head there"
     assert len(lines) == 3
 
 
@@ -125,7 +125,7 @@ def test_on_a_terminal_findings_fit_80_columns(monkeypatch: pytest.MonkeyPatch) 
     report.show_findings(FINDINGS)
     lines = terminal.export_text().splitlines()
     assert max(map(len, lines)) <= 80
-    assert "                        mend: docker run --shm-size=8g" in [line.rstrip() for line in lines]
+    assert "                        remedy: docker run --shm-size=8g" in [line.rstrip() for line in lines]
 
 
 # what compiles
@@ -149,11 +149,11 @@ def test_missing_compiler_headers_or_ninja_are_warnings_with_the_package_to_inst
     monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda name: str(tmp_path))
     found.append(toolchain.compiler())
     assert [finding.status for finding in found] == ["warning"] * 3
-    for finding, said, mend in zip(
+    for finding, said, remedy in zip(
         found, ("no g++", "no ninja", "no Python.h"), ("g++", "ninja-build", "python3-dev"), strict=True
     ):
         assert said in finding.text
-        assert f"apt-get install {mend}" in finding.mend
+        assert f"apt-get install {remedy}" in finding.remedy
 
 
 def test_extensions_are_compiled_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_stale_lock_is_a_failure_until_it_is_fixed(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.touch()
     told = toolchain.locks(fix=False)
-    assert (told.status, told.mend) == ("failure", "orchestrator doctor fix=true")
+    assert (told.status, told.remedy) == ("failure", "orchestrator doctor fix=true")
     assert str(path) in told.text
     assert path.exists()
     assert toolchain.locks(fix=True) == Finding("ok", f"removed {path}")
@@ -324,7 +324,7 @@ def test_build_of_torch_for_a_platform_is_a_tested_version(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("declared")
 @pytest.mark.parametrize(
-    ("name", "version", "status", "said", "mend"),
+    ("name", "version", "status", "said", "remedy"),
     [
         ("pytorch_lightning", "2.6.2", "failure", "malicious release (GHSA-w37p-236h-pfx3)", "change every key"),
         ("pytorch_lightning", "2.6.3", "failure", "malicious release (GHSA-w37p-236h-pfx3)", "change every key"),
@@ -342,19 +342,19 @@ def test_build_of_torch_for_a_platform_is_a_tested_version(monkeypatch: pytest.M
     ],
 )
 def test_other_versions_are_told_with_those_that_work(
-    name: str, version: str | None, status: str, said: str, mend: str, monkeypatch: pytest.MonkeyPatch
+    name: str, version: str | None, status: str, said: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finding = with_versions(monkeypatch, **{name: version})
     assert finding.status == status
     assert said in finding.text
-    assert mend in finding.mend
+    assert remedy in finding.remedy
 
 
 @pytest.mark.usefixtures("declared")
 def test_all_packages_outside_their_ranges_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = with_versions(monkeypatch, torch="2.14.0", ray="2.61.0", deepspeed="0.19.9")
     assert finding.status == "failure"
-    assert finding.mend == "pip install torch==2.13.0 ray==2.60.0"
+    assert finding.remedy == "pip install torch==2.13.0 ray==2.60.0"
 
 
 def test_without_metadata_of_the_project_other_versions_are_untested(monkeypatch: pytest.MonkeyPatch) -> None:

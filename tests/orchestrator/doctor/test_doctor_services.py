@@ -210,33 +210,33 @@ def test_token_mode_needs_a_token_and_never_shows_it(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     lacking = answered(monkeypatch, f"127.0.0.1:{port}")
     assert lacking.status == "failure"
-    assert "RAY_AUTH_TOKEN" in lacking.mend
+    assert "RAY_AUTH_TOKEN" in lacking.remedy
     (tmp_path / "token").write_text(SECRET)
     assert answered(monkeypatch, f"127.0.0.1:{port}").status == "ok"
     (tmp_path / "token").unlink()
     monkeypatch.setenv("RAY_AUTH_TOKEN", SECRET)
     told = answered(monkeypatch, f"127.0.0.1:{port}")
     assert told.status == "ok"
-    assert SECRET not in told.text + told.mend
+    assert SECRET not in told.text + told.remedy
 
 
 @pytest.mark.parametrize(
-    ("error", "mode", "mend"),
+    ("error", "mode", "remedy"),
     [
         ("Version mismatch: The cluster was started with: Ray: 2.55.0", "disabled", "the same versions"),
         ("no Ray cluster answers there", None, "RAY_AUTH_MODE=token if it asks for a token"),
         ("no Ray cluster answers there", "disabled", "ray status on its head node"),
     ],
 )
-def test_refusal_of_a_cluster_is_told_with_the_mend(
-    error: str, mode: str | None, mend: str, monkeypatch: pytest.MonkeyPatch
+def test_refusal_of_a_cluster_is_told_with_the_remedy(
+    error: str, mode: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
     finding = answered(monkeypatch, "auto", error=error)
     assert finding.status == "failure"
     assert error in finding.text
-    assert mend in finding.mend
+    assert remedy in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_without_a_key_wandb_is_offline_and_nobody_is_asked(monkeypatch: pytest.
     assert "offline" in wandb_account.wandb_account(TrackingConfig()).text
     assert wandb_account.wandb_account(TrackingConfig(mode="disabled")).status == "ok"
     wanted = wandb_account.wandb_account(TrackingConfig(mode="online"))
-    assert (wanted.status, "WANDB_API_KEY" in wanted.mend) == ("warning", True)
+    assert (wanted.status, "WANDB_API_KEY" in wanted.remedy) == ("warning", True)
 
 
 def test_place_of_the_key_is_told_and_never_the_key(api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -321,8 +321,8 @@ def test_service_that_cannot_be_reached_is_a_warning(port: int, monkeypatch: pyt
     told = wandb_account.wandb_account(TrackingConfig())
     assert told.status == "warning"
     assert "does not answer" in told.text
-    assert "tracking.mode=offline" in told.mend
-    assert SECRET not in told.text + told.mend
+    assert "tracking.mode=offline" in told.remedy
+    assert SECRET not in told.text + told.remedy
     assert wandb_account.wandb_account(TrackingConfig(mode="offline")).status == "ok"
 
 
@@ -365,7 +365,7 @@ def test_doctor_exits_1_and_names_the_checks_that_failed(
     (tmp_path / "file").touch()
     assert main(["doctor", f"storage.root={tmp_path}/file/outputs", "tracking=disabled"]) == 1
     said = capsys.readouterr()
-    assert "mend: orchestrator doctor fix=true" in said.out
+    assert "remedy: orchestrator doctor fix=true" in said.out
     assert said.err == "error: 2 checks failed: compile locks, storage\n"
     assert main(["doctor", "fix=true", f"storage.root={tmp_path}/outputs", "tracking=disabled"]) == 0
     assert not lock.exists()

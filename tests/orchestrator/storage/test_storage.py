@@ -255,7 +255,7 @@ def test_reading_goes_on_at_the_same_byte_after_a_lost_connection(
     assert len(waits) == 2
 
 
-def test_missing_bucket_is_told_with_the_mend(s3_bucket: str) -> None:
+def test_missing_bucket_is_told_with_the_remedy(s3_bucket: str) -> None:
     with pytest.raises(StorageError, match="s3://no-such-bucket-here/root/file: no such file, folder or bucket"):
         Storage("s3://no-such-bucket-here/root").write_bytes("file", b"1")
 
