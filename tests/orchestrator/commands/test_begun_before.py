@@ -12,6 +12,7 @@ from orchestrator.cli import main
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.runs.run import training_recipe
 
+pytestmark = pytest.mark.slow
 BEGUN = Path(__file__).resolve().parents[2] / "fixtures" / "run_begun_at_0619955.tar.gz"
 """Made by commit 0619955: twenty steps were asked for, and it was interrupted after the checkpoint at ten.
 

@@ -13,7 +13,10 @@ from tiny_run import arguments, write_text
 from orchestrator.cli import main
 
 # wandb leaves its own sockets and files to the collector
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 METRICS = {
     "train/loss",
