@@ -16,7 +16,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import Tensor
 
 from orchestrator.configuration.groups import StrategyConfig
-from orchestrator.distributed.compile_locks import prepare_to_compile
+from orchestrator.distributed.compile_folder import prepare_to_compile
 from orchestrator.distributed.runtime import Runtime
 
 _ANY_PORT = 0

@@ -5,9 +5,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import ExitStack
 from pathlib import Path
 
-from orchestrator.distributed.compile_locks import CompileLock, all_folders, find_locks, remove
+from orchestrator.distributed.compile_folder import FOLDER_VARIABLE, own_folder, stale_locks
 from orchestrator.doctor.findings import Finding
 
 BUILD_SECONDS = 600
@@ -55,20 +56,20 @@ def extensions(build: bool) -> Finding:
 
 def locks(fix: bool) -> Finding:
     """Look for locks of compiles that were killed, and remove them if that is asked for."""
-    found = find_locks(all_folders())
-    stale = [lock for lock in found if lock.is_stale]
+    own = own_folder()
+    with ExitStack() as stack:
+        folders = {own, Path(os.environ.get(FOLDER_VARIABLE, own))}
+        stale = [path for folder in sorted(folders) for path in stack.enter_context(stale_locks(folder))]
+        if fix:
+            for path in stale:
+                path.unlink(missing_ok=True)
+    paths = ", ".join(map(str, stale))
     if not stale:
-        others = "".join(f"; {lock.path} may be another machine's" for lock in found if lock.owner == "unknown")
-        at_work = sum(lock.owner == "at work" for lock in found)
-        return Finding("ok", (f"{at_work} at work" if at_work else "none") + others)
+        return Finding("ok", "none")
     if fix:
-        return Finding("ok", f"removed {_paths([lock for lock in stale if remove(lock)])}")
-    text = f"left by killed compiles, later ones wait for ever: {_paths(stale)}"
+        return Finding("ok", f"removed {paths}")
+    text = f"left by killed compiles, later ones wait for ever: {paths}"
     return Finding("failure", text, "orchestrator doctor fix=true")
-
-
-def _paths(found: list[CompileLock]) -> str:
-    return ", ".join(str(lock.path) for lock in found)
 
 
 def _reason(output: str) -> str:

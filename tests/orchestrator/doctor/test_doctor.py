@@ -1,5 +1,6 @@
 """`orchestrator doctor`: how checks are run and shown, and those of this machine, with what is good and what is bad."""
 
+import fcntl
 import io
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
+from orchestrator.distributed.compile_folder import FLOCK_FILE, FOLDER_VARIABLE, own_folder
 from orchestrator.doctor import machine, packages, report, toolchain
 from orchestrator.doctor.findings import Finding, run_checks
 from orchestrator.errors import StorageError
@@ -184,11 +186,21 @@ def test_compile_that_fails_is_told_by_the_compilers_own_complaint(
     assert said in finding.text
 
 
-def test_stale_lock_is_a_failure_until_it_is_fixed(tmp_path: Path) -> None:
-    assert toolchain.locks(fix=False) == Finding("ok", "none")
-    path = tmp_path / "cache" / "torch_extensions" / "py311_cpu" / "cpu_adam" / "lock"
+@pytest.fixture(params=["ours", "the user's"])
+def stale_lock(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leave a lock of a compile that was killed long ago."""
+    if request.param == "the user's":
+        monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "extensions"))
+    path = Path(os.environ.get(FOLDER_VARIABLE, own_folder())) / "cpu_adam" / "lock"
     path.parent.mkdir(parents=True)
     path.touch()
+    for place in (path, path.parent):
+        os.utime(place, (0, 0))
+    return path
+
+
+def test_stale_lock_is_a_failure_until_it_is_fixed(stale_lock: Path) -> None:
+    path = stale_lock
     told = toolchain.locks(fix=False)
     assert (told.status, told.remedy) == ("failure", "orchestrator doctor fix=true")
     assert str(path) in told.text
@@ -197,12 +209,11 @@ def test_stale_lock_is_a_failure_until_it_is_fixed(tmp_path: Path) -> None:
     assert toolchain.locks(fix=False) == Finding("ok", "none")
 
 
-def test_lock_of_a_compile_at_work_is_no_failure_and_is_not_removed(tmp_path: Path) -> None:
-    path = tmp_path / "cache" / "torch_extensions" / "py311_cpu" / "cpu_adam" / "lock"
-    path.parent.mkdir(parents=True)
-    with path.open("w"):
-        assert toolchain.locks(fix=True) == Finding("ok", "1 at work")
-    assert path.exists()
+def test_lock_where_a_process_of_ours_may_compile_is_no_failure_and_is_not_removed(stale_lock: Path) -> None:
+    with (stale_lock.parents[1] / FLOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert toolchain.locks(fix=True) == Finding("ok", "none")
+    assert stale_lock.exists()
 
 
 # what the machine has

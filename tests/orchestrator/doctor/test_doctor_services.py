@@ -19,6 +19,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.configuration.groups import ClusterConfig, TrackingConfig
+from orchestrator.distributed.compile_folder import own_folder
 from orchestrator.doctor import ray_address, storage_root, wandb_account
 from orchestrator.doctor.findings import Finding, run_checks
 from orchestrator.storage import local
@@ -359,7 +360,7 @@ def test_doctor_exits_1_and_names_the_checks_that_failed(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
-    lock = tmp_path / "cache" / "torch_extensions" / "py311_cpu" / "cpu_adam" / "lock"
+    lock = own_folder() / "cpu_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
     (tmp_path / "file").touch()
