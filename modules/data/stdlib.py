@@ -1,15 +1,14 @@
 """Python's own standard library as text to train on: it needs no path and no network."""
 
+import hashlib
 import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import xxhash
-
-from modules.data.compression import CHUNK_BYTES
 
 STDLIB_ENDINGS = (".py", ".txt")
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -23,17 +22,14 @@ class LocalFile:
     name: str
     num_bytes: int
 
-    def open(self) -> BinaryIO:
+    def open(self) -> BufferedReader:
         """The file's bytes."""
         return (Path(self.root) / self.name).open("rb")
 
     def identity(self) -> str:
         """Digest of the content (xxh3_128)."""
-        digest = xxhash.xxh3_128()
         with self.open() as stream:
-            for chunk in iter(lambda: stream.read(CHUNK_BYTES), b""):
-                digest.update(chunk)
-        return digest.hexdigest()
+            return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def stdlib_files(root: str | None = None) -> list[LocalFile]:

@@ -66,7 +66,7 @@ def file_system(url: str) -> tuple[Any, str]:
         raise UserError(f"{redact(url)}: {error}") from None
 
 
-def open_url(url: str) -> BinaryIO:
+def open_url(url: str) -> io.BufferedReader:
     """The file at `url` for reading, opened again at the same byte when the connection is lost."""
     if is_local(url):
         return run_on_url("read", url, lambda _, path: open(path, "rb"))

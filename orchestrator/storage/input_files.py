@@ -1,11 +1,13 @@
 """Finds the input files that a user names by path, folder, glob or URL."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import xxhash
 
@@ -20,7 +22,6 @@ from orchestrator.storage.access import (
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.redaction import redact
 
-_CHUNK_BYTES = 2**20
 _MAX_MISTAKES = 20
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "x-goog-hash", "generation", "LastModified")
 
@@ -35,7 +36,7 @@ class StoredFile:
     """The name to show: as the user wrote it, without credentials."""
     num_bytes: int
 
-    def open(self) -> BinaryIO:
+    def open(self) -> BufferedReader:
         """The raw bytes, from the start."""
         return open_url(self.url)
 
@@ -43,7 +44,7 @@ class StoredFile:
         """What changes when the content does: the digest of a local file, the version mark of a remote one."""
         if is_local(self.url):
             with self.open() as file:
-                return f"xxh3_128:{_digest(file)}"
+                return f"xxh3_128:{hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()}"
         return run_on_url("look at", self.url, _version)
 
 
@@ -122,13 +123,6 @@ def _stored(fs: Any, entry: dict[str, Any], path: str) -> StoredFile:
     # A signed query belongs to a single file, and fsspec keeps it in the name.
     url = fs.unstrip_protocol(entry["name"])
     return StoredFile(url, redact(url), int(entry["size"]))
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = xxhash.xxh3_128()
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _version(fs: Any, path: str) -> str:

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.access import (
@@ -119,7 +120,7 @@ class Storage:
         elif self._run("read", name, lambda _, path: fill_from_file(Path(path), start, buffer)) < len(buffer):
             raise StorageError(f"cannot read {self.url(name)}: it ends before byte {start + len(buffer)}")
 
-    def open_read(self, name: str) -> BinaryIO:
+    def open_read(self, name: str) -> BufferedReader:
         """The file `name` for reading, opened again at the same byte when the connection is lost."""
         return open_url(self._join(name))
 
