@@ -2,12 +2,11 @@
 
 torch takes `<folder>/<extension>/lock` by creating it and removes it at the end (torch 2.13.0, `utils/file_baton.py`);
 each later compile waits for it, for ever if its owner was killed. So each process of ours that may compile holds a
-shared `flock` on a file in the folder for its life: who gets it exclusively knows that no owner is left.
+shared `flock` on a file in the folder for its life: a process that gets it exclusively knows that no owner is left.
 """
 
 import fcntl
 import importlib.metadata
-import math
 import os
 import platform
 import socket
@@ -22,9 +21,11 @@ from orchestrator.storage.local import cache_folder
 FOLDER_VARIABLE = "TORCH_EXTENSIONS_DIR"
 FLOCK_FILE = "orchestrator_in_use"
 IDLE_SECONDS = 300
-"""In a folder that the user set, programs without our flock may compile: there nothing has changed for so long, too; no
-single source of DeepSpeed's takes a compiler longer."""
-_held: dict[Path, IO[str]] = {}
+"""A compile that has changed nothing in its folder for this long is over: no source of DeepSpeed's takes a compiler
+longer."""
+POLL_SECONDS = 1.0
+held: dict[Path, IO[str]] = {}
+"""Open files, each with the shared flock of its folder; they are closed when the process ends."""
 
 
 def own_folder() -> Path:
@@ -38,41 +39,70 @@ def own_folder() -> Path:
     return cache_folder() / "torch_extensions" / f"{socket.gethostname()}-{python}-{versions}"
 
 
-def prepare_to_compile(say: Callable[[str], None]) -> None:
+def prepare_to_compile(notify: Callable[[str], None]) -> None:
     """Let this process compile extensions in a folder of ours, unless the user set one, without stale locks.
 
+    Wait for a compile that may still be running: torch would wait as well, but never give up.
+
     Args:
-        say: Takes one line about each lock that was removed.
+        notify: Takes one line about each lock that was removed, and one when this waits.
     """
     folder = Path(os.environ.setdefault(FOLDER_VARIABLE, str(own_folder())))
-    if folder in _held:
+    if folder in held:
         return
     with suppress(OSError):  # the user's folder may be read-only, or on a file system without flock
         folder.mkdir(parents=True, exist_ok=True)
-        with stale_locks(folder) as stale:
-            for path in stale:
-                path.unlink(missing_ok=True)
-                say(f"removed the lock of a compile that was killed: {path}")
-        _held[folder] = (folder / FLOCK_FILE).open("a")
-        fcntl.flock(_held[folder], fcntl.LOCK_SH)
+        _remove_stale(folder, notify)
+        if running := _torch_locks(folder):
+            notify(f"waiting for a compile that may still be running: {running[0]}")
+        while _torch_locks(folder):
+            time.sleep(POLL_SECONDS)
+            _remove_stale(folder, notify)
+        held[folder] = (folder / FLOCK_FILE).open("a")
+        fcntl.flock(held[folder], fcntl.LOCK_SH)
 
 
 @contextmanager
 def stale_locks(folder: Path) -> Iterator[list[Path]]:
-    """Give the locks whose owners are gone beyond doubt; until the end nobody of ours takes one."""
-    found: list[Path] = []
+    """Give the locks whose owners are gone; until the end of the context no process of ours takes one.
+
+    In a folder of ours that no other process of ours uses, every lock is stale. Otherwise a lock is stale when nothing
+    beside it has changed for `IDLE_SECONDS`.
+    """
     with ExitStack() as stack:
+        is_alone = False
         with suppress(OSError):
             file = stack.enter_context((folder / FLOCK_FILE).open("a"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            idle_seconds = -math.inf if folder == own_folder() else IDLE_SECONDS
-            found = [path for path in sorted(folder.glob("*/lock")) if _is_torchs(path, idle_seconds)]
-        yield found
+            is_alone = folder == own_folder()
+        yield [path for path in _torch_locks(folder) if is_alone or _idle_seconds(path) > IDLE_SECONDS]
 
 
-def _is_torchs(path: Path, idle_seconds: float) -> bool:
-    """Whether nothing beside it has changed for so long, and it is torch's: a user's folder may hold other things."""
-    files = list(path.parent.iterdir())
-    idle = time.time() - max(place.lstat().st_mtime for place in (*files, path.parent)) > idle_seconds
-    empty = path.is_file() and path.stat().st_size == 0
-    return idle and empty and (files == [path] or path.with_name("build.ninja") in files)
+def _remove_stale(folder: Path, notify: Callable[[str], None]) -> None:
+    with stale_locks(folder) as stale:
+        for path in stale:
+            path.unlink(missing_ok=True)
+            notify(f"removed the lock of a compile that was killed: {path}")
+
+
+def _torch_locks(folder: Path) -> list[Path]:
+    """Return the files that are torch's locks beyond doubt: a folder that the user set may hold other things."""
+    return [path for path in sorted(folder.glob("*/lock")) if _is_torch_lock(path)]
+
+
+def _is_torch_lock(path: Path) -> bool:
+    try:
+        files = list(path.parent.iterdir())
+        is_empty = path.is_file() and path.stat().st_size == 0
+    except FileNotFoundError:  # the compile has just ended
+        return False
+    return is_empty and (files == [path] or path.with_name("build.ninja") in files)
+
+
+def _idle_seconds(path: Path) -> float:
+    """Return how long nothing beside a lock has changed."""
+    changed = [path.parent.stat().st_mtime]
+    for place in path.parent.iterdir():
+        with suppress(FileNotFoundError):
+            changed.append(place.lstat().st_mtime)
+    return time.time() - max(changed)

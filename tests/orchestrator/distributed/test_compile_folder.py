@@ -42,9 +42,10 @@ def fresh_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     # set first, so that what the test's calls put there is undone
     monkeypatch.setenv(FOLDER_VARIABLE, "")
     monkeypatch.delenv(FOLDER_VARIABLE)
-    monkeypatch.setattr(compile_folder, "_held", {})
+    monkeypatch.setattr(compile_folder, "held", {})
+    monkeypatch.setattr(compile_folder, "POLL_SECONDS", 0.01)
     yield
-    for file in compile_folder._held.values():
+    for file in compile_folder.held.values():
         file.close()
 
 
@@ -106,19 +107,33 @@ def test_lock_is_left_alone_while_its_process_lives_and_removed_once_it_is_kille
     assert not lock.exists()
 
 
-def test_no_lock_is_removed_while_any_other_process_of_ours_may_compile_in_the_folder() -> None:
+def test_lock_is_left_alone_while_any_other_process_of_ours_may_have_taken_it() -> None:
     with compiling(own_folder() / "other" / "lock"):
         lock = left_behind(own_folder())
-        assert said_on_preparing() == []
-    assert lock.exists()
+        assert found(own_folder()) == []
+        aged(lock, IDLE_SECONDS + 5)
+        assert found(own_folder()) == [lock]
 
 
 def test_this_process_keeps_others_from_removing_locks_once_it_has_prepared() -> None:
     prepare_to_compile(print)
-    lock = left_behind(own_folder())
-    with compiling(own_folder() / "other" / "lock"):
-        assert lock.exists()
-    assert said_on_preparing() == []
+    left_behind(own_folder())
+    assert found(own_folder()) == []
+
+
+def test_lock_that_may_be_in_use_is_waited_for_until_nothing_changes_any_more(users_folder: Path) -> None:
+    path = left_behind(users_folder)
+    said: list[str] = []
+
+    def notify(line: str) -> None:
+        said.append(line)
+        aged(path, IDLE_SECONDS + 5) if path.exists() else None
+
+    prepare_to_compile(notify)
+    assert said == [
+        f"waiting for a compile that may still be running: {path}",
+        f"removed the lock of a compile that was killed: {path}",
+    ]
 
 
 @pytest.mark.parametrize("others", [(), ("build.ninja", "cpu_adam.o")])
@@ -145,14 +160,15 @@ def test_lock_in_the_users_folder_is_stale_only_after_nothing_has_changed_for_lo
     assert found(users_folder) == []
 
 
-def test_nothing_is_removed_where_the_file_system_has_no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_age_counts_where_the_file_system_has_no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(compile_folder.fcntl, "flock", refuse)
     path = left_behind(own_folder())
-    assert said_on_preparing() == []
-    assert path.exists()
+    assert found(own_folder()) == []
+    aged(path, IDLE_SECONDS + 5)
+    assert found(own_folder()) == [path]
 
 
 def test_folder_that_cannot_be_written_is_no_obstacle(users_folder: Path) -> None:

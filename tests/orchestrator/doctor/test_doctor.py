@@ -210,6 +210,7 @@ def test_stale_lock_is_a_failure_until_it_is_fixed(stale_lock: Path) -> None:
 
 
 def test_lock_where_a_process_of_ours_may_compile_is_no_failure_and_is_not_removed(stale_lock: Path) -> None:
+    stale_lock.touch()
     with (stale_lock.parents[1] / FLOCK_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         assert toolchain.locks(fix=True) == Finding("ok", "none")
