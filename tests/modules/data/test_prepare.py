@@ -1,16 +1,18 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from waiting import eventually
 
 from modules.config import DataConfig, TokenizerConfig
-from modules.data import encoder_pool, prepare
+from modules.data import prepare
 from modules.data.encoder_pool import EncoderPool
 from modules.data.prepare import prepare_tokens
 from modules.data.shards import TokenData
@@ -175,70 +177,73 @@ def test_an_unknown_ending_is_told_before_anything_is_written(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.fixture
-def started(monkeypatch):
-    """The processes that pools start during the test."""
-    processes, start = [], EncoderPool._start
-
-    def start_and_note(self):
-        start(self)
-        processes.append(self._processes[-1])
-
-    monkeypatch.setattr(EncoderPool, "_start", start_and_note)
-    return processes
+def encoders(process=None):
+    """The tokenising processes that a process has started and that still run."""
+    children = (process or psutil.Process()).children()
+    return [child for child in children if any("encoder_process" in word for word in child.cmdline())]
 
 
-def all_ended(processes):
-    return bool(processes) and all(process.returncode is not None for process in processes)
+def prepare_in_two(tmp_path, sources, progress):
+    (tmp_path / "out").mkdir()
+    prepare_tokens(sources, DataConfig(num_processes=2), BYTE, None, tmp_path / "out", progress)
 
 
-def test_a_bad_file_in_the_middle_leaves_no_process_behind(tmp_path, started, monkeypatch):
+def test_a_bad_file_in_the_middle_leaves_no_process_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
     sources = files(tmp_path / "s", {"a.jsonl": rows(DOCUMENTS), "b.txt": b"abc\xff"})
+    alive = []
     with pytest.raises(InputError, match=r"b\.txt: byte 3"):
-        prepared(tmp_path, sources, {"num_processes": 2})
-    assert all_ended(started)
+        prepare_in_two(tmp_path, sources, lambda *_: alive.append(len(encoders())))
+    assert set(alive) == {2}
+    assert not encoders()
 
 
-def test_a_killed_process_is_told_and_leaves_no_other_behind(tmp_path, started, monkeypatch):
+def test_a_killed_process_is_told_and_leaves_no_other_behind(tmp_path, source, monkeypatch):
     monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
-    start = EncoderPool._start
-
-    def start_and_kill(self):
-        start(self)
-        self._processes[-1].kill()
-
-    monkeypatch.setattr(EncoderPool, "_start", start_and_kill)
     with pytest.raises(RuntimeError, match="ended with code -9"):
-        prepared(tmp_path, files(tmp_path / "s", {"a.jsonl": rows(DOCUMENTS)}), {"num_processes": 2})
-    assert all_ended(started)
+        prepare_in_two(tmp_path, source, lambda *_: [process.kill() for process in encoders()])
+    assert not encoders()
 
 
-ORPHANS = """
-import os, signal, sys
+def test_no_more_processes_start_than_there_are_batches(tmp_path, source):
+    folder, _ = prepared(tmp_path, source)
+    with EncoderPool(folder / "tokenizer.json", np.dtype("<u2"), 8) as pool:
+        assert [tag for _, tag in pool.encode([(["text"], 0), (["text"], 1)])] == [0, 1]
+        assert 1 <= len(encoders()) <= 2
+
+
+ENDLESS = """
+import sys
 from pathlib import Path
 import numpy as np
 from modules.data.encoder_pool import EncoderPool
 with EncoderPool(Path(sys.argv[1]), np.dtype("<u2"), 2) as pool:
-    for _ in pool.encode(([f"text {n}"], n) for n in range(100)):
-        pass
-    print(*(process.pid for process in pool._processes), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    for _, n in pool.encode((["text"], n) for n in range(10**9)):
+        if n == 10:
+            print("started", flush=True)
 """
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
-def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path, source):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_the_one_that_started_them_and_leave_ctrl_c_to_it(tmp_path, source, number):
     folder, _ = prepared(tmp_path, source)
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, "-c", ORPHANS, str(folder / "tokenizer.json")]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    pids = killed.stdout.split()
-    assert (killed.returncode, len(pids)) == (-9, 2)
-    deadline = time.monotonic() + 20
-    while any(_is_running(pid) for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(folder / "tokenizer.json")],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "started\n"
+        started = encoders(psutil.Process(process.pid))
+        # Ctrl-C goes to every process in the terminal
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, len(started)) == (-number, 2)
+    assert said.count("Traceback") == said.count("KeyboardInterrupt") == (number == signal.SIGINT)
+    assert eventually(lambda: not any(_is_running(child.pid) for child in started), seconds=20)
 
 
 def _is_running(pid):
@@ -249,39 +254,13 @@ def _is_running(pid):
     return state != "Z"
 
 
-def test_a_failing_progress_callback_leaves_no_process_behind(tmp_path, source, started, monkeypatch):
+def test_a_failing_progress_callback_leaves_no_process_behind(tmp_path, source, monkeypatch):
     monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
 
     def fail(*_):
+        assert encoders()
         raise KeyboardInterrupt
 
-    (tmp_path / "out").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        prepare_tokens(source, DataConfig(num_processes=2), BYTE, None, tmp_path / "out", fail)
-    assert all_ended(started)
-
-
-def test_batches_in_flight_are_bounded(tmp_path, source):
-    folder, _ = prepared(tmp_path, source)
-    taken = 0
-
-    def batches():
-        nonlocal taken
-        for number in range(40):
-            taken += 1
-            yield [f"text {number}"], number
-
-    with EncoderPool(folder / "tokenizer.json", np.dtype("<u2"), 2) as pool:
-        for (tokens, counts), number in pool.encode(batches()):
-            assert tokens.tobytes() == f"text {number}".encode("utf-16-le")
-            assert counts.tolist() == [len(tokens)]
-            assert taken <= number + 2 * encoder_pool.EncoderPool.BATCHES_IN_FLIGHT + 1
-
-
-def test_processes_that_tokenise_do_not_import_torch():
-    command = (
-        "import sys, modules.data.encoder_process; print(sorted({'torch', 'pydantic', 'lightning'} & set(sys.modules)))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+        prepare_in_two(tmp_path, source, fail)
+    assert not encoders()
