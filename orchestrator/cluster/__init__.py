@@ -1,1 +1,1 @@
-"""Answers: who starts the workers, and what becomes of them?"""
+"""Answers: how are workers started, and what happens when they end?"""

@@ -1,4 +1,4 @@
-"""What starts the workers of a run. Every backend does the same: calls `train(job, runtime)` in each worker."""
+"""The launcher interface. Every launcher calls `train(job, runtime)` in each worker of a run."""
 
 import os
 import shutil
@@ -15,29 +15,29 @@ from orchestrator.runs.run import Job
 class Launcher(Protocol):
     """Starts the workers of one run and waits for them.
 
-    Made from a TrainingRunConfig; raises HardwareError then, before anything is written or waited for, when there is
-    less hardware than the workers ask for.
+    Constructed from a TrainingRunConfig; the constructor raises HardwareError, before anything is written or waited
+    for, if there is less hardware than the workers request.
     """
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
-        """Run `job` on every worker until all are done, with new attempts as `cluster.max_failures` allows.
+        """Run `job` on every worker until all are done, with as many new attempts as `cluster.max_failures` allows.
 
-        Rank 0's events reach `emit`, and those of faults and restarts.
+        Rank 0's events and those of faults and restarts are passed to `emit`.
 
         Raises:
             WorkerError: a worker failed; the message is the worker's own, with rank and node.
-            StoppedError: a notice of termination reached the run.
+            StoppedError: the run received a notice of termination.
         """
         ...
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether a new attempt would fail in the same way: the errors that we tell in one message."""
+    """Return whether a new attempt would fail in the same way, as with all errors that our own message explains."""
     return isinstance(error, OrchestratorError | InputError)
 
 
 def error_text(error: BaseException) -> str:
-    """Return what to show of a worker's error: ours explain themselves, others need their name."""
+    """Return the text to show for a worker's error: ours explain themselves, others need their class name."""
     return str(error) if is_final(error) else f"{type(error).__name__}: {error}"
 
 
@@ -45,8 +45,8 @@ def restart_event(number: int, limit: int | None, what: str = "restart") -> Even
     """Return the event of the next attempt.
 
     Args:
-        number: Of the fault before it, counted from 1.
-        limit: How many there may be; None for any number.
+        number: Number of the fault before it, counted from 1.
+        limit: How many are allowed; None for any number.
         what: What is counted, `restart` or `preemption`.
     """
     of = "" if limit is None else f" of {limit}"
@@ -54,10 +54,10 @@ def restart_event(number: int, limit: int | None, what: str = "restart") -> Even
 
 
 def check_device(config: TrainingRunConfig, use_gpu: bool) -> None:
-    """Refuse what this kind of device cannot compute.
+    """Check that this kind of device can run the configuration.
 
     Raises:
-        HardwareError: float16 was asked for without GPUs, or compilation on CPU without a compiler.
+        HardwareError: float16 was requested without GPUs, or compilation on CPU without a compiler.
     """
     compiler = os.environ.get("CXX", "g++")
     if config.training.compile and not use_gpu and not shutil.which(compiler):

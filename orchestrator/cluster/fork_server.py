@@ -1,7 +1,7 @@
-"""The process that local workers are forked from: it imports what they need once, and hears no notice of termination.
+"""The process from which local workers are forked: it imports once what they need, and blocks notices of termination.
 
-Slurm and systemd send theirs to every process of a run, and without this one the driver loses sight of its workers,
-which have to save first.
+Slurm and systemd send these notices to every process of a run. Without this process the driver loses track of its
+workers, which have to save first.
 """
 
 import multiprocessing
@@ -10,14 +10,15 @@ from multiprocessing import forkserver, resource_tracker
 
 from orchestrator.distributed.runtime import STOP_SIGNALS
 
-_WORKERS_NEED = ["orchestrator.training.train", "modules.pretraining", "torch._dynamo"]
+_PRELOADED_MODULES = ["orchestrator.training.train", "modules.pretraining", "torch._dynamo"]
 
 
 def start() -> None:
-    """Start it beside this process; it is deaf from its first moment, since a child blocks what its parent does."""
-    multiprocessing.set_forkserver_preload(_WORKERS_NEED)
+    """Start it beside this process; it inherits this process's signal mask, so it blocks the notices from the start."""
+    multiprocessing.set_forkserver_preload(_PRELOADED_MODULES)
     try:
-        for process in (resource_tracker, forkserver):  # the second starts the first, which unblocks SIGTERM and SIGINT
+        # the fork server would start the resource tracker, and that unblocks SIGTERM and SIGINT
+        for process in (resource_tracker, forkserver):
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             process.ensure_running()
     finally:
@@ -25,5 +26,5 @@ def start() -> None:
 
 
 def unblock_notices() -> None:
-    """Receive notices of termination, in a worker that was forked from it too: also those that came before."""
+    """Unblock notices of termination, here or in a worker forked from the server; pending ones are delivered now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

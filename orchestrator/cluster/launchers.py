@@ -1,14 +1,14 @@
-"""Which launcher starts the workers. Foreign systems are imported only when they are chosen."""
+"""The choice of the launcher. External systems are imported only when they are chosen."""
 
 from orchestrator.cluster.base import Launcher
 from orchestrator.configuration.commands import TrainingRunConfig
 
 
 def launcher_for(config: TrainingRunConfig) -> Launcher:
-    """Return the launcher that `config` chooses; the local one never imports Ray.
+    """Return the launcher that `config` selects; the local one never imports Ray.
 
     Raises:
-        HardwareError: there is less hardware than the workers ask for, or it cannot run the strategy.
+        HardwareError: there is less hardware than the workers request, or it does not support the configuration.
     """
     if config.cluster.name == "ray":
         from orchestrator.cluster.ray_cluster import RayLauncher

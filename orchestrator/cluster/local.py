@@ -1,4 +1,4 @@
-"""This machine: one worker in this process, or several under torch's elastic agent, as torchrun starts them."""
+"""The launcher for this machine: one worker in this process, or several under torch's elastic agent, as in torchrun."""
 
 import logging
 import multiprocessing
@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from modules.errors import InputError
 from orchestrator.cluster import fork_server
 from orchestrator.cluster.base import check_device, is_final, restart_event
-from orchestrator.cluster.notices import passed_on
+from orchestrator.cluster.notices import forward_notices
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.display.progress import ProgressDisplay
@@ -34,9 +34,10 @@ _AGENT_LOGGERS = (
     "torch.distributed.elastic.agent.server.api",
     "torch.multiprocessing",
 )
-"""The agent's own account of a failure is pages long; ours is one message."""
-_SECONDS_FOR_THE_CAUSE = 0.5
-"""Who loses another worker fails as well; the agent looks ten times a second, and tells of the one it sees first."""
+"""Their own report of a failure is pages long; ours is one message."""
+_FAILURE_DELAY_SECONDS = 0.5
+"""A worker that loses a peer fails as well, and the agent, which polls ten times a second, reports the failure that it
+sees first. This delay lets it see the cause first."""
 
 
 class LocalLauncher:
@@ -49,12 +50,12 @@ class LocalLauncher:
         self._use_gpu = _use_gpu(config.cluster, self._num_workers)
         check_device(config, self._use_gpu)
         if self._num_workers > 1:
-            fork_server.start()  # it imports while the text is prepared
+            fork_server.start()  # its imports run while the text is prepared
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
-        """See `Launcher.launch`. With several workers rank 0 draws on this terminal itself, not through `emit`.
+        """See `Launcher.launch`. With several workers, rank 0 draws on this terminal itself, not through `emit`.
 
-        A single worker is this process: if it is killed, nobody is left to start it anew but its user.
+        A single worker is this process: if it is killed, only its user can restart it.
         """
         if self._num_workers == 1:
             from orchestrator.training.train import train
@@ -76,7 +77,7 @@ class LocalLauncher:
             emit(restart_event(number, self._config.max_failures))
 
     def _attempt(self, job: Job) -> None:
-        with passed_on(_signal_workers, _kill_workers, self._grace_seconds) as notices:
+        with forward_notices(_signal_workers, _kill_workers, self._grace_seconds) as notices:
             try:
                 stops = elastic_launch(self._agent_config(), _worker)(job, self._use_gpu)
             except SignalException as error:
@@ -84,8 +85,8 @@ class LocalLauncher:
             except ChildFailedError as error:
                 if notices.killed_after == signal.SIGINT:
                     raise KeyboardInterrupt from None
-                # one was lost before all could save: the run ends as it was told, and nobody starts it anew
-                raise SystemExit(exit_code(notices.asked)) if notices.asked else _worker_error(error) from None
+                # a worker was lost before all could save: the run ends as requested, without restart
+                raise SystemExit(exit_code(notices.received)) if notices.received else _worker_error(error) from None
         if stops[0] is not None:
             raise StoppedError(*stops[0])
 
@@ -102,7 +103,7 @@ class LocalLauncher:
             max_restarts=0,
             local_addr="localhost",
             start_method="forkserver",
-            # of SIGTERM and SIGINT the workers are told by us, and have time to save
+            # we forward SIGTERM and SIGINT to the workers ourselves, which gives them time to save
             signals_to_handle="SIGHUP,SIGQUIT",
         )
 
@@ -128,13 +129,13 @@ def _worker(job: Job, use_gpu: bool) -> tuple[int, int] | None:
         return stop.signal_number, stop.step
     except Exception as error:
         if not is_final(error):
-            time.sleep(_SECONDS_FOR_THE_CAUSE)
+            time.sleep(_FAILURE_DELAY_SECONDS)
         raise
     return None
 
 
 def _end_with_driver() -> None:
-    """Leave no worker behind that writes into a run which another driver may have taken over."""
+    """End with the driver, so that no worker writes into a run which another driver may have taken over."""
     driver = multiprocessing.parent_process()
     assert driver is not None
     driver.join()
@@ -161,7 +162,7 @@ def _train(job: Job, use_gpu: bool) -> None:
 
 
 def _worker_error(error: ChildFailedError) -> WorkerError:
-    """Return the first worker's own message instead of the agent's page."""
+    """Return the message of the worker that failed first, instead of the agent's page."""
     rank, failure = error.get_first_failure()
     kind, _, text = _message(failure).partition(": ")
     is_final = kind in _final_names()
@@ -170,7 +171,7 @@ def _worker_error(error: ChildFailedError) -> WorkerError:
 
 
 def _final_names() -> set[str]:
-    """Return the names of the errors for which `is_final`: the agent passes on nothing but the name."""
+    """Return the class names of the errors for which `is_final` is true: the agent passes on only the name."""
     kinds: list[type[BaseException]] = [OrchestratorError, InputError]
     for kind in kinds:
         kinds += kind.__subclasses__()

@@ -1,4 +1,4 @@
-"""What the driver does with notices of termination while workers run: passes them on, waits a while, and ends them."""
+"""How the driver handles notices of termination while workers run: it forwards them, waits, then kills the workers."""
 
 import signal
 import threading
@@ -10,15 +10,15 @@ from orchestrator.distributed.runtime import STOP_SIGNALS
 
 
 @contextmanager
-def passed_on(ask: Callable[[int], None], kill: Callable[[], None], grace_seconds: float) -> Iterator["Notices"]:
-    """Ask the workers to stop at the first notice; kill them at a second Ctrl-C, or when the grace is over.
+def forward_notices(ask: Callable[[int], None], kill: Callable[[], None], grace_seconds: float) -> Iterator["Notices"]:
+    """Ask the workers to stop at the first notice; kill them at a second Ctrl-C, or after the grace period.
 
-    Yields what has come until now, and whether the workers were killed.
+    Yields the notices received so far, and whether the workers were killed.
 
     Args:
-        ask: Tells the workers which signal has come; they save and end by themselves.
-        kill: Ends them at once.
-        grace_seconds: How long they have.
+        ask: Forwards the signal to the workers, which save and end by themselves.
+        kill: Kills them at once.
+        grace_seconds: Time from the first notice until they are killed.
     """
     notices = Notices(ask, kill, grace_seconds)
     if threading.current_thread() is not threading.main_thread():
@@ -38,22 +38,22 @@ class Notices:
 
     def __init__(self, ask: Callable[[int], None], kill: Callable[[], None], grace_seconds: float) -> None:
         self._ask, self._kill = ask, kill
-        self.asked = 0
-        """The first signal; 0 as long as none has come."""
+        self.received = 0
+        """The first signal received; 0 before that."""
         self.killed_after = 0
-        """The signal after which the workers were killed; 0 as long as they were not."""
+        """The signal after which the workers were killed; 0 unless they were."""
         self.timer = threading.Timer(grace_seconds, self._end)
         self.timer.daemon = True
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        if not self.asked:
-            self.asked = number
+        if not self.received:
+            self.received = number
             self.timer.start()
-            # on a thread of its own: a handler may not wait for a lock that the interrupted code holds
+            # on a separate thread: a handler must not wait for a lock that the interrupted code holds
             threading.Thread(target=self._ask, args=(number,), daemon=True).start()
         elif number == signal.SIGINT:
             self._end()
 
     def _end(self) -> None:
-        self.killed_after = self.asked
+        self.killed_after = self.received
         self._kill()

@@ -1,4 +1,4 @@
-"""The only speaker of Ray: Ray Train schedules the workers, on an embedded Ray or on an existing cluster."""
+"""The Ray launcher: Ray Train schedules the workers, on an embedded Ray or on an existing cluster."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-# before ray is imported: it reads them then
+# set before the import of ray, which reads them
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
@@ -21,7 +21,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from orchestrator.cluster.base import check_device
-from orchestrator.cluster.notices import Notices, passed_on
+from orchestrator.cluster.notices import Notices, forward_notices
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
 from orchestrator.cluster.ray_worker import MailboxActor, WorkerNotices, open_mailbox, this_process, work
 from orchestrator.configuration.commands import TrainingRunConfig
@@ -32,11 +32,11 @@ from orchestrator.runs.run import Job
 
 _ABORT_SECONDS = 20
 _LARGE_GROUP = 64
-"""Workers beyond which the controller looks after them no more often than Ray Train does by itself."""
+"""With more workers than this the controller polls them at Ray Train's default interval."""
 
 
 class RayLauncher:
-    """Trains on a Ray cluster: one that exists, or one that is started here for the time of the run."""
+    """Trains on a Ray cluster: an existing one, or one that is started here for the duration of the run."""
 
     def __init__(self, config: TrainingRunConfig) -> None:
         self._config, self._grace_seconds = config.cluster, config.checkpoint.grace_seconds
@@ -45,18 +45,18 @@ class RayLauncher:
         check_device(config, _use_gpu(config.cluster, present))
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
-        """See `Launcher.launch`; events of workers and of Ray Train's controller travel through a mailbox."""
-        emit({"kind": "note", "text": _starting(self._config)})
+        """See `Launcher.launch`; events of the workers and of Ray Train's controller arrive through a mailbox."""
+        emit({"kind": "note", "text": _start_text(self._config)})
         _tune(self._config)
-        with _cluster(self._config), tempfile.TemporaryDirectory(prefix="ray-train-") as notes:
+        with _cluster(self._config), tempfile.TemporaryDirectory(prefix="ray-train-") as ray_folder:
             attempt = _Attempt(emit)
             with open_mailbox(attempt.receive) as mailbox:
-                trainer = self._trainer(job, mailbox, notes)
+                trainer = self._trainer(job, mailbox, ray_folder)
                 attempt.trainer = trainer
-                with passed_on(mailbox.stop.remote, trainer.abort, self._grace_seconds) as notices:
+                with forward_notices(mailbox.stop.remote, trainer.abort, self._grace_seconds) as notices:
                     attempt.run(notices)
 
-    def _trainer(self, job: Job, mailbox: MailboxActor, notes: str) -> "_Trainer":
+    def _trainer(self, job: Job, mailbox: MailboxActor, ray_folder: str) -> "_Trainer":
         use_gpu = _use_gpu(self._config, ray.cluster_resources())
         max_preemptions = self._config.max_preemptions
         trainer = _Trainer(
@@ -66,12 +66,12 @@ class RayLauncher:
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=RunConfig(
                 name=job.run.name,
-                storage_path=notes,  # nothing passes through Ray's own checkpoint transfer (DESIGN, invariant 4)
+                storage_path=ray_folder,  # Ray's own checkpoint transfer is not used (DESIGN, invariant 4)
                 failure_config=FailureConfig(
                     max_failures=self._config.max_failures,
                     max_preemption_failures=-1 if max_preemptions is None else max_preemptions,
                 ),
-                callbacks=[WorkerNotices()],  # type: ignore[list-item]  # Ray Train takes its internal ones as well
+                callbacks=[WorkerNotices()],  # type: ignore[list-item]  # Ray Train accepts its internal ones as well
             ),
         )
         trainer.mailbox = mailbox
@@ -90,7 +90,7 @@ class RayLauncher:
 
 
 class _Attempt:
-    """Waits for a run, and knows from its events why it ended."""
+    """Runs the training to its end, and finds out from its events why it ended."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
@@ -100,7 +100,7 @@ class _Attempt:
         self.trainer: _Trainer | None = None
 
     def receive(self, event: Event) -> None:
-        """Pass an event on; a failure that would repeat itself ends the run."""
+        """Pass an event on; a failure that a new attempt would repeat ends the run."""
         if event["kind"] == "stop":
             self._stop = StoppedError(event["signal"], event["step"])
         if event["kind"] == "final" and self.trainer and not self._final:
@@ -108,12 +108,12 @@ class _Attempt:
             self._emit({"kind": "fault", "text": event["text"]})
             self.trainer.abort()
         elif event["kind"] == "hang":
-            # it ends itself, of which Ray tells no more than that
+            # the worker ends itself, and Ray reports no more than that: the fault event gets this text
             self._hang = self._hang or event["text"]
         elif not self._final:
-            self._emit(self._explained(event))
+            self._emit(self._with_hang_text(event))
 
-    def _explained(self, event: Event) -> Event:
+    def _with_hang_text(self, event: Event) -> Event:
         if event["kind"] == "begin":
             self._hang = None
         if event["kind"] != "fault" or self._hang is None:
@@ -125,7 +125,7 @@ class _Attempt:
         """Train to the end.
 
         Raises:
-            WorkerError: a worker failed once too often, or in a way that would repeat itself.
+            WorkerError: a worker failed once too often, or in a way that a new attempt would repeat.
             StoppedError: the workers have stopped on a notice of termination.
         """
         assert self.trainer is not None
@@ -150,24 +150,24 @@ class _Attempt:
             raise self._stop
 
 
-def _starting(config: ClusterConfig) -> str:
+def _start_text(config: ClusterConfig) -> str:
     workers = " to ".join(map(str, sorted({min(config.worker_counts), max(config.worker_counts)})))
     where = f"the Ray cluster at {config.address}" if config.address else "an embedded Ray"
     return f"starting {workers} worker{'s' if workers != '1' else ''} on {where}"
 
 
 def _tune(config: ClusterConfig) -> None:
-    """Let Ray Train see a loss sooner than by default, unless the user has set it; it passes these on to workers."""
+    """Make Ray Train detect a lost worker sooner, unless the user has set these variables; workers get them too."""
     if max(config.worker_counts) <= _LARGE_GROUP:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
     if len(config.worker_counts) > 1:
-        # until then workers wait for room that the cluster no longer has; what is there may do
+        # workers wait this long for resources that the cluster no longer has; then fewer may do
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 
 
 class _Trainer(TorchTrainer):
-    """Decides by our policies, and leaves Ctrl-C to us: Ray's own handler makes exit code 1 of it (ray 2.60.0)."""
+    """Uses our policies, and leaves Ctrl-C to us: Ray's own handler turns it into exit code 1 (ray 2.60.0)."""
 
     mailbox: MailboxActor | None = None
     _controller: Any = None
@@ -180,30 +180,30 @@ class _Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**{**settings, **policies})
 
     def _create_default_callbacks(self) -> list[Any]:
-        # we use no Ray Data: it costs an actor, and an import of seconds in every worker, at each start
+        # we do not use Ray Data: it costs an actor, and seconds of imports in every worker, at each start
         return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller
 
     def abort(self) -> None:
-        """End the workers; on an existing cluster they would train on."""
+        """End the workers, which would otherwise continue to train on an existing cluster."""
         if self._controller is not None:
-            with suppress(Exception):  # the controller ends itself in the middle of its answer
+            with suppress(Exception):  # the controller exits before its answer is complete
                 ray.get(self._controller.abort.remote(), timeout=_ABORT_SECONDS)
-            with suppress(Exception):  # it does not answer while it waits for room; what it started ends with it
+            with suppress(Exception):  # it does not answer while it waits for resources; its workers end with it
                 ray.kill(self._controller)
 
 
 @contextmanager
 def _cluster(config: ClusterConfig) -> Iterator[None]:
-    """Connect to the cluster, or start one; leave one that was connected before as it is."""
+    """Connect to the cluster, or start one; leave an existing connection as it is."""
     ours = not ray.is_initialized()
     if ours:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if config.address is None:
             options |= {"include_dashboard": False, "num_cpus": os.cpu_count()}
-        # pages from the log of each raylet that is lost, even without log_to_driver; what happened, our events tell
+        # Ray prints pages of the log of each lost raylet, even without log_to_driver; our events report the loss
         ray_driver.print_to_stdstream = lambda *_, **__: None
         try:
             ray.init(address=config.address or "local", **options)
@@ -217,14 +217,14 @@ def _cluster(config: ClusterConfig) -> Iterator[None]:
 
 
 def cluster_facts(address: str) -> dict[str, Any]:
-    """Return what an existing cluster says of itself, as plain data.
+    """Return what an existing cluster reports about itself, as plain data.
 
     Raises:
-        Exception: Ray's own, where no cluster of the same version answers.
+        Exception: Ray's own, if no cluster of the same version answers.
     """
     with _cluster(ClusterConfig(name="ray", address=address)):
         return {
-            "version": ray.__version__,  # a cluster of another version refuses
+            "version": ray.__version__,  # a cluster of another version refuses the connection
             "address": ray.get_runtime_context().gcs_address,
             "num_nodes": sum(node["Alive"] for node in ray.nodes()),
             "resources": ray.cluster_resources(),
@@ -232,7 +232,7 @@ def cluster_facts(address: str) -> dict[str, Any]:
 
 
 def _present_resources(config: ClusterConfig) -> Mapping[str, float]:
-    """Return what there is, by Ray's names; an embedded Ray has this machine and need not start for it."""
+    """Return the resources by Ray's names; those of an embedded Ray are this machine's, so it need not start yet."""
     if config.address is None and not ray.is_initialized():
         return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     with _cluster(config):

@@ -1,4 +1,4 @@
-"""What Ray Train's controller decides: which faults are counted how, how many workers there are, and on which nodes."""
+"""The decisions of Ray Train's controller: how faults are counted, how many workers there are, and on which nodes."""
 
 import re
 import socket
@@ -40,7 +40,7 @@ _NUM_CALLERS = 64
 
 
 class Failures(DefaultFailurePolicy):
-    """Counts faults and preemptions apart, and tells of both; workers that moved on purpose are neither."""
+    """Counts and reports faults and preemptions separately; workers that moved on purpose are neither."""
 
     def __init__(self, config: FailureConfig, mailbox: MailboxActor) -> None:
         super().__init__(config)
@@ -53,16 +53,16 @@ class Failures(DefaultFailurePolicy):
         if _is_resize(error):
             return FailureDecision.RETRY
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
-            return self._wait()
+            return self._wait_for_room()
         self._is_waiting = False
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupFailedError):
-            # Ray Train would try without end to start workers that die while they start
+            # Ray Train would retry without limit if workers die while they start; a worker error is counted
             error = WorkerGroupError(str(error), {0: error.controller_failure})
         decision = super().make_decision(error)
         self._report(error, decision)
         return decision
 
-    def _wait(self) -> FailureDecision:
+    def _wait_for_room(self) -> FailureDecision:
         if not self._is_waiting:
             self._mailbox.put.remote({"kind": "note", "text": "waiting until the cluster has room for the workers"})
         self._is_waiting = True
@@ -73,7 +73,7 @@ class Failures(DefaultFailurePolicy):
         events = [{"kind": "fault", "text": fault_text(error), "preempted": preempted}]
         if decision is FailureDecision.RETRY:
             events.append(self._restart(preempted))
-        self._mailbox.put.remote(*events)  # in one call: two may overtake each other
+        self._mailbox.put.remote(*events)  # in one call, because two calls may arrive in reverse order
 
     def _restart(self, preempted: bool) -> dict[str, Any]:
         if not preempted:
@@ -88,7 +88,7 @@ def _is_resize(error: TrainingFailedError) -> bool:
 
 
 def fault_text(error: TrainingFailedError) -> str:
-    """Return the message of the worker that failed first, as far as that can be told, instead of Ray's pages."""
+    """Return the message of the worker that failed first, as far as that is known, instead of Ray's pages."""
     if isinstance(error, PreemptionError):
         ranks = ", ".join(map(str, error.preemption_info.preempted_ranks))
         return f"preempted: the node of worker rank {ranks} is about to go"
@@ -99,7 +99,7 @@ def fault_text(error: TrainingFailedError) -> str:
 
 
 def _failure_text(failures: Mapping[int, Exception]) -> str:
-    # those that have lost a peer fail in consequence
+    # dead actors first: workers that lost a peer fail as a consequence
     rank, failure = min(failures.items(), key=lambda item: (not isinstance(_cause(item[1]), RayActorError), item[0]))
     cause = _cause(failure)
     if isinstance(cause, RayActorError) and not isinstance(cause, MovedWorkerError):
@@ -125,14 +125,14 @@ def scaling_policy(config: ScalingConfig, mailbox: MailboxActor) -> ScalingPolic
 
 
 class _Fixed(FixedScalingPolicy):
-    """Keeps workers away from nodes that are lost or about to go."""
+    """Keeps workers off nodes that are lost or draining."""
 
     def on_controller_start_worker_group(self, **_: Any) -> dict[str, str] | None:
-        return _away_from(_unusable_nodes())
+        return label_selector_without(unusable_nodes())
 
 
 class _Elastic(ElasticScalingPolicy):
-    """Sees a lost node at once, and lets workers save before their number is changed on purpose."""
+    """Detects a lost node at once, and lets workers save before their number is changed on purpose."""
 
     def __init__(self, config: ScalingConfig, mailbox: MailboxActor) -> None:
         super().__init__(config)
@@ -141,7 +141,7 @@ class _Elastic(ElasticScalingPolicy):
         self._in_use: frozenset[str] = frozenset()
 
     def on_controller_start_worker_group(self, **_: Any) -> dict[str, str] | None:
-        return _away_from(_unusable_nodes())
+        return label_selector_without(unusable_nodes())
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         decision = super().make_decision_for_non_running_worker_group()
@@ -152,9 +152,9 @@ class _Elastic(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
     ) -> ScalingDecision:
-        """Ask the workers to save and end where Ray Train would kill them; with their end the number is decided."""
+        """Ask the workers to save and end where Ray Train would kill them; their new number is decided after that."""
         self._report_size(worker_group_state.num_workers)
-        # that one of them is lost or about to go, its worker's end tells, as the fault or the preemption that it is
+        # the loss or preemption of a node in use is reported when its worker ends, so it is no reason to resize
         self._in_use = frozenset(worker.metadata.node_id for worker in worker_group_state.workers)
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         self._in_use = frozenset()
@@ -165,32 +165,32 @@ class _Elastic(ElasticScalingPolicy):
     def _report_size(self, now: int) -> None:
         before, self._num_workers = self._num_workers or now, now
         if now != before:
-            text = f"the run goes on with {now} worker{'s' if now > 1 else ''} instead of {before}"
+            text = f"the run continues with {now} worker{'s' if now > 1 else ''} instead of {before}"
             self._mailbox.put.remote({"kind": "resize", "from": before, "to": now, "text": text})
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
-        unusable = _unusable_nodes() - self._in_use
+        unusable = unusable_nodes() - self._in_use
         usable = {node: what for node, what in reserved_resources.items() if node not in unusable}
         return super()._count_possible_workers(usable)
 
     def _get_reserved_resources(self) -> Any:
-        """Ask for the cluster as it is: what the coordinator has in hand is up to 20 seconds old."""
+        """Request the cluster's current resources: the coordinator's cached answer is up to 20 seconds old."""
         now = time.monotonic()
         if now - self._latest_reserved_resources_query_time >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
             self._latest_reserved_resources_query_time, self._latest_reserved_resources = now, None
-            with suppress(RayError):  # asked again soon
+            with suppress(RayError):  # the next call requests it again
                 answer = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
                 self._latest_reserved_resources = ray.get(answer, timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
         return self._latest_reserved_resources
 
 
-def _away_from(nodes: Iterable[str]) -> dict[str, str] | None:
+def label_selector_without(nodes: Iterable[str]) -> dict[str, str] | None:
     listed = ",".join(sorted(nodes))
     return {_NODE_ID: f"!in({listed})"} if listed else None
 
 
-def _unusable_nodes() -> set[str]:
-    """Return the nodes that are about to go, and those that do not answer: Ray counts them for another 15 seconds."""
+def unusable_nodes() -> set[str]:
+    """Return the draining nodes, and those that do not answer: Ray lists these as alive for another 15 seconds."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with ThreadPoolExecutor(_NUM_CALLERS) as pool:
         answers = [*pool.map(_answers, nodes)]

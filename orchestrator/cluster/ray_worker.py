@@ -1,4 +1,4 @@
-"""A worker that Ray Train started: its place in the run, what it is told, and the mailbox to and from the driver."""
+"""A worker started by Ray Train: its position in the run, its notices, and the mailbox to and from the driver."""
 
 import asyncio
 import os
@@ -24,12 +24,12 @@ from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime
 from orchestrator.errors import MovedError, StoppedError
 
 MailboxActor = Any
-"""A handle of a `Mailbox`."""
+"""A handle to a `Mailbox` actor."""
 _LAST_EVENT = None
 
 
 class Mailbox:
-    """An actor for one run: events of workers and of Ray Train's controller to the driver, its notice to them."""
+    """An actor for one run: events of workers and Ray Train's controller to the driver, its notice to the workers."""
 
     def __init__(self) -> None:
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -44,20 +44,20 @@ class Mailbox:
         return await self._events.get()
 
     async def stop(self, number: int) -> None:
-        """Ask the run to stop as by that signal."""
+        """Ask the run to stop as if by signal `number`."""
         self._number = number
         self._stopped.set()
 
     async def stop_asked(self) -> int:
-        """Wait for the notice, and return its number; workers that are started later hear it as well."""
+        """Wait for the notice, and return its signal number; workers that start later receive it as well."""
         await self._stopped.wait()
         return self._number
 
 
 @contextmanager
 def open_mailbox(emit: Callable[[Event], None]) -> Iterator[MailboxActor]:
-    """Give a mailbox whose events reach `emit`, on a thread of this process."""
-    # on the driver's own node: the loss of another one must not take it along
+    """Yield a mailbox whose events are passed to `emit`, on a thread of this process."""
+    # on the driver's own node, so that the mailbox survives the loss of another node
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: MailboxActor = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
 
@@ -77,22 +77,22 @@ def open_mailbox(emit: Callable[[Event], None]) -> Iterator[MailboxActor]:
 
 
 class MovedWorkerError(RayActorError):
-    """A worker has saved and ended on purpose, so that the run can go on elsewhere.
+    """A worker has saved and ended on purpose, so that the run can continue elsewhere.
 
     Args:
-        preempted: Its or another worker's node is about to go. Ray Train takes it for the loss of such a node then.
+        preempted: Its or another worker's node is being preempted. Ray Train then counts the error as a preemption.
     """
 
     def __init__(self, text: str, preempted: bool) -> None:
         super().__init__(error_msg=text, preempted=preempted)
-        self.args = (text, preempted)  # with which it is made again in another process
+        self.args = (text, preempted)  # the constructor arguments when it is unpickled in another process
 
 
 class WorkerNotices(WorkerCallback):
-    """Hears of notices of termination in the main thread of a worker: Ray Train trains on another one."""
+    """Receives notices of termination in the main thread of a worker, as Ray Train trains on another thread."""
 
     def after_init_train_context(self) -> None:
-        """Listen; Ray's own handler of SIGTERM ends the worker, and SIGINT is kept from it."""
+        """Install the handlers: Ray's own handler of SIGTERM ends the worker, and Ray blocks SIGINT in it."""
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 signal.signal(number, received.receive)
@@ -100,23 +100,23 @@ class WorkerNotices(WorkerCallback):
 
 
 class ReceivedNotice:
-    """The strongest notice that this process has received; one of a signal is stronger than `MOVE`."""
+    """The strongest notice that this process has received; a signal is stronger than `MOVE`."""
 
     def __init__(self) -> None:
         self.number = 0
-        """0 as long as none has come."""
+        """0 until one is received."""
 
     def receive(self, number: int, _: FrameType | None = None) -> None:
-        """Take a notice; it can be installed as a signal's handler."""
+        """Record a notice; this method can be installed as a signal handler."""
         self.number = max(self.number, number)
 
 
 received = ReceivedNotice()
-"""Of this process: the signals' handlers, the mailbox and the controller all write to it."""
+"""The one of this process: the signal handlers, the mailbox and the controller all write to it."""
 
 
 def ask_to_move() -> None:
-    """Ask all workers to save and end, so that another number of them goes on; called in one of them."""
+    """Ask all workers to save and end, so that the run continues with another number; called in one of them."""
     received.receive(MOVE)
 
 
@@ -124,7 +124,7 @@ def work(settings: dict[str, Any]) -> None:
     """Train on this worker.
 
     Args:
-        settings: The `Job` under `job`, the mailbox under `mailbox`, what `this_process` gave under `driver`.
+        settings: The `Job` as `job`, the mailbox as `mailbox`, and the driver's `this_process()` as `driver`.
     """
     from orchestrator.training.train import train
 
@@ -134,7 +134,7 @@ def work(settings: dict[str, Any]) -> None:
     try:
         train(settings["job"], runtime)
     except StoppedError:
-        return  # rank 0 has told the driver
+        return  # rank 0 has reported it to the driver
     except MovedError as error:
         raise MovedWorkerError(str(error), _is_preempted()) from None
     except Exception as error:
@@ -146,12 +146,15 @@ def work(settings: dict[str, Any]) -> None:
 
 
 def this_process() -> tuple[str, int, float]:
-    """Return what tells this process from all others: host, number and time of its start."""
+    """Return what identifies this process: host, pid and start time in seconds since 1970."""
     return socket.gethostname(), os.getpid(), psutil.Process().create_time()
 
 
 def end_with(host: str, pid: int, started: float) -> None:
-    """End with a driver on the same host: a killed one's embedded Ray lasts some seconds, its lease does not."""
+    """End this process when a driver on the same host ends.
+
+    The embedded Ray of a killed driver lives on for some seconds, but its lease is free at once.
+    """
     with suppress(psutil.Error):
         driver = psutil.Process(pid)
         if host == socket.gethostname() and driver.create_time() == started:
@@ -166,7 +169,7 @@ def _runtime(mailbox: MailboxActor) -> Runtime:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     if rank == 0:
-        threading.Thread(target=_listen, args=(mailbox,), daemon=True, name="stops").start()
+        threading.Thread(target=_listen_for_stop, args=(mailbox,), daemon=True, name="stops").start()
     return Runtime(
         rank=rank,
         world_size=context.get_world_size(),
@@ -178,7 +181,7 @@ def _runtime(mailbox: MailboxActor) -> Runtime:
     )
 
 
-def _listen(mailbox: MailboxActor) -> None:
+def _listen_for_stop(mailbox: MailboxActor) -> None:
     with suppress(Exception):  # the mailbox ends with the run
         received.receive(ray.get(mailbox.stop_asked.remote()))
 
@@ -188,8 +191,8 @@ def _stop_asked() -> int:
 
 
 def _is_preempted() -> bool:
-    """Whether Ray has told that a worker's node is about to go.
+    """Return whether Ray has announced that a worker's node is about to be taken away.
 
-    `ray.train.get_preemption_info` is a barrier through an actor; our own agreement makes it unneeded (ray 2.60.0).
+    `ray.train.get_preemption_info` is a barrier through an actor; our ranks agree without it (ray 2.60.0).
     """
     return get_train_context().preemption_context.preemption_info is not None

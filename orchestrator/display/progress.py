@@ -1,4 +1,4 @@
-"""Progress as it happens: live on a terminal, one plain line now and then in a file or a log."""
+"""Progress as it happens: live on a terminal, an occasional plain line in a file or a log."""
 
 import threading
 import time
@@ -17,20 +17,20 @@ _BAR_WIDTH = 20
 
 
 class ProgressDisplay:
-    """Draws a training from events, plain dicts that may come from other processes and on any thread.
+    """Shows the progress of a training from events: plain dicts that may come from other processes and on any thread.
 
     Nothing is shown before the first event. Events by `kind`, with their fields:
         start: run, num_steps
-        begin: step, above 0 where the training goes on from a checkpoint
+        begin: step, above 0 if the training continues from a checkpoint
         step: step, metrics (by metric name)
         validation: step, metrics
         skip: step (counted from 0), reason, samples (first and last)
         rollback: from_step, text; begin follows
         checkpoint: step, seconds
         note, fault, restart, resize, save_failed, hang: text
-        stop: nothing more
+        stop: no fields
         end: seconds
-    Other kinds are passed over, so that an older display can show a newer run.
+    Other kinds are ignored, so that an older display can show a newer run.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -38,7 +38,7 @@ class ProgressDisplay:
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._num_steps = 0
-        self._went_back = False
+        self._rolled_back = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -65,10 +65,10 @@ class ProgressDisplay:
             self._live.start()
 
     def _show_begin(self, event: Mapping[str, Any]) -> None:
-        # a rollback has told where it goes on
-        if event["step"] and not self._went_back:
+        # after a rollback, the line about it has said where the run continues
+        if event["step"] and not self._rolled_back:
             self._line(f"continues from the checkpoint after step {event['step']:,}")
-        self._went_back = False
+        self._rolled_back = False
         if self._live is not None:
             self._live.update(self._task, completed=event["step"])
 
@@ -87,13 +87,13 @@ class ProgressDisplay:
         self._line(f"{self._step(int(event['step']))}  validation: {', '.join(parts)}", style="bold")
 
     def _show_skip(self, event: Mapping[str, Any]) -> None:
-        # figures are shown after their step, under its number counted from 1
+        # counted from 1, as in the lines with the metrics of a step
         first, last = event["samples"]
         self._line(f"{self._step(int(event['step']) + 1)}  skipped: {event['reason']} (samples {first} to {last})")
 
     def _show_rollback(self, event: Mapping[str, Any]) -> None:
         self._line(f"{self._step(int(event['from_step']))}  {event['text']}", style="bold")
-        self._went_back = True
+        self._rolled_back = True
 
     def _show_checkpoint(self, event: Mapping[str, Any]) -> None:
         self._line(f"{self._step(int(event['step']))}  checkpoint saved in {duration(event['seconds'])}", style="dim")
@@ -151,9 +151,9 @@ def _step_parts(metrics: Mapping[str, float], steps_left: int, with_gradient: bo
 
 @contextmanager
 def prepare_progress() -> Iterator[Callable[[int], Callable[[int, int], None]]]:
-    """Give a function that takes the bytes to read and gives one that takes the bytes and tokens done.
+    """Yield a function that takes the bytes to read and returns one that takes the bytes and tokens done.
 
-    Nothing is shown when it is never called, as for data that is there already.
+    Nothing is shown if it is never called, as with data that is already prepared.
     """
     console = Console(highlight=False)
     shown: list[_Prepare] = []
@@ -207,7 +207,7 @@ class _Prepare:
 
 @contextmanager
 def evaluate_progress(num_windows: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that takes the windows done; shown on a terminal only."""
+    """Yield a function that takes the windows done; progress is shown on a terminal only."""
     console = Console(highlight=False)
     if not console.is_terminal:
         yield lambda _: None

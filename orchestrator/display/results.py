@@ -1,4 +1,4 @@
-"""What commands show of their results: tables of figures, and generated text."""
+"""What commands show of their results: tables of metrics, and generated text."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -36,17 +36,17 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def show_results(run_name: str, metrics: Mapping[str, float], goodput: Goodput, places: Sequence[str]) -> None:
-    """Show the final figures of a run, what became of its time and where its parts lie.
+def show_results(run_name: str, metrics: Mapping[str, float], goodput: Goodput, locations: Sequence[str]) -> None:
+    """Show the final metrics of a run, how its time was spent and where its outputs are.
 
     Args:
         run_name: The run's name.
         metrics: By metric name, as in metrics.json.
-        goodput: Of the whole run, restarts included.
-        places: Lines to show below the table.
+        goodput: The goodput of the whole run, restarts included.
+        locations: Lines to show below the table.
     """
     new_console().print(_figures_table(f"Results of {run_name}", metrics))
-    for line in [_goodput_line(goodput), *places]:
+    for line in [_goodput_line(goodput), *locations]:
         print_line(line)
 
 
@@ -54,7 +54,7 @@ def show_evaluation(model_path: str, metrics: Mapping[str, float], compression: 
     """Show how well a model predicts a text, and how well compressors do on the same text.
 
     Args:
-        model_path: As the user named it.
+        model_path: The path as the user wrote it.
         metrics: By metric name.
         compression: Bits per byte by compressor.
     """
@@ -73,7 +73,7 @@ def show_samples(prompt: str, samples: Sequence[str]) -> None:
     """Show continuations of a prompt, numbered.
 
     Args:
-        prompt: Shown before each, apart from it.
+        prompt: Shown in bold before each continuation.
         samples: The continuations, without the prompt.
     """
     console = new_console()
@@ -84,7 +84,7 @@ def show_samples(prompt: str, samples: Sequence[str]) -> None:
 
 
 def stream_text(prompt: str, pieces: Iterable[str]) -> None:
-    """Show a prompt, and its continuation piece by piece as it comes."""
+    """Show a prompt, and its continuation piece by piece as it arrives."""
     console = new_console()
     console.print(Text(printable(console, prompt), style="bold"), end="", soft_wrap=True)
     for piece in pieces:

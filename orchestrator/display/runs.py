@@ -1,4 +1,4 @@
-"""What `orchestrator runs` shows: a line for each run, or all of one."""
+"""What `orchestrator runs` shows: one line per run, or everything about one run."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,8 @@ _UNKNOWN = "-"
 
 
 def show_runs(states: Sequence[RunState]) -> None:
-    """Show a line for each run: state, steps, last loss, goodput, restarts, and how long ago it began."""
-    # without lines, unlike our other tables: so a name of 17 and six digits of steps fit into 80 columns
+    """Show one line per run: state, steps, last loss, goodput, restarts, and how long ago it began."""
+    # without borders, unlike our other tables, so that a name of 17 characters and six-digit steps fit into 80 columns
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("name", overflow="fold")
     table.add_column("state", no_wrap=True)
@@ -39,13 +39,13 @@ def show_runs(states: Sequence[RunState]) -> None:
     new_console().print(table)
 
 
-def show_run(state: RunState, checkpoints: Mapping[int, bool], places: Sequence[str]) -> None:
-    """Show all that is known of one run.
+def show_run(state: RunState, checkpoints: Mapping[int, bool], locations: Sequence[str]) -> None:
+    """Show everything that is known about one run.
 
     Args:
-        state: What the run has come to.
-        checkpoints: Their steps, and whether each is whole.
-        places: Lines to show below the tables.
+        state: The run's state.
+        checkpoints: Their steps, and whether each is complete.
+        locations: Lines to show below the tables.
     """
     console = new_console()
     table = new_table(f"Run {state.run.name}")
@@ -56,7 +56,7 @@ def show_run(state: RunState, checkpoints: Mapping[int, bool], places: Sequence[
     console.print(table)
     if state.faults:
         console.print(_faults_table(console, state))
-    for line in places:
+    for line in locations:
         print_line(line)
 
 
@@ -96,7 +96,7 @@ def _bad_steps(state: RunState) -> dict[str, str]:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """Return numbers in the order given, what counts up without a gap as its first and last."""
+    """Return the numbers in the given order, with consecutive ones as `first to last`."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][-1] + 1:
@@ -107,15 +107,15 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def _injection(event: Event) -> str:
-    # a step in hand is shown under its number counted from 1, and a save under that of the last finished one
+    # a fault within a step is shown with that step's number counted from 1, one in a save with the last finished step's
     when = f"in the save after step {event['step']}" if event["fault"] in SAVE_KINDS else f"in step {event['step'] + 1}"
     return f"{event['fault']} on rank {event['rank']} {when}"
 
 
 def _saved(checkpoints: Mapping[int, bool]) -> dict[str, str]:
-    whole = [str(step) for step, is_whole in checkpoints.items() if is_whole]
-    others = [str(step) for step, is_whole in checkpoints.items() if not is_whole]
-    saved = {"checkpoints after steps": "  ".join(whole) or "none"}
+    complete = [str(step) for step, is_complete in checkpoints.items() if is_complete]
+    others = [str(step) for step, is_complete in checkpoints.items() if not is_complete]
+    saved = {"checkpoints after steps": "  ".join(complete) or "none"}
     return {**saved, "not committed, not whole": "  ".join(others)} if others else saved
 
 
@@ -125,7 +125,7 @@ def _faults_table(console: Console, state: RunState) -> Table:
     table.add_column("what happened", overflow="fold")
     table.add_column("recovered in", justify="right")
     for fault in state.faults:
-        recovery = "not since" if fault.recovery_seconds is None else duration(fault.recovery_seconds)
+        recovery = "not yet" if fault.recovery_seconds is None else duration(fault.recovery_seconds)
         table.add_row(_moment(fault.time), Text(printable(console, fault.text)), recovery)
     return table
 

@@ -1,4 +1,4 @@
-"""The terminal as commands write to it: readable at 80 columns, without colours and in a file."""
+"""Output to the terminal: readable at 80 columns, without colours and in a file."""
 
 import re
 
@@ -7,21 +7,21 @@ from rich.table import Table
 from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""All but tab and line feed: a model's text must not move the cursor or set the terminal's title."""
+"""Control characters except tab and line feed: a model's text must not move the cursor or set the terminal's title."""
 
 
 def new_console() -> Console:
-    """Return a console that colours nothing by itself."""
+    """Return a console without automatic highlighting."""
     return Console(highlight=False)
 
 
 def new_table(title: str) -> Table:
-    """Return an empty table in the form that all of ours have."""
+    """Return an empty table in the style that all our tables share."""
     return Table(title=Text(title), title_justify="left", title_style="bold", header_style="dim")
 
 
 def loss(value: float) -> str:
-    """Return a loss with as many digits as tell one run from another."""
+    """Return a loss with enough digits to distinguish runs."""
     return f"{value:.4f}"
 
 

@@ -1,1 +1,1 @@
-"""Answers: what is shared between workers, and how is the training state cut up?"""
+"""Answers: what is shared between workers, and how is the training state partitioned?"""

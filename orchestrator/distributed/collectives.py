@@ -1,4 +1,4 @@
-"""What all ranks learn together, as plain data; with one worker it is what that one knows."""
+"""Collective operations on plain Python data; with one worker they return that worker's value."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,17 +11,17 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Return how many workers there are."""
+    """Return the number of workers."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return which of them this one is."""
+    """Return this worker's rank."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def gathered(value: T) -> list[T]:
-    """Return every rank's `value`, in their order."""
+    """Return every rank's `value`, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[T] = [value] * world_size()
@@ -30,10 +30,10 @@ def gathered(value: T) -> list[T]:
 
 
 def from_rank_0(action: Callable[[], T]) -> T:
-    """Return on every rank what `action` gives on rank 0, where alone it is called.
+    """Call `action` on rank 0 only, and return its result on every rank.
 
     Raises:
-        StorageError: what stopped it there; raised on all ranks, so that none waits.
+        StorageError: `action` failed on rank 0; raised on all ranks, so that none waits for it.
     """
     outcome: list[tuple[T | None, str | None]] = [_outcome(action)] if rank() == 0 else [(None, None)]
     if world_size() > 1:

@@ -1,4 +1,4 @@
-"""The loss scale of float16, alike for Lightning's scaler and for DeepSpeed's: what a resumed run must go on with."""
+"""The loss scale of float16, which a resumed run must keep; one form for Lightning's and DeepSpeed's scalers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +8,17 @@ from pytorch_lightning import Trainer
 
 @dataclass(frozen=True)
 class LossScale:
-    """What the next steps' scale depends on."""
+    """The state on which the scale of the next steps depends."""
 
     scale: float
     good_steps: int
-    """Steps since the last overflow, or since it last grew; each time that enough of them have come, it grows."""
+    """Steps since the last overflow or since the scale last grew; it grows each time that enough have passed."""
     hysteresis: int | None = None
-    """Overflows that are let pass before it shrinks; None where the first one shrinks it."""
+    """The number of overflows that shrink the scale; None if the first one does."""
 
 
 def read_loss_scale(trainer: Trainer) -> LossScale | None:
-    """Return the loss scale of a fit; None where the precision needs none."""
+    """Return the loss scale of a fit; None if the precision needs none."""
     grad_scaler, zero_scaler = _scalers(trainer)
     if grad_scaler is not None:
         state = grad_scaler.state_dict()
@@ -30,11 +30,11 @@ def read_loss_scale(trainer: Trainer) -> LossScale | None:
 
 
 def restore_loss_scale(trainer: Trainer, loss_scale: LossScale) -> None:
-    """Go on with a loss scale, whichever strategy has saved it."""
+    """Continue with a loss scale, whichever strategy saved it."""
     grad_scaler, zero_scaler = _scalers(trainer)
     if grad_scaler is not None:
         state = grad_scaler.state_dict()
-        # it grows when the count is just that number
+        # the scale grows only when the count equals the interval exactly
         good_steps = loss_scale.good_steps % state["growth_interval"]
         grad_scaler.load_state_dict({**state, "scale": loss_scale.scale, "_growth_tracker": good_steps})
     elif zero_scaler is not None and zero_scaler.dynamic:
@@ -44,7 +44,7 @@ def restore_loss_scale(trainer: Trainer, loss_scale: LossScale) -> None:
 
 
 def _scalers(trainer: Trainer) -> tuple[Any, Any]:
-    """Return torch's GradScaler and DeepSpeed's, one of which there is with float16."""
+    """Return torch's GradScaler and DeepSpeed's loss scaler; with float16 one of the two exists."""
     grad_scaler = getattr(trainer.precision_plugin, "scaler", None)
     zero_optimizer = getattr(trainer.strategy.model, "optimizer", None)
     return grad_scaler, getattr(zero_optimizer, "loss_scaler", None)

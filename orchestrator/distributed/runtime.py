@@ -1,4 +1,4 @@
-"""A worker's place in the run, whoever started it."""
+"""A worker's position in the run, independent of the launcher."""
 
 import signal
 from collections.abc import Callable
@@ -7,23 +7,23 @@ from typing import Any
 
 Event = dict[str, Any]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Notices of termination: the run is saved once more before it ends. The last two are what Slurm is asked to send."""
+"""Notices of termination: the run saves once more before it ends. Slurm is asked to send one of the last two."""
 MOVE = 1
-"""In place of a signal's number, and weaker than those: save and end, so that the run goes on with other workers."""
+"""Used like a signal number, but weaker: save and end, so that the run continues with other workers."""
 
 
 def ignore(event: Event) -> None:
-    """Receive an event and do nothing."""
+    """Discard an event."""
 
 
-def nobody_asked() -> int:
-    """Tell that no process outside asked the run to stop."""
+def no_stop_requested() -> int:
+    """Return 0: no other process has asked the run to stop."""
     return 0
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One worker's place in the run. MASTER_ADDR and MASTER_PORT are in its environment if there are several."""
+    """One worker's position in the run. If there are several, MASTER_ADDR and MASTER_PORT are in its environment."""
 
     rank: int = 0
     world_size: int = 1
@@ -32,6 +32,6 @@ class Runtime:
     device: str = "cpu"
     """`cpu` or `cuda:<index>`."""
     emit: Callable[[Event], None] = field(default=ignore, repr=False)
-    """Sends an event to whoever shows progress; used by rank 0."""
-    stop_asked: Callable[[], int] = field(default=nobody_asked, repr=False)
-    """Gives the number of the signal by which another process asked the run to stop, `MOVE`, or 0."""
+    """Sends an event to the progress display; used by rank 0."""
+    stop_asked: Callable[[], int] = field(default=no_stop_requested, repr=False)
+    """Returns the number of the signal with which another process asked the run to stop, `MOVE`, or 0."""

@@ -1,6 +1,6 @@
-"""A strategy's name becomes a Lightning strategy, on CPU and on GPU.
+"""The Lightning strategy for each strategy name, on CPU and on GPU.
 
-With `training_state` the only speaker of DeepSpeed.
+Only this module and `training_state` use DeepSpeed.
 """
 
 import logging
@@ -20,11 +20,11 @@ from orchestrator.distributed.compile_folder import prepare_to_compile
 from orchestrator.distributed.runtime import Runtime
 
 _ANY_PORT = 0
-"""For a worker that meets nobody: the system gives it a free one."""
+"""For a worker without peers: the system chooses a free port."""
 
 
 class RuntimeEnvironment(ClusterEnvironment):
-    """Tells Lightning the place that the launcher gave this worker; processes are already there."""
+    """Gives Lightning the position that the launcher assigned to this worker; the processes exist already."""
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class RuntimeEnvironment(ClusterEnvironment):
         return self._runtime.world_size
 
     def set_world_size(self, size: int) -> None:
-        """Fixed by the launcher: Lightning's own figure (nodes x devices) is wrong on uneven nodes."""
+        """Ignore Lightning's own figure (nodes x devices), which is wrong on uneven nodes; the launcher's is fixed."""
 
     def global_rank(self) -> int:
         return self._runtime.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Fixed by the launcher, as above."""
+        """Ignore Lightning's rank, as above."""
 
     def local_rank(self) -> int:
         return self._runtime.local_rank
@@ -82,15 +82,15 @@ def build_strategy(config: StrategyConfig, runtime: Runtime, gradient_clip_norm:
         return SingleDeviceStrategy(device)
     environment = RuntimeEnvironment(runtime)
     if config.name == "ddp":
-        # one bucket view less to copy, and the graph is the same in every step of a phase
+        # gradients are views of the buckets, which saves a copy; the graph is the same in every step of a phase
         return _DDP(device, cluster_environment=environment, gradient_as_bucket_view=True)
-    # none of ours compiles anything; settings of DeepSpeed's own may (offload to NVMe, quantized weights, ZenFlow)
+    # our strategies compile nothing; DeepSpeed's own settings may (offload to NVMe, quantized weights, ZenFlow)
     prepare_to_compile(lambda text: runtime.emit({"kind": "note", "text": text}))
     return _deepspeed_strategy(config, device, environment, gradient_clip_norm)
 
 
 def deepspeed_config(config: StrategyConfig, gradient_clip_norm: float | None) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; the user's own settings win, group by group."""
+    """Return DeepSpeed's configuration; the user's own settings take precedence, group by group."""
     zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -118,23 +118,23 @@ def _deepspeed_strategy(
     class _DeepSpeed(DeepSpeedStrategy):
         @property
         def root_device(self) -> torch.device:
-            # the engine compares the index with 0, and a bare cpu device has none
+            # the engine compares the index with 0, and a plain `cpu` device has none
             return torch.device(device.type, device.index or 0)
 
         def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # Lightning has divided by the accumulated micro-batches, and the engine would do it again
+            # Lightning has divided by the number of accumulated micro-batches; the engine would divide again
             return super().backward(closure_loss, *args, scale_wrt_gas=False, **kwargs)
 
         def teardown(self) -> None:
             engine: Any = self.model
-            if hasattr(engine, "destroy"):  # not where the set-up has failed
+            if hasattr(engine, "destroy"):  # missing if the setup has failed
                 engine.destroy()
-            _forget_sharded_models()
+            _release_sharded_models()
             super().teardown()
 
     class _CpuDeepSpeed(_DeepSpeed):
         def setup_environment(self) -> None:
-            # Lightning's own version only refuses what is not CUDA
+            # Lightning's own version adds nothing but an error without CUDA
             DDPStrategy.setup_environment(self)  # type: ignore[arg-type]
 
         def setup_distributed(self) -> None:
@@ -143,12 +143,12 @@ def _deepspeed_strategy(
             self._init_deepspeed_distributed()
 
         def model_to_device(self) -> None:
-            """Everything is on the CPU already."""
+            """Do nothing: everything is on the CPU already."""
 
     settings: dict[str, Any] = {
         "config": deepspeed_config(config, gradient_clip_norm),
         "cluster_environment": environment,
-        # of a skipped step we tell ourselves
+        # we report skipped steps ourselves
         "logging_level": logging.ERROR,
     }
     if device.type == "cpu":
@@ -157,23 +157,23 @@ def _deepspeed_strategy(
 
 
 def compile_cpu_adam() -> None:
-    """Compile DeepSpeed's Adam for the CPU into the folder that runs take extensions from, once.
+    """Compile DeepSpeed's Adam for the CPU once, into the folder from which runs load extensions.
 
-    No strategy of ours takes it, but settings of DeepSpeed's own do (ZenFlow).
+    None of our strategies uses it, but some DeepSpeed settings do (ZenFlow).
     """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     prepare_to_compile(print)
     from deepspeed.ops import op_builder
 
-    builders: Any = op_builder  # it names them as it is imported
+    builders: Any = op_builder  # its builders get their names at import, so a type checker does not see them
     builders.CPUAdamBuilder().load(verbose=False)
 
 
-def _forget_sharded_models() -> None:
-    """Let go of all models that ZeRO-3 has sharded in this process, so that another one finds memory after a rollback.
+def _release_sharded_models() -> None:
+    """Release all models that ZeRO-3 has sharded in this process, so that a new one has memory after a rollback.
 
-    Two registers hold them for ever (deepspeed 0.19.8): a stack that is never emptied, and the cache of a method.
+    Two registries hold them forever (deepspeed 0.19.8): a stack that is never emptied, and the cache of a method.
     """
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -187,8 +187,8 @@ def _forget_sharded_models() -> None:
 def _without_compiled_collectives() -> None:
     """Keep DeepSpeed from compiling its shared-memory all-reduce.
 
-    Only inference uses it (deepspeed 0.19.8, `comm/torch.py`, `inference_all_reduce`), it takes a minute and a C++
-    compiler, and a build that is killed leaves a lock on which every later start waits for ever.
+    Only inference uses it (deepspeed 0.19.8, `comm/torch.py`, `inference_all_reduce`). Compiling it takes a
+    minute and a C++ compiler, and a killed build leaves a lock for which every later start waits forever.
     """
     import deepspeed.ops
 
@@ -197,21 +197,21 @@ def _without_compiled_collectives() -> None:
 
 
 def gradient_norm(trainer: Trainer) -> Tensor | float | None:
-    """Return the norm of the whole gradient where DeepSpeed has measured it in this step or the last, else None.
+    """Return the norm of the whole gradient if DeepSpeed measured it in this step or the last, else None.
 
-    Infinite or negative if the gradient is not finite.
+    It is infinite or negative if the gradient is not finite.
     """
     return getattr(_zero_optimizer(trainer), "_global_grad_norm", None)
 
 
 def guard_steps(trainer: Trainer, admits: Callable[[], bool]) -> None:
-    """Let weights and moments move only where `admits` says so, asked when the gradient and its norm are known.
+    """Update weights and moments only if `admits()` is true; it is called when the gradient and its norm are known.
 
-    ZeRO asks for each group of parameters; it does not ask where it skips a step by itself, as it does on all ranks
-    alike when the gradient is not finite.
+    With ZeRO it is called for each group of parameters, but not if ZeRO skips a step by itself, as it does on all
+    ranks when the gradient is not finite.
     """
     zero = _zero_optimizer(trainer)
-    # the backup moves what a partly offloaded optimizer leaves on the GPU
+    # the backup updates the part that a partly offloaded optimizer leaves on the GPU
     inner = [zero.optimizer, getattr(zero, "backup_optimizer", None)] if zero else trainer.strategy.optimizers
     for optimizer in inner:
         if optimizer is not None:
@@ -219,13 +219,13 @@ def guard_steps(trainer: Trainer, admits: Callable[[], bool]) -> None:
 
 
 def _guard_optimizer(optimizer: Any, admits: Callable[[], bool]) -> None:
-    move = optimizer.step
+    update = optimizer.step
 
     def step(closure: Callable[[], Any] | None = None) -> Any:
-        # forward, backward and the norm of the gradient happen in Lightning's closure
+        # Lightning's closure runs forward and backward, and computes the norm of the gradient
         result = closure() if closure else None
         if admits():
-            move()
+            update()
         return result
 
     optimizer.step = step

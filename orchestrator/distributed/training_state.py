@@ -1,7 +1,7 @@
 """The training state as flat float32 ranges of each parameter: master weights and optimizer moments.
 
-Alike for one process, DDP and every ZeRO stage; checkpoints and initial weights use nothing else. With `strategy`
-the only speaker of DeepSpeed.
+The form is the same for one process, DDP and every ZeRO stage; checkpoints and initial weights use nothing else. Only
+this module and `strategy` use DeepSpeed.
 """
 
 import itertools
@@ -20,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """A flat view of elements [start, stop) of one parameter's master weight or moment; float32 where it is owned."""
+    """A flat view of elements [start, stop) of one parameter's master weight or moment; float32 if owned."""
 
     parameter: str
     kind: str
@@ -30,10 +30,10 @@ class Fragment:
 
 
 class StateReader(Protocol):
-    """Gives any flat range of any parameter's state: a checkpoint, or the initial weights."""
+    """A source of any flat range of any parameter's state: a checkpoint, or the initial weights."""
 
     def fill(self, wanted: Iterable[Fragment]) -> None:
-        """Copy what the fragments name into their views, which may be of any type of number."""
+        """Copy the ranges that the fragments name into their views, which may have any dtype."""
         ...
 
 
@@ -41,11 +41,11 @@ class TrainingState(Protocol):
     """The state of the whole training, or this rank's part of it."""
 
     def owned(self) -> Iterator[Fragment]:
-        """Give the fragments that this rank writes: over all ranks every element occurs once."""
+        """Yield the fragments that this rank writes; over all ranks every element occurs once."""
         ...
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        """Fill all that this rank holds; there are no moments before the first of `optimizer_steps`."""
+        """Fill everything that this rank holds; with 0 `optimizer_steps` there are no moments yet."""
         ...
 
 
@@ -60,7 +60,7 @@ def training_state(trainer: Trainer, model: nn.Module) -> TrainingState:
 
 
 class _WholeState:
-    """One process or DDP: every rank holds everything, and writes an equal share of each tensor."""
+    """One process or DDP: every rank holds the whole state, and writes an equal share of each tensor."""
 
     def __init__(self, model: nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
         self._parameters = dict(model.named_parameters())
@@ -81,7 +81,7 @@ class _WholeState:
         self._state.clear()
         for parameter in self._parameters.values():
             if optimizer_steps:
-                # all of it is filled below, and to clear it first would touch fresh memory twice
+                # all of it is filled below; zeroing it first would touch fresh memory twice
                 self._state[parameter] = _fresh_moments(parameter, optimizer_steps, torch.empty_like)
         reader.fill(
             Fragment(name, kind, 0, parameter.numel(), tensor.detach().view(-1))
@@ -109,7 +109,7 @@ class _Zero12State:
                 yield Fragment(name, kind, address.start, address.start + address.numel, view.detach())
 
     def _link_moments(self) -> None:
-        """Give every parameter its moments: DeepSpeed does it before any group but the first has some."""
+        """Link every parameter to its moments: DeepSpeed links them when only the first group has any."""
         if all(self._zero.optimizer.state.get(flat) for flat in self._zero.single_partition_of_fp32_groups):
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
@@ -119,7 +119,7 @@ class _Zero12State:
         reader.fill(itertools.chain(self.owned(), self._working_weights()))
 
     def _working_weights(self) -> Iterator[Fragment]:
-        # whole, since those that other ranks own are stale too
+        # all elements, since those that other ranks own are stale too
         for name, parameter in self._parameters.items():
             yield Fragment(name, MASTER, 0, parameter.numel(), parameter.data.view(-1))
 
@@ -162,16 +162,16 @@ class _Zero3State:
 
 
 def _begin_moments(optimizer: Any, partitions: Iterable[Tensor], optimizer_steps: int) -> None:
-    """Give ZeRO's flat partitions the moments that `load` fills, or none before the first step."""
+    """Create the moments of ZeRO's flat partitions for `load` to fill; before the first step there are none."""
     optimizer.state.clear()
     if optimizer_steps:
-        # cleared, as padding is filled by nobody
+        # zeros, because `load` does not fill the padding
         optimizer.state.update({flat: _fresh_moments(flat, optimizer_steps) for flat in partitions})
 
 
 def _fresh_moments(
     parameter: Tensor, optimizer_steps: int, like: Callable[..., Tensor] = torch.zeros_like
 ) -> dict[str, Tensor]:
-    """Return AdamW's state as torch makes it before a first step, with the step counter set."""
+    """Return AdamW's state as torch creates it before a first step, with the step counter set."""
     step = torch.tensor(float(optimizer_steps), dtype=torch.float32, device=parameter.device)
     return {"step": step, **{kind: like(parameter, requires_grad=False) for kind in MOMENTS}}

@@ -1,1 +1,1 @@
-"""Answers: what will a run need and cost, and how often should it be saved? Formulas alone, without torch."""
+"""Answers: what will a run need and cost, and how often should it be saved? Formulas only, without torch."""

@@ -1,10 +1,10 @@
-"""How often to save: what saves cost, against what faults cost."""
+"""How often to save: the cost of saves against the cost of faults."""
 
 import math
 
 
 def young_seconds(cost_seconds: float, mtbf_seconds: float) -> float:
-    """Return the time between saves that loses least to saves and to faults together.
+    """Return the time between saves that minimizes the time lost to saves and faults together.
 
     Source: Young 1974, A first order approximation to the optimum checkpoint interval, CACM 17(9).
     """
@@ -12,15 +12,14 @@ def young_seconds(cost_seconds: float, mtbf_seconds: float) -> float:
 
 
 def goodput_bound(cost_seconds: float, mtbf_seconds: float, recovery_seconds: float) -> float:
-    """Return the share of a run's time that can go into steps that last, when it is saved as `young_seconds` advises.
+    """Return the largest share of a run's time that kept steps can take, with saves every `young_seconds`.
 
-    Of each stretch between two faults the saves and the steps that are lost take `sqrt(2 C / M)`, and the restart
-    `R / M`.
+    Saves and lost steps take a share of `sqrt(2 C / M)` of the time between two faults, and the restart `R / M`.
 
     Args:
-        cost_seconds: C, that training waits for one save.
+        cost_seconds: C, the time that training waits for one save.
         mtbf_seconds: M, mean time between faults.
-        recovery_seconds: R, from a fault until training goes on.
+        recovery_seconds: R, from a fault until training continues.
 
     Source: Young 1974, A first order approximation to the optimum checkpoint interval, CACM 17(9).
     """

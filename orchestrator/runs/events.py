@@ -1,23 +1,23 @@
-"""What happened to a run, one small file an event below its folder; goodput is reckoned from nothing else.
+"""The events of a run, one small file per event below its folder; goodput is computed from these files alone.
 
-A kind, a time (seconds since 1970) and further fields each. The driver records
+Each event has a kind, a time (seconds since 1970) and further fields. The driver records
     launch: workers are about to be started; host, pid
-    fault: an attempt ended before its time; text, preempted (whether a node was taken away, which is no failure)
+    fault: an attempt ended early; text, preempted (whether a node was taken away, which is not a failure)
     restart: the next attempt after a fault; number, text
-    resize: the run goes on with another number of workers; from, to, text
-and rank 0 of the workers
-    begin: training begins; step, world_size, strategy
-    skip: a bad step left weights and moments as they were; step (counted from 0, as data and schedule do), reason,
-        grad_norm (null if not finite), samples (the first and the last that it held)
-    rollback: too many bad steps in a row; step (that the run goes back to), from_step, data_steps (that are passed
-        over from there on) and samples (the first and the last of them), text; `begin` follows
-    checkpoint: is committed; step, loss (`train/loss` of that step), seconds (that training waited), flush_seconds
-        (from the step to the commit), training_seconds (spent in steps from `begin` to that step)
+    resize: the run continues with a different number of workers; from, to, text
+Rank 0 of the workers records
+    begin: training begins; step, world_size
+    skip: a bad step left weights and moments unchanged; step (counted from 0, like data and schedule), reason,
+        grad_norm (null if not finite), samples (the first and the last of the step)
+    rollback: too many bad steps in a row; step (to which the run rolls back), from_step, data_steps (number of steps
+        whose data is skipped from there on), samples (the first and the last of these), text; `begin` follows
+    checkpoint: a checkpoint was committed; step, loss (`train/loss` of that step), seconds (that training waited),
+        flush_seconds (from the step to the commit), training_seconds (spent in steps from `begin` to that step)
     save_failed: a checkpoint could not be written; step, text, seconds (that training waited)
-    stop: ended early by a notice of termination, after a last checkpoint; step, signal
-    end: the last step is done; step, training_seconds
-and the rank that a fault was ordered for
-    fault_injected: the fault is about to fire; fault (its kind), at_step, rank (all as ordered), step (finished ones)
+    stop: the run ended early on a notice of termination, after a last checkpoint; step, signal, text
+    end: the last step is done; step, seconds (since this attempt began), training_seconds
+The rank on which a fault is injected records
+    fault_injected: the fault is about to fire; fault (its kind), at_step, rank (all as configured), step (finished)
 """
 
 import json
@@ -39,17 +39,17 @@ _NUM_READERS = 8
 
 
 class EventLog:
-    """The events of one run. Trouble in writing one is logged and stops nothing.
+    """The events of one run. A failure to write one is logged and does not stop the run.
 
     Args:
-        kinds: What this process writes; other events are for the display, or another process has written them.
+        kinds: The kinds that this process writes; others are only displayed, or another process has written them.
     """
 
     def __init__(self, storage: Storage, run_folder: str, kinds: frozenset[str] = WORKER_KINDS) -> None:
         self._storage, self._folder, self._kinds = storage, f"{run_folder}/events", kinds
 
     def record(self, event: Event) -> bool:
-        """Write an event of our kinds; return whether it is kept."""
+        """Write an event of this process's kinds; return whether it was written."""
         if event["kind"] not in self._kinds:
             return False
         now = time.time()
@@ -57,23 +57,23 @@ class EventLog:
         try:
             self._storage.write_bytes(f"{self._folder}/{name}", json.dumps({"time": now, **event}).encode())
         except StorageError as error:
-            log.warning("an event was not kept: %s", error)
+            log.warning("an event was not written: %s", error)
             return False
         return True
 
     def and_then(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
-        """Return what records an event and passes it on."""
+        """Return a function that records an event and passes it on."""
 
-        def both(event: Event) -> None:
+        def record_and_emit(event: Event) -> None:
             self.record(event)
             emit(event)
 
-        return both
+        return record_and_emit
 
     def read(self, *kinds: str) -> list[Event]:
-        """Return the events in the order of their times, all or those of some kinds; of others no file is read."""
+        """Return the events in order of time, all or only those of some kinds; files of other kinds are not read."""
         files = [name for name in self._storage.list(self._folder) if name.endswith(".json")]
         files = [name for name in files if not kinds or name.split("-")[1] in kinds]
-        # a long run has thousands, and each costs a round trip in a remote store
+        # a long run has thousands of events, and each read costs a round trip to a remote store
         with ThreadPoolExecutor(_NUM_READERS) as pool:
             return [*pool.map(lambda name: json.loads(self._storage.read_bytes(f"{self._folder}/{name}")), files)]

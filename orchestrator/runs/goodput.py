@@ -1,4 +1,4 @@
-"""How much of a run's time went into steps that lasted, from its events alone."""
+"""The share of a run's time spent in steps that were kept, computed from its events alone."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,35 +7,35 @@ from dataclasses import dataclass
 from orchestrator.distributed.runtime import Event
 
 _PAUSES = ("stop", "end")
-"""After these the run waits for its user until the next `launch`, which is nobody's loss."""
+"""After these events the run waits for its user until the next `launch`; that time does not count as lost."""
 
 
 @dataclass(frozen=True)
 class Goodput:
-    """What became of a run's time, in seconds."""
+    """How a run's time was spent, in seconds."""
 
     wall_seconds: float
-    """From the first launch to the last event, without the time between a stop and the next launch."""
+    """From the first launch to the last event, without the time between a stop or end and the next launch."""
     lasting_seconds: float
-    """Spent in steps that the finished curve holds: not lost, not repeated, no saves and no validation."""
+    """Spent in steps of the final loss curve, without lost or repeated steps, saves and validation."""
     stall_seconds: float
-    """That training waited for saves."""
+    """Time that training waited for saves."""
     recovery_seconds: tuple[float, ...]
-    """For each fault, until training began anew."""
+    """For each fault, the time until training began again."""
 
     @property
     def fraction(self) -> float:
         return self.lasting_seconds / self.wall_seconds if self.wall_seconds else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Return the figures by metric name."""
+        """Return the values by metric name."""
         restarts = len(self.recovery_seconds)
         last = {"faults/recovery_seconds": self.recovery_seconds[-1]} if restarts else {}
         return {"goodput/fraction": self.fraction, "faults/restarts": restarts, **last}
 
 
 def goodput(events: Sequence[Event]) -> Goodput:
-    """Reckon the goodput of a run from its events in order."""
+    """Return the goodput of a run, computed from its events in order."""
     return Goodput(
         wall_seconds=_wall_seconds(events),
         lasting_seconds=sum(_lasting_seconds(*attempt) for attempt in _attempts(events)),
@@ -45,10 +45,10 @@ def goodput(events: Sequence[Event]) -> Goodput:
 
 
 def last_recovery(events: Sequence[Event]) -> float | None:
-    """Return the seconds from a fault to the newest beginning; None where none came before it.
+    """Return the seconds from a fault to the newest `begin`; None without a fault since the `begin` before it.
 
     Args:
-        events: Those of the kinds `fault` and `begin`, in order; others may be left out.
+        events: The events of the kinds `fault` and `begin`, in order; other kinds may be left out.
     """
     begins = [number for number, event in enumerate(events) if event["kind"] == "begin"]
     since = begins[-2] if len(begins) > 1 else 0
@@ -67,7 +67,7 @@ def _wall_seconds(events: Sequence[Event]) -> float:
 
 
 def _attempts(events: Sequence[Event]) -> list[tuple[list[Event], int | None]]:
-    """Return the events of each attempt, and the step from which the next one went on."""
+    """Return the events of each attempt, and the step at which the next one continued; None for the last."""
     begins = [number for number, event in enumerate(events) if event["kind"] == "begin"]
     stops = [*begins, len(events)][1:]
     return [
@@ -77,9 +77,9 @@ def _attempts(events: Sequence[Event]) -> list[tuple[list[Event], int | None]]:
 
 
 def _lasting_seconds(attempt: Sequence[Event], continued_from: int | None) -> float:
-    marks = [event for event in attempt if "training_seconds" in event]
-    lasted = [event for event in marks if continued_from is None or event["step"] <= continued_from]
-    return max((event["training_seconds"] for event in lasted), default=0.0)
+    timed = [event for event in attempt if "training_seconds" in event]
+    kept = [event for event in timed if continued_from is None or event["step"] <= continued_from]
+    return max((event["training_seconds"] for event in kept), default=0.0)
 
 
 def _recoveries(events: Sequence[Event]) -> list[float]:

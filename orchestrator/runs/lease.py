@@ -1,8 +1,9 @@
-"""One driver at a time on a run: a lease in its folder, renewed while the driver lives, worth nothing soon after.
+"""A lease in a run's folder admits one driver at a time; it is renewed while the driver lives and expires soon after.
 
     runs/NAME/lease/0000000007.json    {"host": …, "pid": …, "process_started": …, "taken": …, "renewed": …}
 
-The highest number counts. Whoever takes over creates the next one, which only one of several can.
+The lease with the highest number is valid. A driver takes over by creating the next number, and only one of several
+drivers succeeds in that.
 """
 
 import json
@@ -25,7 +26,7 @@ from orchestrator.storage.store import Storage
 
 RENEWAL_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
-"""A lease that was not renewed for so long is free; clocks may differ by less."""
+"""A lease that was not renewed for this long is free; the clocks of the hosts must differ by less."""
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def lease(storage: Storage, run_folder: str, on_loss: Callable[[], Any] | None =
     """Hold the lease of a run.
 
     Args:
-        on_loss: What happens when another driver has taken over; None ends this process and its children at once.
+        on_loss: Called when another driver has taken over; None ends this process and its children at once.
 
     Raises:
         LeaseError: another driver holds it.
@@ -49,14 +50,14 @@ def lease(storage: Storage, run_folder: str, on_loss: Callable[[], Any] | None =
 
 
 def holder(storage: Storage, run_folder: str) -> dict[str, Any] | None:
-    """Return who holds the lease of a run: host, pid, taken and more; None where nobody that lives does."""
+    """Return the live holder of a run's lease: host, pid, taken and more; None if there is none."""
     folder = f"{run_folder}/lease"
-    number = _highest(storage, folder)
+    number = _highest_number(storage, folder)
     if not number:
         return None
     try:
         found = _read(storage, folder, number)
-    except NotFoundError:  # somebody has taken over in between
+    except NotFoundError:  # another driver has taken over in between
         return holder(storage, run_folder)
     return found if _is_alive(found) else None
 
@@ -70,15 +71,15 @@ class _Renewal(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(RENEWAL_SECONDS):
-            # trouble with the store must not end a run that nobody else has taken
+            # a storage error must not end a run that no other driver has taken over
             with suppress(OrchestratorError):
-                if _highest(self._storage, self._folder) > self._number:
+                if _highest_number(self._storage, self._folder) > self._number:
                     self._on_loss()
                     return
                 self._write(renewed=time.time())
 
     def stop(self) -> None:
-        """Give the lease back."""
+        """Stop renewing and release the lease."""
         self._done.set()
         self.join()
         with suppress(OrchestratorError):
@@ -90,11 +91,11 @@ class _Renewal(threading.Thread):
 
 
 def _take(storage: Storage, folder: str) -> int:
-    held = _highest(storage, folder)
+    held = _highest_number(storage, folder)
     if held:
         try:
             holder = _read(storage, folder, held)
-        except NotFoundError:  # somebody has taken over in between
+        except NotFoundError:  # another driver has taken over in between
             return _take(storage, folder)
         if _is_alive(holder):
             raise LeaseError(_refusal(holder))
@@ -112,7 +113,7 @@ def _is_alive(holder: dict[str, Any]) -> bool:
     if holder["host"] != socket.gethostname():
         return True
     try:
-        # the number alone may be another process's by now
+        # by now the pid may belong to another process
         return abs(psutil.Process(holder["pid"]).create_time() - holder["process_started"]) < 1
     except psutil.NoSuchProcess:
         return False
@@ -127,15 +128,15 @@ def _refusal(holder: dict[str, Any]) -> str:
 
 
 def _end_at_once() -> NoReturn:
-    """End this process and its workers before they write anything more into a run that is another driver's."""
-    print("error: another driver has taken over this run; this one ends", file=sys.stderr, flush=True)  # noqa: T201
+    """End this process and its workers before they write anything more into a run that another driver holds."""
+    print("error: another driver has taken over this run; this driver ends", file=sys.stderr, flush=True)  # noqa: T201
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
     os._exit(1)
 
 
-def _highest(storage: Storage, folder: str) -> int:
+def _highest_number(storage: Storage, folder: str) -> int:
     found = (re.fullmatch(r"(\d{10})\.json", name) for name in storage.list(folder))
     return max((int(name[1]) for name in found if name), default=0)
 

@@ -1,4 +1,4 @@
-"""What rank 0 makes of a run while it goes on: figures to W&B and to the progress display, and the last ones kept."""
+"""The metrics of a running training: rank 0 sends them to W&B and to the progress display, and writes the last ones."""
 
 import time
 
@@ -15,7 +15,7 @@ from orchestrator.storage.store import Storage
 
 
 class Results:
-    """Receives every figure of the run. On other ranks than 0 it keeps silent."""
+    """Receives all metrics of the run; ranks other than 0 show, track and write nothing."""
 
     def __init__(
         self, run: Run, storage: Storage, tokenizer: Tokenizer, tracker: Tracker, runtime: Runtime, events: EventLog
@@ -32,15 +32,15 @@ class Results:
             self._runtime.emit(event)
 
     def events(self) -> list[Event]:
-        """Return what has happened to the run until now."""
+        """Return the events of the run so far."""
         return self._events.read()
 
     def start(self, num_steps: int) -> None:
-        """Announce the training."""
+        """Report that the training starts."""
         self.emit({"kind": "start", "run": self._run.name, "num_steps": num_steps})
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Take the figures of a step; the first one also tells how long it took to begin anew after a fault."""
+        """Report the metrics of a step; those of the first step include the recovery time after a fault."""
         if not self._is_underway:
             metrics = {**metrics, **self._recovery()}
             self._is_underway = True
@@ -53,7 +53,7 @@ class Results:
         return {} if seconds is None else {"faults/recovery_seconds": seconds}
 
     def validation(self, step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
-        """Take the figures of a validation, and token ids sampled after it, int64 [num_sequences, T]."""
+        """Report the metrics of a validation, and token ids sampled after it, int64 [num_sequences, T]."""
         if self._runtime.rank:
             return
         self._last.update(metrics)
@@ -63,21 +63,21 @@ class Results:
         self.emit({"kind": "validation", "step": step, "metrics": metrics})
 
     def stop(self, stop: StoppedError) -> None:
-        """Tell that the training goes on another time."""
+        """Report that the training was stopped and can be continued later."""
         self.emit({"kind": "stop", "step": stop.step, "signal": stop.signal_number, "text": str(stop)})
         self.pause(exit_code(stop.signal_number))
 
     def pause(self, exit_code: int = 0) -> None:
-        """Close the W&B run of a training that goes on with other workers, or another time."""
+        """Close the W&B run of a training that continues with other workers or later."""
         self._tracker.finish(self._last, exit_code=exit_code)
         if self._runtime.rank == 0:
             self._run.write_identity(self._storage, self._tracker.describe())
 
     def finish(self, data_name: str, step: int, training_seconds: float) -> None:
-        """Keep the last figures, log model and data by reference, and close the W&B run.
+        """Write the final metrics, log model and data by reference, and close the W&B run.
 
         Args:
-            training_seconds: Spent in steps since this training began.
+            training_seconds: Time spent in steps since this training began.
         """
         seconds = time.monotonic() - self._started
         self.emit({"kind": "end", "step": step, "seconds": seconds, "training_seconds": training_seconds})

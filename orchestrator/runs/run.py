@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, and under which recipe. The same name continues only the same recipe."""
+"""A run's folder: its configuration and its recipe. A run continues under its name only with the same recipe."""
 
 import json
 import secrets
@@ -40,29 +40,29 @@ class Run:
 
     @property
     def metrics_name(self) -> str:
-        """The file of the final figures, relative to the storage root."""
+        """The file of the final metrics, relative to the storage root."""
         return f"{self.folder}/{_METRICS}"
 
     def metrics(self, storage: Storage) -> dict[str, float] | None:
-        """Return the final figures; None until the run is complete."""
+        """Return the final metrics; None until the run is complete."""
         return _read_json(storage, self.metrics_name)
 
     def where_to_look(self, storage: Storage) -> list[str]:
-        """Return lines that tell where the tracked data is and how to look at it."""
+        """Return lines that say where the tracked data is and how to look at it."""
         return (_read_json(storage, f"{self.folder}/{_IDENTITY}") or {}).get("where_to_look", [])
 
     def write_identity(self, storage: Storage, where_to_look: list[str]) -> None:
-        """Write what stays the same through all restarts."""
+        """Write what stays the same across all restarts."""
         identity = {"wandb_run_id": self.wandb_run_id, "where_to_look": where_to_look}
         storage.write_bytes(f"{self.folder}/{_IDENTITY}", _json(identity))
 
     def write_metrics(self, storage: Storage, metrics: dict[str, float]) -> None:
-        """Write the final figures: the last thing that a run does."""
+        """Write the final metrics, which a run does last."""
         storage.write_bytes(self.metrics_name, _json(metrics))
 
 
 class ObjectiveSource(Protocol):
-    """Where the workers get their objective from; plain data, so that it can travel to any process."""
+    """The source of the workers' training objective; plain data, so that it can be sent to any process."""
 
     @property
     def data_name(self) -> str:
@@ -70,7 +70,7 @@ class ObjectiveSource(Protocol):
         ...
 
     def open(self, storage: Storage) -> "Objective":
-        """Return what is learned.
+        """Return the training objective.
 
         Raises:
             OrchestratorError: the data is damaged, or cannot be read.
@@ -80,10 +80,10 @@ class ObjectiveSource(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs to train; it can travel to any process."""
+    """What every worker needs to train; it can be sent to any process."""
 
     config: TrainingRunConfig
-    """Its storage root is absolute: workers may start in other folders."""
+    """Its storage root is absolute, because workers may start in other folders."""
     run: Run
     objective: ObjectiveSource
 
@@ -96,7 +96,7 @@ def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
 
 
 def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]) -> Run:
-    """Return the run that `config` names, new or begun before; writes nothing.
+    """Return the run that `config` names, new or existing; write nothing.
 
     Raises:
         RunMismatchError: a run of this name has another recipe; the message lists what differs.
@@ -111,7 +111,7 @@ def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]
 
 
 def find_run(storage: Storage, name: str) -> Run | None:
-    """Return the run of that name as it was begun; None where none was."""
+    """Return the existing run of that name; None if there is none."""
     recipe = _read_json(storage, f"{_FOLDER}/{name}/{_RECIPE}")
     if recipe is None:
         return None
@@ -120,20 +120,20 @@ def find_run(storage: Storage, name: str) -> Run | None:
 
 
 def folder_names(storage: Storage) -> list[str]:
-    """Return the names of all that may be a run; `find_run` tells which were begun."""
+    """Return the names of all folders that may be runs; `find_run` finds out which of them are."""
     return storage.list(_FOLDER, folders_only=True)
 
 
 def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
-    """Write what was asked into the run's folder, the recipe last: a run has begun when it is there."""
-    asked = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    storage.write_bytes(f"{run.folder}/{_CONFIG}", asked.encode())
+    """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun."""
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    storage.write_bytes(f"{run.folder}/{_CONFIG}", settings.encode())
     run.write_identity(storage, [])
     storage.write_bytes(f"{run.folder}/{_RECIPE}", _json(run.recipe))
 
 
-def _mismatch(name: str, begun: dict[str, Any], asked: dict[str, Any]) -> str:
-    before, now = _flat(begun), _flat(asked)
+def _mismatch(name: str, stored: dict[str, Any], requested: dict[str, Any]) -> str:
+    before, now = _flat(stored), _flat(requested)
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
     title = (

@@ -1,4 +1,4 @@
-"""What has become of a run, from the files in its folder alone; no training library is imported for it."""
+"""The state of a run, read from the files in its folder alone; no training library is imported for it."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,30 +19,30 @@ _NUM_READERS = 8
 
 @dataclass(frozen=True)
 class Fault:
-    """An attempt that ended before its time."""
+    """An attempt that ended early."""
 
     time: float
     """In seconds since 1970."""
     text: str
     recovery_seconds: float | None
-    """Until training began anew; None where it has not."""
+    """Until training began again; None if it has not."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run as its files tell of it."""
+    """The state of a run according to its files."""
 
     run: Run
     metrics: Mapping[str, float] | None
-    """The final figures; None until the run is complete."""
+    """The final metrics; None until the run is complete."""
     events: tuple[Event, ...]
-    """What happened, in order."""
+    """All events in order."""
     holder: Mapping[str, Any] | None
-    """The living driver, as in its lease; None without one."""
+    """The live driver, as in its lease; None without one."""
 
     @property
     def state(self) -> Literal["done", "running", "stopped", "interrupted"]:
-        """Done; or a driver lives; or it saved and stopped when told to; or it failed or was lost."""
+        """Done; or a driver is alive; or the run saved and stopped on a notice; or it failed or was lost."""
         if self.metrics is not None:
             return "done"
         if self.holder is not None:
@@ -51,28 +51,28 @@ class RunState:
 
     @property
     def step(self) -> int:
-        """Finished steps: of a run that is not done, those that its last event knows of."""
+        """Finished steps; for a run that is not done, according to its last event with a step."""
         if self.metrics is not None and "progress/step" in self.metrics:
             return int(self.metrics["progress/step"])
         return next((event["step"] for event in reversed(self.events) if "step" in event), 0)
 
     @property
     def num_steps(self) -> int | None:
-        """All steps that were asked for."""
+        """The configured number of steps."""
         return self.run.recipe.get("training", {}).get("num_steps")
 
     @property
     def loss(self) -> float | None:
-        """The last training loss: of a run that is not done, the one at its last checkpoint."""
+        """The last training loss; for a run that is not done, the one at its last checkpoint."""
         if self.metrics is not None:
             return self.metrics.get("train/loss")
-        # a later checkpoint was passed over: the run goes on from before it
+        # a checkpoint after `step` was skipped or undone: the run continued from before it
         lasting = (event for event in reversed(self.events) if "loss" in event and event["step"] <= self.step)
         return next((event["loss"] for event in lasting), None)
 
     @property
     def goodput(self) -> Goodput:
-        """What became of the run's time until its last event."""
+        """How the run's time was spent until its last event."""
         return goodput(self.events)
 
     @property
@@ -86,27 +86,27 @@ class RunState:
 
     @property
     def injected(self) -> list[Event]:
-        """All faults that the run has brought upon itself, as it was told to, in order."""
+        """All injected faults that have fired, in order."""
         return [event for event in self.events if event["kind"] == INJECTED]
 
     @property
     def skipped_steps(self) -> list[int]:
-        """Steps that were bad, counted from 1, as they came: also those that a rollback has undone."""
+        """Bad steps, counted from 1, in order of occurrence, including those that a rollback has undone."""
         return [event["step"] + 1 for event in self.events if event["kind"] == "skip"]
 
     @property
     def rollbacks(self) -> list[Event]:
-        """Each return to a checkpoint after too many bad steps, in order."""
+        """All rollbacks to a checkpoint after too many bad steps, in order."""
         return [event for event in self.events if event["kind"] == "rollback"]
 
     @property
     def num_preemptions(self) -> int:
-        """Faults that were no failure: a node was taken away by its owner."""
+        """Number of faults that were not failures: a node was taken away by its owner."""
         return sum(bool(event.get("preempted")) for event in self.events if event["kind"] == "fault")
 
     @property
     def worker_counts(self) -> list[int]:
-        """Each number of workers that the run has had, in order; empty where it never changed."""
+        """Each number of workers that the run has had, in order; empty if it never changed."""
         resizes = [event for event in self.events if event["kind"] == "resize"]
         return [resizes[0]["from"], *(event["to"] for event in resizes)] if resizes else []
 
@@ -117,18 +117,18 @@ class RunState:
 
 
 def read_run(storage: Storage, name: str) -> RunState | None:
-    """Return what has become of the run of that name; None where none was begun."""
+    """Return the state of the run of that name; None if there is none."""
     run = find_run(storage, name)
     if run is None:
         return None
-    # the lease first and the figures last: a run that ends in between is done, and never interrupted
+    # lease first, metrics last: a run that ends in between then counts as done, not as interrupted
     holder = lease.holder(storage, run.folder)
     events = tuple(EventLog(storage, run.folder).read())
     return RunState(run=run, metrics=run.metrics(storage), events=events, holder=holder)
 
 
 def read_runs(storage: Storage) -> list[RunState]:
-    """Return what has become of every run, the newest first."""
+    """Return the state of every run, the newest first."""
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         found = [*pool.map(lambda name: read_run(storage, name), folder_names(storage))]
     states = [state for state in found if state is not None]
@@ -136,5 +136,5 @@ def read_runs(storage: Storage) -> list[RunState]:
 
 
 def checkpoints_of(storage: Storage, run_name: str) -> dict[int, bool]:
-    """Return the steps of a run's checkpoints, and of each whether it is whole, by manifest and commit."""
+    """Return the steps of a run's checkpoints, and whether each is complete by its manifest and commit."""
     return {step: artifact.is_committed(storage, name_of(run_name, step)) for step in begun_steps(storage, run_name)}

@@ -1,4 +1,4 @@
-"""The only speaker of Weights & Biases: one run, one id, on rank 0 (invariant 7)."""
+"""The only module that uses Weights & Biases: one run, one id, on rank 0 (invariant 7)."""
 
 import logging
 import netrc
@@ -16,44 +16,44 @@ from orchestrator.storage.redaction import redact, without_secrets
 
 _KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 _DEFAULT_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
-"""The hosted service under its present and its former name; wandb 0.31.0 takes a key for either."""
+"""The hosted service under its present and its former name; wandb 0.31.0 accepts a key for either."""
 _START_SECONDS = 20
-"""How long an online start may take before the run is kept offline."""
+"""How long an online start may take before the run is tracked offline."""
 _FINISH_SECONDS = 120
-"""How long the last upload may take; what is left lies on the disk for `wandb sync`."""
+"""How long the last upload may take; the rest stays on the disk for `wandb sync`."""
 
 _LOG = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Where figures, samples and artifacts of a run are told."""
+    """Receives the metrics, samples and artifacts of a run."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Tells the values of `metrics` after `step` optimizer steps."""
+        """Log the values of `metrics` after `step` optimizer steps."""
 
     def log_samples(self, samples: Sequence[str], step: int) -> None:
-        """Tells generated texts as a table."""
+        """Log generated texts as a table."""
 
     def log_artifact(self, name: str, kind: str, url: str, metadata: Mapping[str, Any]) -> None:
-        """Tells where an artifact lies, by reference: nothing is copied.
+        """Log the location of an artifact by reference: nothing is copied.
 
         Args:
-            name: its name in W&B; other letters than `A-Z a-z 0-9 _ . -` become a dash.
+            name: Its name in W&B; characters other than `A-Z a-z 0-9 _ . -` become a dash.
             kind: "model" or "dataset".
-            url: a local path or an fsspec URL.
-            metadata: plain data, without secrets.
+            url: A local path or an fsspec URL.
+            metadata: Plain data, without secrets.
         """
 
     def finish(self, summary: Mapping[str, float], exit_code: int = 0) -> None:
-        """Tells the final values and ends the run; more calls do nothing."""
+        """Log the final values and end the run; later calls do nothing."""
 
     def describe(self) -> list[str]:
-        """Lines that say where the data lies and how to look at it."""
+        """Return lines that say where the data is and how to look at it."""
         ...
 
 
 class NullTracker:
-    """Tells nothing, and imports nothing."""
+    """Logs nothing, and imports nothing."""
 
     def log(self, *_: Any, **__: Any) -> None:
         return
@@ -79,16 +79,16 @@ def make_tracker(
     config_dict: Mapping[str, Any],
     notify: Callable[[str], None] = print,
 ) -> Tracker:
-    """Starts tracking; call it on rank 0 only, within the worker.
+    """Start tracking; call this on rank 0 only, within the worker.
 
     Args:
-        config: mode, project, entity, tags and group.
-        run_name: the name to show.
-        run_id: stays the same for the life of the run. Online, a restart goes on with the same W&B run. Offline,
-            W&B makes another folder with the same id, and `wandb sync` puts them together.
-        folder: local folder in which W&B makes its own folder `wandb`.
-        config_dict: plain data; what looks like a secret is left out.
-        notify: takes one line about what the user should know, such as a start that had to go offline.
+        config: Mode, project, entity, tags and group.
+        run_name: The name to show.
+        run_id: Stays the same for the life of the run. Online, a restart continues the same W&B run. Offline,
+            W&B makes another folder with the same id, and `wandb sync` merges them.
+        folder: Local folder in which W&B makes its own folder `wandb`.
+        config_dict: Plain data; what looks like a secret is left out.
+        notify: Receives one line that the user should see, such as that tracking had to start offline.
     """
     mode = resolve_mode(config)
     if mode == "disabled":
@@ -96,33 +96,33 @@ def make_tracker(
     try:
         return WandbTracker(config, mode, run_name, run_id, folder, config_dict, notify)
     except Exception as error:
-        notify(f"W&B did not start ({_short(error)}); the run goes on untracked")
+        notify(f"W&B did not start ({_short(error)}); the run continues untracked")
         _LOG.debug("W&B did not start", exc_info=True)
         return NullTracker()
 
 
 def resolve_mode(config: TrackingConfig) -> Literal["online", "offline", "disabled"]:
-    """What `auto` means here: WANDB_MODE where set, else online with a key that W&B would find, else offline."""
+    """Return the mode; `auto` means WANDB_MODE if set, else online if W&B would find a key, else offline."""
     if config.mode != "auto":
         return config.mode
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    if asked in ("online", "offline", "disabled"):
-        return asked
+    wandb_mode = os.environ.get("WANDB_MODE", "").lower()
+    if wandb_mode in ("online", "offline", "disabled"):
+        return wandb_mode
     return "online" if key_place() else "offline"
 
 
 def key_place() -> str | None:
-    """Where W&B would find its key: the name of a variable, or `netrc`. Never the key itself."""
+    """Return where W&B would find its key: the name of a variable, or `netrc`. Never the key itself."""
     return next(filter(os.environ.get, _KEYS), "netrc" if _has_netrc_key() else None)
 
 
 def api_url() -> str:
-    """The address of the W&B service."""
+    """Return the address of the W&B service."""
     return os.environ.get("WANDB_BASE_URL") or f"https://{_DEFAULT_HOSTS[0]}"
 
 
 class WandbTracker:
-    """A W&B run. Trouble with W&B is said in one line and never ends the training."""
+    """A W&B run. A failure of W&B is reported in one line and never ends the training."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class WandbTracker:
         config_dict: Mapping[str, Any],
         notify: Callable[[str], None],
     ) -> None:
-        """Starts the run as `make_tracker` says, offline when an online start fails."""
+        """Start the run as `make_tracker` describes, offline if an online start fails."""
         self._notify = notify
         self._folder = folder / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,8 +174,8 @@ class WandbTracker:
             import wandb
 
             artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), kind, metadata=without_secrets(dict(metadata)))
-            place = redact(url) if "://" in url else Path(url).absolute().as_uri()
-            artifact.add_reference(place, checksum=False)
+            reference = redact(url) if "://" in url else Path(url).absolute().as_uri()
+            artifact.add_reference(reference, checksum=False)
             run.log_artifact(artifact)
 
         if self._open:
@@ -203,19 +203,19 @@ class WandbTracker:
 
     def _log_values(self, values: Callable[[], Mapping[str, Any]], step: int) -> None:
         def send(run: Any) -> None:
-            # W&B keeps no second value for a step: what a restart repeats was told before.
+            # W&B keeps no second value for a step; the steps that a restart repeats were logged before.
             if step >= run.step:
                 run.log(dict(values()), step=step)
 
-        # The background process may have died, or the disk be full: said once, not at every step.
+        # W&B's process may have died, or the disk may be full: this is reported once, not at every step.
         self._open = self._open and self._safely(send, "logging")
 
     def _safely(self, send: Callable[[Any], None], what: str) -> bool:
-        """Whether `send` went well; if not, the user is told that `what` failed."""
+        """Return whether `send` succeeded; if not, notify the user that `what` failed."""
         try:
             send(self._run)
         except Exception as error:
-            self._notify(f"W&B: {what} failed ({_short(error)}); the run goes on")
+            self._notify(f"W&B: {what} failed ({_short(error)}); the run continues")
             _LOG.debug("W&B: %s failed", what, exc_info=True)
             return False
         return True
@@ -228,7 +228,7 @@ class WandbTracker:
             return _start({**arguments, "resume": "allow"}, "online")
         except Exception as error:
             self._notify(f"W&B cannot be reached ({_short(error)}); this run is tracked offline")
-        # The service holds the failed run's id until it ends (wandb 0.31.0: "run ID … is in use").
+        # W&B's service process reserves the failed run's id until it ends (wandb 0.31.0: "run ID … is in use").
         wandb.teardown()
         for folder in set(self._folder.glob("run-*")) - before:
             shutil.rmtree(folder, ignore_errors=True)
@@ -239,9 +239,9 @@ def _start(arguments: dict[str, Any], mode: Literal["online", "offline"]) -> Any
     import wandb
 
     quiet: dict[str, Any] = {"silent": True, "quiet": True, "console": "off"}
-    # The login speaks before the run's own settings count.
+    # The login prints before the run's own settings take effect.
     wandb.setup(settings=wandb.Settings(**quiet))
-    nothing_scraped: dict[str, Any] = {
+    collect_nothing: dict[str, Any] = {
         "disable_git": True,
         "disable_code": True,
         "save_code": False,
@@ -251,15 +251,15 @@ def _start(arguments: dict[str, Any], mode: Literal["online", "offline"]) -> Any
         "host": "",
         "program": "",
     }
-    patience: dict[str, Any] = {"init_timeout": _START_SECONDS, "finish_timeout": _FINISH_SECONDS}
-    return wandb.init(**arguments, settings=wandb.Settings(mode=mode, **quiet, **nothing_scraped, **patience))
+    timeouts: dict[str, Any] = {"init_timeout": _START_SECONDS, "finish_timeout": _FINISH_SECONDS}
+    return wandb.init(**arguments, settings=wandb.Settings(mode=mode, **quiet, **collect_nothing, **timeouts))
 
 
 def _has_netrc_key() -> bool:
-    """Whether a netrc file holds a key for the W&B server, found as W&B finds it, without a network."""
+    """Return whether a netrc file holds a key for the W&B server, found as W&B finds it, without a network."""
     paths = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    asked = os.environ.get("WANDB_BASE_URL")
-    hosts = (urlsplit(asked).netloc,) if asked else _DEFAULT_HOSTS
+    base_url = os.environ.get("WANDB_BASE_URL")
+    hosts = (urlsplit(base_url).netloc,) if base_url else _DEFAULT_HOSTS
     for path in (Path(path).expanduser() for path in paths):
         try:
             return any(map(netrc.netrc(path).authenticators, hosts))

@@ -39,9 +39,9 @@ def on(nodes: RayNodes, workers: str, *others: str) -> list[str]:
 
 def grows_again(run: BrokenRun, nodes: RayNodes) -> None:
     """Wait until the run goes on with one worker, and give it another node; stop it when it has two again."""
-    run.wait_for("the run goes on with 1 worker instead of 2")
+    run.wait_for("the run continues with 1 worker instead of 2")
     nodes.add()
-    run.wait_for("the run goes on with 2 workers instead of 1")
+    run.wait_for("the run continues with 2 workers instead of 1")
     begun = run.wait_for("continues from the checkpoint after step")
     run.wait_for_step(int(begun.split()[-1].replace(",", "")) + 20)
     run.process.send_signal(TERMINATE)

@@ -1,4 +1,4 @@
-"""The launchers: the same run in this process, under torch's elastic agent and on Ray, and what their failures say."""
+"""The launchers: the same run in this process, under torch's elastic agent and on Ray, and their failure messages."""
 
 import json
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that starts Ray, which warns of its own settings while it starts."""
+    """Mark a test that starts Ray, which warns about its own settings while it starts."""
     return pytest.mark.ray(pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")(test))
 
 
@@ -36,7 +36,7 @@ def losses_of_one_process(text: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """One embedded Ray for all tests of this module; the launcher joins one that is there."""
+    """One embedded Ray for all tests of this module; the launcher connects to one that is running."""
     os.environ["RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     import ray
@@ -55,14 +55,14 @@ def run_command(command: list[str], *, code: int = 0, script: str = "") -> subpr
 
 
 def losses(said: str) -> list[float]:
-    """Return the loss of each of the 20 steps as the plain progress lines tell it."""
+    """Return the loss of each of the 20 steps, from the plain progress lines."""
     found = {int(step): float(loss) for step, loss in re.findall(r"step +(\d+)/20  loss ([\d.]+)", said)}
     assert sorted(found) == list(range(1, 21))
     return [found[step] for step in sorted(found)]
 
 
 def break_checkpoints(root: Path) -> None:
-    """Put a file where the folder of the checkpoints belongs."""
+    """Create a file at the path of the checkpoint folder."""
     (root / "runs/tiny").mkdir(parents=True)
     (root / "runs/tiny/checkpoints").touch()
 

@@ -1,4 +1,4 @@
-"""What Ray Train's controller decides, without a cluster: faults, preemptions and resizes told apart and counted."""
+"""What Ray Train's controller decides, without a cluster: it distinguishes and counts faults, preemptions, resizes."""
 
 import socket
 from typing import Any
@@ -71,14 +71,14 @@ def no_room() -> Exception:
     return ControllerError(WorkerGroupStartupTimeoutError(num_workers=2))
 
 
-def node_goes() -> Exception:
+def node_is_preempted() -> Exception:
     from ray.train.v2.api.exceptions import PreemptionError
     from ray.train.v2.api.preemption import PreemptionInfo
 
     return PreemptionError(PreemptionInfo(None, {"node": [1, 3]}))
 
 
-def test_fault_is_told_once_with_its_restart_until_the_budget_is_spent(mailbox: FakeMailbox) -> None:
+def test_fault_is_reported_once_with_its_restart_until_the_budget_is_spent(mailbox: FakeMailbox) -> None:
     policy = failures(mailbox)
     assert [policy.make_decision(worker_failed(rank1=lost())).value for _ in range(2)] == [RETRY, RAISE]
     assert mailbox.kinds() == ["fault", "restart", "fault"]
@@ -95,7 +95,7 @@ def test_lost_worker_is_named_before_those_that_lost_their_peer(mailbox: FakeMai
     assert mailbox.events[0]["text"] == "worker rank 3 is lost: its node has died"
 
 
-@pytest.mark.parametrize("error", [node_goes, lambda: worker_failed(rank0=moved(False), rank1=moved(True))])
+@pytest.mark.parametrize("error", [node_is_preempted, lambda: worker_failed(rank0=moved(False), rank1=moved(True))])
 def test_preemption_is_no_failure_and_has_a_budget_of_its_own(mailbox: FakeMailbox, error: Any) -> None:
     policy = failures(mailbox, max_failures=0, max_preemptions=2)
     assert [policy.make_decision(error()).value for _ in range(3)] == [RETRY, RETRY, RAISE]
@@ -122,7 +122,7 @@ def test_workers_that_die_while_they_start_use_up_the_budget(mailbox: FakeMailbo
     assert mailbox.kinds() == ["fault", "restart", "fault"]
 
 
-def test_waiting_for_room_is_told_once_and_goes_on_without_end(mailbox: FakeMailbox) -> None:
+def test_waiting_for_room_is_reported_once_and_continues_without_end(mailbox: FakeMailbox) -> None:
     policy = failures(mailbox, max_failures=0)
     assert {policy.make_decision(no_room()).value for _ in range(5)} == {RETRY}
     assert mailbox.events == [{"kind": "note", "text": "waiting until the cluster has room for the workers"}]
@@ -149,6 +149,6 @@ def test_workers_are_kept_from_nodes_that_do_not_answer_or_are_about_to_go(monke
         ]
         monkeypatch.setattr(ray_policy.ray, "nodes", lambda: listed)
         monkeypatch.setattr(ray_policy.cluster_state, "get_draining_nodes", lambda: {"going": 0})
-        assert ray_policy._unusable_nodes() == {"silent", "going"}
-    assert ray_policy._away_from({"silent", "going"}) == {"ray.io/node-id": "!in(going,silent)"}
-    assert ray_policy._away_from(set()) is None
+        assert ray_policy.unusable_nodes() == {"silent", "going"}
+    assert ray_policy.label_selector_without({"silent", "going"}) == {"ray.io/node-id": "!in(going,silent)"}
+    assert ray_policy.label_selector_without(set()) is None

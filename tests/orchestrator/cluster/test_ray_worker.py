@@ -1,4 +1,4 @@
-"""What passes between a driver and its workers on Ray, without a cluster."""
+"""Notices and events between a driver and its workers on Ray, without a cluster."""
 
 import asyncio
 import signal

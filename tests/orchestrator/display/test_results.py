@@ -15,14 +15,14 @@ def test_results_show_figures_in_order_and_where_things_are(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("recovery", "told"), [((2.25,), "1 restart took 2.2 s"), ((2.0, 3.5), "2 restarts took 5.5 s")]
+    ("recovery", "expected"), [((2.25,), "1 restart took 2.2 s"), ((2.0, 3.5), "2 restarts took 5.5 s")]
 )
-def test_results_tell_what_restarts_cost(
-    recovery: tuple[float, ...], told: str, capsys: pytest.CaptureFixture[str]
+def test_results_show_what_restarts_cost(
+    recovery: tuple[float, ...], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show_results("tiny", {}, Goodput(100, 50, 0.0, recovery), [])
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == f"goodput 50.0 % of 1 min 40 s; {told}; 0.0 s waiting for saves"
+    assert line == f"goodput 50.0 % of 1 min 40 s; {expected}; 0.0 s waiting for saves"
     assert len(line) <= 80
 
 

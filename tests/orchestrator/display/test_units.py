@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Numbers formatted for people."""
 
 import pytest
 
@@ -25,5 +25,5 @@ from orchestrator.display.units import age, count, duration, percent, size
         (age(400 * 86400), "400 d"),
     ],
 )
-def test_figures_are_as_people_read_them(found: str, expected: str) -> None:
+def test_numbers_are_formatted_for_people(found: str, expected: str) -> None:
     assert found == expected

@@ -1,4 +1,4 @@
-"""The loss scale of float16 goes on where it was, under torch's scaler and under DeepSpeed's."""
+"""The loss scale of float16 continues where it was, under torch's scaler and under DeepSpeed's."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The formulas of saves and faults, against a model of lost time."""
+"""The formulas for saves and faults, compared with a model of lost time."""
 
 import pytest
 

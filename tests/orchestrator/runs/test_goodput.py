@@ -1,4 +1,4 @@
-"""Goodput from events: what lasted, what was lost, and what nobody lost."""
+"""Goodput from events: time that was kept, time that was lost, and time that does not count."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_steps_after_the_last_checkpoint_before_a_fault_are_lost() -> None:
     assert found.metrics() == {"goodput/fraction": fraction, "faults/restarts": 1, "faults/recovery_seconds": 10}
 
 
-def test_recovery_is_told_of_a_beginning_after_a_fault_and_of_no_other() -> None:
+def test_recovery_is_reported_for_a_begin_after_a_fault_and_for_no_other() -> None:
     assert last_recovery(UNBROKEN) is None
     assert last_recovery(KILLED) == 10
     assert last_recovery([event(0, "begin"), event(80, "fault"), event(90, "begin"), event(200, "begin")]) is None
@@ -59,12 +59,12 @@ def test_recovery_is_told_of_a_beginning_after_a_fault_and_of_no_other() -> None
     assert last_recovery([]) is None
 
 
-def test_checkpoint_that_was_passed_over_counts_as_lost() -> None:
+def test_checkpoint_that_was_skipped_counts_as_lost() -> None:
     events = [event(0, "launch"), event(0, "begin", step=0), save(50, 50, 50), save(100, 100, 100), event(110, "fault")]
     assert goodput([*events, event(120, "begin", step=50)]).lasting_seconds == 50
 
 
-def test_time_between_a_stop_and_the_next_launch_is_nobodys_loss() -> None:
+def test_time_between_a_stop_and_the_next_launch_is_not_lost() -> None:
     stopped = [event(0, "launch"), event(0, "begin", step=0), save(50, 50, 50), event(51, "stop", step=50, signal=15)]
     later = [event(1000, "launch"), event(1001, "begin", step=50), event(1051, "end", step=100, training_seconds=50)]
     found = goodput([*stopped, *later])
@@ -95,7 +95,7 @@ def test_events_come_back_in_order_and_each_process_writes_its_own_kinds(tmp_pat
 
 
 def test_steps_that_a_rollback_undid_are_lost_and_it_is_no_restart() -> None:
-    gone_back = [
+    rolled_back = [
         event(0, "launch"),
         event(10, "begin", step=0),
         save(61, 50, 50),
@@ -105,6 +105,6 @@ def test_steps_that_a_rollback_undid_are_lost_and_it_is_no_restart() -> None:
         save(173, 100, 50),
         event(173, "end", step=100, training_seconds=50),
     ]
-    found = goodput(gone_back)
+    found = goodput(rolled_back)
     assert (found.wall_seconds, found.lasting_seconds) == (173, 50 + 50)
     assert found.recovery_seconds == ()

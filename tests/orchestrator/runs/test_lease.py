@@ -26,7 +26,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def held_by(storage: Storage, number: int = 1, **changes: object) -> None:
-    """Write a lease as another driver would."""
+    """Write a lease as another driver writes it."""
     storage.write_bytes(f"{RUN}/lease/{number:010d}.json", json.dumps(living_driver(**changes)).encode())
 
 
@@ -36,7 +36,7 @@ def test_second_driver_is_refused_with_process_host_and_time(storage: Storage) -
         pass
 
 
-def test_holder_is_told_while_it_lives(storage: Storage) -> None:
+def test_holder_is_returned_while_it_lives(storage: Storage) -> None:
     assert leases.holder(storage, RUN) is None
     with lease(storage, RUN):
         found = leases.holder(storage, RUN)
@@ -60,7 +60,7 @@ def test_lease_of_a_dead_process_on_this_host_is_free_at_once(storage: Storage) 
         pass
 
 
-def test_number_of_a_dead_process_that_another_has_now_does_not_count(storage: Storage) -> None:
+def test_pid_of_a_dead_process_that_another_process_has_now_does_not_count(storage: Storage) -> None:
     held_by(storage, process_started=1.0)
     with lease(storage, RUN):
         pass
@@ -95,7 +95,7 @@ def test_living_driver_renews(storage: Storage, monkeypatch: pytest.MonkeyPatch)
         assert eventually(lambda: storage.read_bytes(f"{RUN}/lease/0000000001.json") != first)
 
 
-def test_driver_that_lost_its_lease_is_told(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_that_lost_its_lease_is_notified(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.01)
     lost: list[bool] = []
     with lease(storage, RUN, on_loss=lambda: lost.append(True)):

@@ -1,4 +1,4 @@
-"""`orchestrator runs`: what is told of runs from their files alone."""
+"""`orchestrator runs`: what it shows of runs, from their files alone."""
 
 import json
 import os
@@ -121,14 +121,14 @@ def test_run_without_driver_figures_or_stop_is_interrupted(storage: Storage, eve
     assert state_of(storage, "a").state == "interrupted"
 
 
-def test_loss_of_a_checkpoint_that_was_passed_over_is_not_shown(storage: Storage) -> None:
-    passed_over = {**SAVE, "time": 70, "step": 60, "loss": 9.0}
-    write_run(storage, "a", [LAUNCH, BEGIN, SAVE, passed_over, FAULT, RESTART, AGAIN])
+def test_loss_of_a_checkpoint_that_was_skipped_is_not_shown(storage: Storage) -> None:
+    skipped = {**SAVE, "time": 70, "step": 60, "loss": 9.0}
+    write_run(storage, "a", [LAUNCH, BEGIN, SAVE, skipped, FAULT, RESTART, AGAIN])
     found = state_of(storage, "a")
     assert (found.step, found.loss) == (50, 2.5)
 
 
-def test_run_that_went_back_has_the_steps_and_the_loss_from_before(storage: Storage) -> None:
+def test_run_that_rolled_back_has_the_steps_and_the_loss_from_before(storage: Storage) -> None:
     undone = {**SAVE, "time": 70, "step": 60, "loss": 9.0}
     rollback = {"kind": "rollback", "time": 75, "step": 50, "from_step": 65}
     write_run(storage, "a", [LAUNCH, BEGIN, SAVE, undone, rollback])
@@ -136,7 +136,7 @@ def test_run_that_went_back_has_the_steps_and_the_loss_from_before(storage: Stor
     assert (found.step, found.loss, found.faults) == (50, 2.5, [])
 
 
-def test_each_fault_has_its_time_until_training_began_anew(storage: Storage) -> None:
+def test_each_fault_has_its_time_until_training_began_again(storage: Storage) -> None:
     last = {**FAULT, "time": 100, "text": "lost"}
     write_run(storage, "a", [LAUNCH, BEGIN, SAVE, FAULT, RESTART, AGAIN, last])
     found = [(fault.text, fault.recovery_seconds) for fault in state_of(storage, "a").faults]
@@ -226,7 +226,7 @@ def test_one_run_is_shown_with_times_faults_checkpoints_and_places(
     assert max(len(line) for line in said.splitlines()) <= 80
 
 
-def test_preemptions_and_changes_of_size_are_told_apart_from_failures(
+def test_preemptions_and_changes_of_size_are_shown_apart_from_failures(
     storage: Storage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken = {"kind": "fault", "time": 95, "text": "preempted: the node is about to go", "preempted": True}
@@ -260,7 +260,7 @@ def test_w_and_b_data_of_a_running_run_is_found_in_its_folder(
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "remedy"),
     [
         ("quickstrat", "did you mean quickstart?"),
         ("quickstart/model", "did you mean quickstart?"),
@@ -268,21 +268,21 @@ def test_w_and_b_data_of_a_running_run_is_found_in_its_folder(
         ("../runs/quickstart", "did you mean quickstart?"),
     ],
 )
-def test_misspelt_name_is_told_with_the_nearest_one(
-    storage: Storage, name: str, mend: str, capsys: pytest.CaptureFixture[str]
+def test_misspelt_name_is_reported_with_the_nearest_one(
+    storage: Storage, name: str, remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_json(storage, f"{write_run(storage, 'quickstart')}/model/recipe.json", RECIPE)
     assert main(["runs", "show", name, f"storage.root={storage.url()}"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == f"error: name={name}: no such run in {storage.url('runs')}; {mend}\n"
+    assert said.err == f"error: name={name}: no such run in {storage.url('runs')}; {remedy}\n"
 
 
-def test_root_without_runs_is_told_and_no_mistake(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_root_without_runs_is_reported_and_not_an_error(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     assert said_by(capsys, storage) == f"no runs in {storage.url('runs')}\n"
 
 
-def test_missing_root_is_told_and_not_made(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_root_is_reported_and_not_created(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 0
     assert capsys.readouterr().out == f"no runs in {empty_folder}/outputs/runs\n"
     assert list(empty_folder.iterdir()) == []

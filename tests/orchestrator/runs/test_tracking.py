@@ -26,7 +26,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def fresh_wandb() -> Iterator[None]:
-    """W&B reads the environment once in a process."""
+    """Reset W&B before and after the test: it reads the environment only once per process."""
     import wandb
 
     wandb.teardown()
@@ -69,7 +69,7 @@ def test_null_tracker_takes_every_call(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_offline_run_holds_all_that_was_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_offline_run_holds_all_that_was_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     tracker = make_tracker(OFFLINE, "my run", "id1", tmp_path, {"model": {"num_layers": 4}}, said.append)
     for step in (10, 20):
@@ -154,7 +154,7 @@ def test_no_secret_reaches_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert config_of(run)["tokenizer"] == {"vocab_size": 8192}
 
 
-def test_unreachable_server_is_said_once_and_the_run_kept_offline(
+def test_unreachable_server_is_reported_once_and_the_run_tracked_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fresh_wandb: None
 ) -> None:
     with socket.socket() as closed:
@@ -175,7 +175,7 @@ def test_unreachable_server_is_said_once_and_the_run_kept_offline(
     assert capfd.readouterr() == ("", "")
 
 
-def test_trouble_with_wandb_is_said_once_and_does_not_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_of_wandb_is_reported_once_and_does_not_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
     def broken(*_: object, **__: object) -> None:
@@ -187,7 +187,7 @@ def test_trouble_with_wandb_is_said_once_and_does_not_raise(tmp_path: Path, monk
         patched.setattr(wandb.Run, "log", broken)
         tracker.log({"train/loss": 1.0}, 1)
         tracker.log({"train/loss": 1.0}, 2)
-    assert said == ["W&B: logging failed (service is gone); the run goes on"]
+    assert said == ["W&B: logging failed (service is gone); the run continues"]
     tracker.finish({})
 
 
@@ -235,7 +235,7 @@ def read_records(file: Path) -> list[Any]:
 
 
 def read_log(data: bytes) -> Iterator[bytes]:
-    """Records of a LevelDB log after W&B's header of 7 bytes; the header counts into the first 32 KiB block."""
+    """Yield the records of a LevelDB log after W&B's header of 7 bytes, which counts into the first 32 KiB block."""
     position, parts = 0, b""
     while position + 7 <= len(data):
         left = 32768 - (position + 7) % 32768
