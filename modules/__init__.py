@@ -1,0 +1,1 @@
+"""What is trained, on one device; it knows nothing of how and where it runs."""

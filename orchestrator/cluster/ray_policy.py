@@ -185,6 +185,7 @@ class _Elastic(ElasticScalingPolicy):
 
 
 def label_selector_without(nodes: Iterable[str]) -> dict[str, str] | None:
+    """Return Ray's label selector that keeps workers away from these nodes; None where there are none."""
     listed = ",".join(sorted(nodes))
     return {_NODE_ID: f"!in({listed})"} if listed else None
 
