@@ -35,6 +35,10 @@ class StorageError(OrchestratorError):
     """The store could not be read or written."""
 
 
+class DamagedFileError(OrchestratorError):
+    """A small file of a run is empty, cut off or not what it should be; the message names it and the remedy."""
+
+
 class MachineError(OrchestratorError):
     """The machine, its store or a service is not fit for a run."""
 

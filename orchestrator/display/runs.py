@@ -14,7 +14,13 @@ from orchestrator.display.units import age, duration, percent
 from orchestrator.distributed.runtime import Event
 from orchestrator.runs.state import RunState
 
-_STATE_STYLES = {"done": "green", "running": "bold green", "stopped": "yellow", "interrupted": "red"}
+_STATE_STYLES = {
+    "damaged": "bold red",
+    "done": "green",
+    "running": "bold green",
+    "stopped": "yellow",
+    "interrupted": "red",
+}
 _UNKNOWN = "-"
 
 
@@ -27,16 +33,23 @@ def show_runs(states: Sequence[RunState]) -> None:
     for title in ("step", "loss", "goodput", "restarts", "age"):
         table.add_column(title, justify="right", no_wrap=True)
     for state in states:
-        table.add_row(
-            state.run.name,
-            Text(state.state, style=_STATE_STYLES[state.state]),
-            _steps(state),
-            _UNKNOWN if state.loss is None else loss(state.loss),
-            percent(state.goodput.fraction) if state.events else _UNKNOWN,
-            str(len(state.goodput.recovery_seconds)),
-            age(time.time() - state.events[0]["time"]) if state.events else _UNKNOWN,
-        )
+        figures = [_UNKNOWN] * 5 if state.damage else _figures(state)
+        table.add_row(state.run.name, Text(state.state, style=_STATE_STYLES[state.state]), *figures)
     new_console().print(table)
+    for state in states:
+        if state.damage:
+            print_line(state.damage)
+
+
+def _figures(state: RunState) -> list[str]:
+    """Return step, loss, goodput, restarts and age of a run."""
+    return [
+        _steps(state),
+        _UNKNOWN if state.loss is None else loss(state.loss),
+        percent(state.goodput.fraction) if state.events else _UNKNOWN,
+        str(len(state.goodput.recovery_seconds)),
+        age(time.time() - state.events[0]["time"]) if state.events else _UNKNOWN,
+    ]
 
 
 def show_run(state: RunState, checkpoints: Mapping[int, bool], locations: Sequence[str]) -> None:

@@ -76,4 +76,17 @@ class EventLog:
         files = [name for name in files if not kinds or name.split("-")[1] in kinds]
         # a long run has thousands of events, and each read costs a round trip to a remote store
         with ThreadPoolExecutor(_NUM_READERS) as pool:
-            return [*pool.map(lambda name: json.loads(self._storage.read_bytes(f"{self._folder}/{name}")), files)]
+            events = [*pool.map(self._read_one, files)]
+        return [event for event in events if event is not None]
+
+    def _read_one(self, file: str) -> Event | None:
+        """Return the event in a file; None if it is damaged, which is logged: the others still tell the most."""
+        name = f"{self._folder}/{file}"
+        try:
+            event = json.loads(self._storage.read_bytes(name))
+            if not isinstance(event, dict) or not {"kind", "time"} <= event.keys():
+                raise ValueError("no event with a kind and a time")
+        except ValueError as error:
+            log.warning("a damaged event was skipped: %s (%s)", self._storage.url(name), error)
+            return None
+        return event

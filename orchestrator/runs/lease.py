@@ -146,7 +146,15 @@ def _name(folder: str, number: int) -> str:
 
 
 def _read(storage: Storage, folder: str, number: int) -> dict[str, Any]:
-    return json.loads(storage.read_bytes(_name(folder, number)))
+    """Return a lease; one that is damaged counts from its last change until it expires, whoever wrote it."""
+    name = _name(folder, number)
+    try:
+        found = json.loads(storage.read_bytes(name))
+        return {field: found[field] for field in ("host", "pid", "process_started", "taken", "renewed")}
+    except (ValueError, TypeError, KeyError):
+        changed = storage.modified_seconds(name)
+        owner = {"host": "a host unknown, as its lease is damaged", "pid": 0, "process_started": 0.0}
+        return {**owner, "taken": changed, "renewed": changed}
 
 
 def _description(taken: float, renewed: float) -> bytes:

@@ -1,6 +1,6 @@
 """A run's folder: its configuration and its recipe. A run continues under its name only with the same recipe."""
 
-import json
+import logging
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,13 +9,14 @@ import yaml
 
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
-from orchestrator.errors import RunMismatchError
-from orchestrator.storage.errors import NotFoundError
+from orchestrator.errors import DamagedFileError, RunMismatchError
+from orchestrator.runs.json_files import read_object, write_object
 from orchestrator.storage.store import Storage
 
 if TYPE_CHECKING:
     from modules.objective import Objective
 
+log = logging.getLogger(__name__)
 _FOLDER = "runs"
 _RECIPE, _CONFIG, _IDENTITY, _METRICS = "recipe.json", "config.yaml", "run.json", "metrics.json"
 
@@ -45,20 +46,20 @@ class Run:
 
     def metrics(self, storage: Storage) -> dict[str, float] | None:
         """Return the final metrics; None until the run is complete."""
-        return _read_json(storage, self.metrics_name)
+        return read_object(storage, self.metrics_name, "delete it and run the same command again to write it anew")
 
     def where_to_look(self, storage: Storage) -> list[str]:
         """Return lines that say where the tracked data is and how to look at it."""
-        return (_read_json(storage, f"{self.folder}/{_IDENTITY}") or {}).get("where_to_look", [])
+        return _read_identity(storage, self.name).get("where_to_look", [])
 
     def write_identity(self, storage: Storage, where_to_look: list[str]) -> None:
         """Write what stays the same across all restarts."""
         identity = {"wandb_run_id": self.wandb_run_id, "where_to_look": where_to_look}
-        storage.write_bytes(f"{self.folder}/{_IDENTITY}", _json(identity))
+        write_object(storage, f"{self.folder}/{_IDENTITY}", identity)
 
     def write_metrics(self, storage: Storage, metrics: dict[str, float]) -> None:
         """Write the final metrics, which a run does last."""
-        storage.write_bytes(self.metrics_name, _json(metrics))
+        write_object(storage, self.metrics_name, metrics)
 
 
 class ObjectiveSource(Protocol):
@@ -111,12 +112,25 @@ def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]
 
 
 def find_run(storage: Storage, name: str) -> Run | None:
-    """Return the existing run of that name; None if there is none."""
-    recipe = _read_json(storage, f"{_FOLDER}/{name}/{_RECIPE}")
+    """Return the existing run of that name; None if there is none.
+
+    Raises:
+        DamagedFileError: its recipe is damaged.
+    """
+    remedy = "restore it (a finished run has a copy in model/recipe.json), or choose another run.name"
+    recipe = read_object(storage, f"{_FOLDER}/{name}/{_RECIPE}", remedy)
     if recipe is None:
         return None
-    identity = _read_json(storage, f"{_FOLDER}/{name}/{_IDENTITY}") or {}
-    return Run(name, recipe, identity.get("wandb_run_id") or secrets.token_hex(4))
+    return Run(name, recipe, _read_identity(storage, name).get("wandb_run_id") or secrets.token_hex(4))
+
+
+def _read_identity(storage: Storage, name: str) -> dict[str, Any]:
+    """Return what stays the same across all restarts; without it the run continues as a new one in W&B."""
+    try:
+        return read_object(storage, f"{_FOLDER}/{name}/{_IDENTITY}", "the run continues as a new one in W&B") or {}
+    except DamagedFileError as error:
+        log.warning("%s", error)
+        return {}
 
 
 def folder_names(storage: Storage) -> list[str]:
@@ -129,7 +143,7 @@ def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     storage.write_bytes(f"{run.folder}/{_CONFIG}", settings.encode())
     run.write_identity(storage, [])
-    storage.write_bytes(f"{run.folder}/{_RECIPE}", _json(run.recipe))
+    write_object(storage, f"{run.folder}/{_RECIPE}", run.recipe)
 
 
 def _mismatch(name: str, stored: dict[str, Any], requested: dict[str, Any]) -> str:
@@ -146,14 +160,3 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {key: leaf for name, item in value.items() for key, leaf in _flat(item, f"{path}.{name}").items()}
     return {path.removeprefix("."): value}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _read_json(storage: Storage, name: str) -> Any:
-    try:
-        return json.loads(storage.read_bytes(name))
-    except NotFoundError:
-        return None

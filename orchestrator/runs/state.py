@@ -8,6 +8,7 @@ from typing import Any, Literal
 from orchestrator.artifacts import artifact
 from orchestrator.checkpoints.names import begun_steps, name_of
 from orchestrator.distributed.runtime import Event
+from orchestrator.errors import DamagedFileError
 from orchestrator.runs import lease
 from orchestrator.runs.events import INJECTED, EventLog
 from orchestrator.runs.goodput import Goodput, goodput
@@ -39,10 +40,14 @@ class RunState:
     """All events in order."""
     holder: Mapping[str, Any] | None
     """The live driver, as in its lease; None without one."""
+    damage: str | None = None
+    """Which file of it is damaged, and the remedy; then nothing else is known."""
 
     @property
-    def state(self) -> Literal["done", "running", "stopped", "interrupted"]:
+    def state(self) -> Literal["damaged", "done", "running", "stopped", "interrupted"]:
         """Done; or a driver is alive; or the run saved and stopped on a notice; or it failed or was lost."""
+        if self.damage is not None:
+            return "damaged"
         if self.metrics is not None:
             return "done"
         if self.holder is not None:
@@ -117,7 +122,11 @@ class RunState:
 
 
 def read_run(storage: Storage, name: str) -> RunState | None:
-    """Return the state of the run of that name; None if there is none."""
+    """Return the state of the run of that name; None if there is none.
+
+    Raises:
+        DamagedFileError: its recipe or its metrics are damaged.
+    """
     run = find_run(storage, name)
     if run is None:
         return None
@@ -128,9 +137,16 @@ def read_run(storage: Storage, name: str) -> RunState | None:
 
 
 def read_runs(storage: Storage) -> list[RunState]:
-    """Return the state of every run, the newest first."""
+    """Return the state of every run, the newest first; a damaged one does not hide the others."""
+
+    def read(name: str) -> RunState | None:
+        try:
+            return read_run(storage, name)
+        except DamagedFileError as error:
+            return RunState(Run(name, {}, ""), metrics=None, events=(), holder=None, damage=str(error))
+
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        found = [*pool.map(lambda name: read_run(storage, name), folder_names(storage))]
+        found = [*pool.map(read, folder_names(storage))]
     states = [state for state in found if state is not None]
     return sorted(states, key=lambda state: state.events[0]["time"] if state.events else 0, reverse=True)
 

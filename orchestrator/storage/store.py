@@ -74,6 +74,10 @@ class Storage:
         """Size of the file `name`."""
         return int(self._run("look at", name, lambda fs, path: fs.info(path))["size"])
 
+    def modified_seconds(self, name: str) -> float:
+        """When the file `name` was last changed, in seconds since 1970."""
+        return self._run("look at", name, lambda fs, path: fs.modified(path)).timestamp()
+
     def list(self, name: str = "", hidden: bool = False, folders_only: bool = False) -> list[str]:
         """Sorted names of the children of folder `name`; empty when it is missing or a file.
 

@@ -122,3 +122,13 @@ with leases.lease(Storage({str(tmp_path)!r}), {RUN!r}):
     assert driver.returncode == 1
     assert "another driver has taken over this run" in said
     assert not psutil.wait_procs([worker], timeout=10)[1]
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"host": ', b"null", b"{}"])
+def test_damaged_lease_holds_until_it_expires(storage: Storage, damage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{RUN}/lease/0000000001.json", damage)
+    with pytest.raises(LeaseError, match="its lease is damaged"), lease(storage, RUN):
+        pass
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", -1.0)
+    with lease(storage, RUN):
+        assert storage.list(f"{RUN}/lease") == ["0000000002.json"]

@@ -16,6 +16,7 @@ from living_driver import living_driver
 from orchestrator.artifacts import artifact
 from orchestrator.checkpoints.names import name_of
 from orchestrator.cli import main
+from orchestrator.runs.run import find_run
 from orchestrator.runs.state import RunState, read_run, read_runs
 from orchestrator.storage.store import Storage
 
@@ -303,3 +304,46 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert loaded & {"torch", "ray", "deepspeed", "wandb", "pytorch_lightning", "numpy", "transformers"} == set()
+
+
+DAMAGE = [b"", b'{"half": ', b"[1, 2]", b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=["empty", "half", "no object", "no text"])
+@pytest.mark.parametrize("file", ["recipe.json", "metrics.json"])
+def test_damaged_file_marks_its_run_and_hides_no_other(
+    storage: Storage, file: str, damage: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(storage, "good", [LAUNCH, BEGIN, SAVE, END], metrics={"progress/step": 100, "train/loss": 2.0})
+    write_run(storage, "bad", [LAUNCH, BEGIN, SAVE, END], metrics={"progress/step": 100})
+    storage.write_bytes(f"runs/bad/{file}", damage)
+    assert main(["runs", f"storage.root={storage.url()}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "good done 100/100" in shown
+    assert "bad damaged" in shown
+    assert f"{storage.url(f'runs/bad/{file}')}: damaged (" in shown
+    assert main(["runs", "show", "bad", f"storage.root={storage.url()}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {storage.url(f'runs/bad/{file}')}: damaged (")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, b'{"kind": "begin"}'])
+def test_damaged_event_is_skipped_and_named(storage: Storage, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_run(storage, "a", [LAUNCH, BEGIN, SAVE])
+    storage.write_bytes(f"{folder}/events/00000000000000009-begin-0000.json", damage)
+    found = state_of(storage, "a")
+    assert [event["kind"] for event in found.events] == ["launch", "begin", "checkpoint"]
+    assert "00000000000000009-begin-0000.json" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_identity_lets_the_run_continue_as_a_new_one_in_wandb(
+    storage: Storage, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(storage, "a", [LAUNCH])
+    storage.write_bytes("runs/a/run.json", damage)
+    found = find_run(storage, "a")
+    assert found is not None
+    assert len(found.wandb_run_id) == 8
+    assert "runs/a/run.json" in caplog.text
