@@ -103,8 +103,8 @@ class LocalLauncher:
             max_restarts=0,
             local_addr="localhost",
             start_method="forkserver",
-            # we forward SIGTERM and SIGINT to the workers ourselves, which gives them time to save
-            signals_to_handle="SIGHUP,SIGQUIT",
+            # notices of termination we forward to the workers ourselves, which gives them time to save
+            signals_to_handle="SIGQUIT",
         )
 
 

@@ -20,7 +20,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.base import error_text, is_final
-from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime
+from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime, strength
 from orchestrator.errors import MovedError, StoppedError
 
 MailboxActor = Any
@@ -108,7 +108,7 @@ class ReceivedNotice:
 
     def receive(self, number: int, _: FrameType | None = None) -> None:
         """Record a notice; this method can be installed as a signal handler."""
-        self.number = max(self.number, number)
+        self.number = max(self.number, number, key=strength)
 
 
 received = ReceivedNotice()

@@ -6,10 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Event = dict[str, Any]
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Notices of termination: the run saves once more before it ends. Slurm is asked to send one of the last two."""
-MOVE = 1
+_HEARS_HANGUP = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+"""Not under `nohup`: whoever starts a process with SIGHUP ignored wants it to outlive the terminal."""
+STOP_SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2),
+    *([signal.SIGHUP] if _HEARS_HANGUP else []),
+)
+"""Notices of termination: the run saves once more before it ends. Slurm is asked to send SIGUSR1 or SIGUSR2."""
+MOVE = -1
 """Used like a signal number, but weaker: save and end, so that the run continues with other workers."""
+
+
+def strength(request: int) -> int:
+    """Return what requests to stop are compared by: none (0), then `MOVE`, then signals by their number."""
+    return 1 if request == MOVE else 2 * request
+
+
+def request_of_strength(value: int) -> int:
+    """Return the request that `strength` has made this value of."""
+    return MOVE if value == 1 else value // 2
 
 
 def ignore(event: Event) -> None:

@@ -168,7 +168,7 @@ def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(
     assert "Traceback" not in run.said
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(TERMINATE, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP, pytest.param(TERMINATE, marks=pytest.mark.long)])
 def test_notice_to_all_processes_at_once_stops_the_run_after_a_last_checkpoint(
     text: Path, tmp_path: Path, number: int
 ) -> None:
@@ -180,6 +180,15 @@ def test_notice_to_all_processes_at_once_stops_the_run_after_a_last_checkpoint(
     assert run.lines[-1].startswith(f"{signal.Signals(number).name}: saved after step {stop['step']} and stopped")
     assert events(tmp_path, "fault") == []
     assert "Traceback" not in run.said
+
+
+def test_run_under_nohup_outlives_its_terminal(text: Path, tmp_path: Path, unbroken: dict[str, Finished]) -> None:
+    with BrokenRun(command(text, tmp_path, "strategy=zero2", TWO), nohup=True) as run:
+        run.wait_for_step(12)
+        run.signal_all(signal.SIGHUP)
+        assert run.end() == 0, run.said
+    assert events(tmp_path, "fault") == events(tmp_path, "stop") == []
+    assert finished(tmp_path) == unbroken["zero2"]
 
 
 def test_notice_beside_a_killed_worker_ends_the_run_and_restarts_nothing(text: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def command(text: Path, root: Path, *others: str) -> list[str]:
 class BrokenRun:
     """A run in a process of its own, whose progress can be waited for."""
 
-    def __init__(self, command: list[str], largest_file_bytes: int | None = None) -> None:
+    def __init__(self, command: list[str], largest_file_bytes: int | None = None, nohup: bool = False) -> None:
         """Start it; the system refuses to let any of its files grow beyond `largest_file_bytes`."""
         path = os.pathsep.join(filter(None, [RECORDING, os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -44,7 +44,7 @@ class BrokenRun:
             text=True,
             env=environment,
             start_new_session=True,
-            preexec_fn=_limit(largest_file_bytes) if largest_file_bytes else None,
+            preexec_fn=_prepared(largest_file_bytes, nohup),
         )
         self.lines: list[str] = []
 
@@ -117,8 +117,14 @@ def _trains(words: list[str]) -> bool:
     return bool(words) and "orchestrator.checkpoints.writer_process" not in words
 
 
-def _limit(num_bytes: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+def _prepared(largest_file_bytes: int | None, nohup: bool) -> Callable[[], None]:
+    def prepare() -> None:
+        # whatever the tests themselves were started with
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+        if largest_file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
+
+    return prepare
 
 
 @dataclass(frozen=True)

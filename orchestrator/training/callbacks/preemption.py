@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from modules.gpt_module import GPTModule
-from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Runtime
+from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Runtime, request_of_strength, strength
 from orchestrator.errors import MovedError, StoppedError, exit_code
 from orchestrator.training.callbacks.checkpoints import Checkpoints
 
@@ -71,6 +71,6 @@ class Preemption(Callback):
         asked = self._notices.asked()
         if self._runtime.world_size == 1:
             return asked
-        highest = torch.tensor(asked, device=trainer.strategy.root_device)
+        highest = torch.tensor(strength(asked), device=trainer.strategy.root_device)
         torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
-        return int(highest)
+        return request_of_strength(int(highest))

@@ -45,8 +45,11 @@ def test_notice_of_termination_is_stronger_than_a_move() -> None:
     notice = ReceivedNotice()
     notice.receive(MOVE)
     assert notice.number == MOVE
-    notice.receive(signal.SIGINT)
+    notice.receive(signal.SIGHUP)
     notice.receive(MOVE)
+    assert notice.number == signal.SIGHUP
+    notice.receive(signal.SIGINT)
+    notice.receive(signal.SIGHUP)
     assert notice.number == signal.SIGINT
 
 
