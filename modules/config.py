@@ -1,4 +1,4 @@
-"""What is trained: frozen configurations of data, tokenizer, model, objective, optimizer and training."""
+"""Frozen configurations of what is trained: data, tokenizer, model, objective, optimizer and training."""
 
 from enum import Enum
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -17,7 +17,7 @@ from pydantic import (
 
 
 class Role(Enum):
-    """What a field has to do with what a command makes."""
+    """How a field relates to the output of a command."""
 
     IDENTITY = "identity"
     RUNTIME = "runtime"
@@ -26,11 +26,11 @@ class Role(Enum):
 
 T = TypeVar("T")
 Identity = Annotated[T, Role.IDENTITY]
-"""Decides what comes out: a part of the recipe."""
+"""Decides the output, and is part of the recipe."""
 Runtime = Annotated[T, Role.RUNTIME]
-"""Decides where and how it is made, what is shown or what is kept: no part of the recipe."""
+"""Decides where and how the output is made, what is shown or what is kept; not part of the recipe."""
 Input = Annotated[T, Role.INPUT]
-"""Where an input lies: the identity of its content is a part of the recipe, the place is none."""
+"""Path of an input. The identity of its content is part of the recipe, the path is not."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)]
@@ -70,7 +70,7 @@ class DataConfig(Config):
     max_bytes: Identity[PositiveInt | None] = None
     """Read at most this many bytes of text (UTF-8); null reads all."""
     num_processes: Runtime[PositiveInt | None] = None
-    """Processes that tokenise; null takes one for every core."""
+    """Number of tokenising processes; null takes one per core."""
 
     @model_validator(mode="after")
     def _path_is_given(self) -> Self:
@@ -89,7 +89,7 @@ class TokenizerConfig(Config):
     kind: Identity[Literal["bpe", "char", "byte", "file"]] = "bpe"
     """`bpe`: byte-level BPE trained on this data; `char`; `byte`; `file`: an existing tokenizer.json."""
     vocab_size: Identity[Annotated[int, Field(ge=300)]] = 8192
-    """Tokens that a trained BPE has at most, special tokens included; the other kinds find their own size."""
+    """Largest vocabulary of a trained BPE, special tokens included; the other kinds determine their own size."""
     path: Input[str | None] = None
     """The tokenizer.json of `kind=file`, any fsspec URL."""
     max_training_bytes: Identity[PositiveInt] = 32 * 2**20
@@ -98,7 +98,7 @@ class TokenizerConfig(Config):
     @model_validator(mode="after")
     def _path_goes_with_file(self) -> Self:
         if (self.kind == "file") != (self.path is not None):
-            raise ValueError("tokenizer.path goes with kind=file, and only with it")
+            raise ValueError("tokenizer.path must be set with kind=file, and only then")
         return self
 
 
@@ -153,12 +153,12 @@ class ModelConfig(Config):
 
 
 class PhaseConfig(Config):
-    """A stretch of pretraining with fixed objective weights."""
+    """A part of pretraining with fixed objective weights."""
 
     weights: Identity[dict[ObjectiveName, NonNegativeFloat]]
     """Weight of each objective's loss in the sum that is minimised."""
     fraction: Identity[Annotated[float, Field(gt=0, le=1)] | None] = None
-    """Share of training.num_steps."""
+    """Length as a share of training.num_steps."""
     steps: Identity[PositiveInt | None] = None
     """Length in steps, instead of a fraction."""
 
@@ -172,14 +172,14 @@ class PhaseConfig(Config):
 
 
 class MaskingConfig(Config):
-    """What becomes of a chosen position (Devlin et al. 2018, section 3.1)."""
+    """Probabilities of what replaces a predicted position (Devlin et al. 2018, section 3.1)."""
 
     mask: Identity[Probability] = 0.8
     """Replaced by the mask token."""
     random: Identity[Probability] = 0.1
     """Replaced by a random token."""
     unchanged: Identity[Probability] = 0.1
-    """Left as it is, and predicted all the same."""
+    """Left unchanged, but still predicted."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -195,11 +195,11 @@ class ObjectiveConfig(Config):
     phases: Identity[Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]] = (
         PhaseConfig(weights={"clm": 1.0}, fraction=1.0),
     )
-    """Stretches of training with their objective weights, in order."""
+    """Parts of training with their objective weights, in order."""
     mlm_probability: Identity[Annotated[float, Field(gt=0, lt=1)]] = 0.15
     """Share of positions that are predicted under the masked objective."""
     mlm_corruption: MaskingConfig = MaskingConfig()
-    """What replaces the chosen positions."""
+    """What replaces the predicted positions."""
     mlm_shift: Identity[bool] = False
     """Predict a masked token from the position before it (Charpentier and Samuel 2024, arXiv 2410.24159)."""
 
@@ -212,7 +212,7 @@ class ObjectiveConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """How the weights move."""
+    """How the weights are updated."""
 
     name: Identity[Literal["adamw"]] = "adamw"
     """AdamW (Loshchilov and Hutter 2019)."""
@@ -229,11 +229,11 @@ class OptimizerConfig(Config):
     betas: Identity[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]] = (0.9, 0.95)
     """Decay rates of the two moments."""
     epsilon: Identity[PositiveFloat] = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     weight_decay: Identity[NonNegativeFloat] = 0.1
     """Decoupled weight decay, on matrices only."""
     gradient_clip_norm: Identity[PositiveFloat | None] = 1.0
-    """Largest norm of the whole gradient; null never clips."""
+    """Largest norm of the gradient over all parameters; null never clips."""
 
     @model_validator(mode="after")
     def _minimum_is_below_maximum(self) -> Self:
@@ -245,7 +245,7 @@ class OptimizerConfig(Config):
 
 
 class TrainingConfig(Config):
-    """How long, in what batches and in what precision."""
+    """Length, batches and precision of the training."""
 
     num_steps: Identity[PositiveInt] = 1000
     """Optimizer steps."""

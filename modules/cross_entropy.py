@@ -1,6 +1,6 @@
-"""Output head and cross entropy in one, chunk by chunk: the tokens x vocabulary logits never exist as a whole.
+"""Fused output head and cross entropy, in chunks: the tokens x vocabulary logits are never in memory as a whole.
 
-Shapes: N tokens, C tokens of a chunk, D width, V rows of the weight (the vocabulary and its padding).
+Shapes: N tokens, C tokens in a chunk, D width, V rows of the weight (the vocabulary and its padding).
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from modules.linear import product
 
-# On CPU the logits of a chunk stay in the cache, and below the size from which malloc maps fresh pages each time:
-# 2^22 of them took two thirds of the time of 2^24 (8,192 tokens of vocabulary). On GPU large products fill the device.
+# On CPU, the logits of a chunk must fit in the cache and stay below the size from which malloc maps fresh pages each
+# time: chunks of 2^22 took two thirds of the time of 2^24 (8,192 tokens of vocabulary). A GPU needs large products.
 _CHUNK_ELEMENTS = {"cpu": 2**22}
 _CHUNK_ELEMENTS_ELSEWHERE = 2**26
 _MIN_CHUNK_ROWS = 256
@@ -22,18 +22,18 @@ _MIN_CHUNK_ROWS = 256
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, chunk_size: int | None = None
 ) -> Tensor:
-    """Sum of `-log softmax(hidden @ weight.T)[targets]`, with the memory of a few chunks of logits.
+    """Return the sum of `-log softmax(hidden @ weight.T)[targets]`, with the memory of a few chunks of logits.
 
-    The gradients are computed during the forward pass, so the backward pass never touches the weight: under ZeRO-3
-    it exists only while the head runs forward. Matrices multiply in the autocast type if autocast is on, and the
-    softmax and the sums over chunks are float32 at least.
+    The gradients are computed in the forward pass, so the backward pass does not need the weight: under ZeRO-3 it is
+    gathered only while the head runs forward. Matrix products use the autocast dtype if autocast is on; the softmax
+    and the sums over chunks use float32 or higher precision.
 
     Args:
         hidden: [N, D].
-        weight: [V, D]; rows from `vocab_size` on are padding and never get probability.
+        weight: [V, D]; rows from `vocab_size` on are padding and get probability 0.
         targets: [N], int64, each below `vocab_size`.
-        vocab_size: Rows of `weight` that stand for tokens.
-        chunk_size: Rows of `hidden` at a time; None chooses by the size of the vocabulary.
+        vocab_size: Number of rows of `weight` that belong to tokens.
+        chunk_size: Rows of `hidden` in a chunk; None chooses by the size of the vocabulary and the device.
 
     Returns:
         The summed loss in nats, float32 (float64 for float64 input), a scalar; 0 without targets.
@@ -50,9 +50,9 @@ def linear_cross_entropy(
 def linear_cross_entropy_stats(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the losses in nats (float32) and number of targets that are the likeliest token (int64), scalars.
+    """Return the summed loss in nats (float32) and the number of targets that are the most likely token (int64).
 
-    Takes what `linear_cross_entropy` takes and computes no gradients.
+    It takes the arguments of `linear_cross_entropy` and computes no gradients. Both results are scalars.
     """
     rows = chunk_size or chunk_rows(len(weight), weight.device.type)
     dtype = _compute_dtype(hidden)
@@ -67,7 +67,7 @@ def linear_cross_entropy_stats(
 
 
 def chunk_rows(num_columns: int, device_type: str) -> int:
-    """Tokens of a chunk for a vocabulary of `num_columns`: a bounded number of logits, and enough rows to be fast."""
+    """Return the tokens in a chunk for `num_columns` of vocabulary: bounded logits, but enough rows to be fast."""
     return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device_type, _CHUNK_ELEMENTS_ELSEWHERE) // num_columns)
 
 
@@ -81,9 +81,9 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _chunks(hidden: Tensor, weight: Tensor, vocab_size: int, rows: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yields (rows, logits [C, V], log probabilities [C, V]); the next chunk overwrites the last.
+    """Yield (rows, logits [C, V], log probabilities [C, V]); the next chunk overwrites the log probabilities.
 
-    Fresh pages for every chunk cost four times the softmax itself on CPU (measured), hence the buffer.
+    They share one buffer because on CPU fresh pages for every chunk cost four times the softmax itself (measured).
     """
     if not len(hidden):
         return
@@ -126,9 +126,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, rows: int, wants_hidden: bool, wants_weight: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The summed loss and its gradients.
+    """Return the summed loss and its gradients.
 
-    They are scaled in the backward pass alone: in half precision small values would be lost here.
+    The gradients are scaled only in the backward pass: scaling here would lose small values in half precision.
     """
     sum_loss = torch.zeros((), dtype=_sum_dtype(hidden.dtype), device=hidden.device)
     hidden_grad = torch.empty_like(hidden) if wants_hidden else None
@@ -147,7 +147,7 @@ def _loss_and_gradients(
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """`total + left @ right`, in place, float32 at least: the sum over chunks must not round to half precision."""
+    """Return `total + left @ right`, in place, in float32 or higher: half precision would round the sum over chunks."""
     if total is None:
         return product(left, right).to(_sum_dtype(left.dtype))
     return total.addmm_(left, right) if total.dtype == left.dtype else total.add_(left @ right)

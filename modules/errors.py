@@ -1,5 +1,5 @@
-"""The one error that the training library raises for something its user can mend."""
+"""The error that the training library raises for mistakes that its user can fix."""
 
 
 class InputError(ValueError):
-    """Text, a file or a value that cannot be used: the message names the value, the rule and the mend."""
+    """Text, a file or a value that cannot be used. The message names the value, the rule and the fix."""

@@ -18,49 +18,49 @@ from modules.model import GPT, KeyValueCache
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a prompt is continued."""
+    """Settings that decide how a prompt is continued."""
 
     num_sequences: int = 1
-    """Continuations."""
+    """Number of continuations."""
     max_new_tokens: int = 50
-    """Longest continuation."""
+    """Longest continuation in tokens."""
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divides the logits; 0 takes the most likely token."""
     top_k: int | None = None
-    """Sample among the k likeliest (and their equals); None takes all."""
+    """Sample among the k most likely tokens (and ties); None takes all."""
     top_p: float | None = None
-    """Sample among the likeliest that together reach this probability; None takes all."""
+    """Sample among the most likely tokens that together reach this probability; None takes all."""
     seed: int = 0
-    """Decides the random numbers."""
+    """Seed of the random numbers."""
     stop_id: int | None = None
-    """A sequence ends with this token; None ends at `max_new_tokens` alone."""
+    """Token that ends a sequence; None ends at `max_new_tokens` alone."""
 
 
 def sample(model: GPT, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
-    """Continues one prompt in several sequences at once, a token of each at a time.
+    """Yield several continuations of one prompt, one token of each at a time.
 
-    Sequence i draws from random numbers of its own, keyed by (seed, i), so it is the same however many there are.
-    Temperature, top k and top p act in this order, as in `transformers`. Once the model's positions are full, the
-    older half of the window is dropped and the rest is computed again, so the length has no limit.
+    Sequence i has its own random numbers, keyed by (seed, i), so it does not depend on the number of sequences.
+    Temperature, top k and top p are applied in this order, as in `transformers`. Once the model's positions are full,
+    the older half of the window is dropped and the rest is computed again, so the length has no limit.
 
     Args:
-        model: On any device, whole.
-        prompt_ids: Tokens to continue; of a prompt longer than the model's positions, the end counts.
-        sampling: How.
+        model: On any device. If it is sharded, every rank must iterate alike.
+        prompt_ids: Token ids to continue; of a prompt longer than the model's positions, only the end is used.
+        sampling: Settings of the continuation.
 
     Yields:
-        int64 [num_sequences] on the CPU, the next token of each; `stop_id` for those that have ended. The last
-        yield is the one with which all have.
+        int64 [num_sequences] on the CPU, the next token of each sequence; `stop_id` for those that have ended. The
+        iterator stops once all have ended.
 
     Raises:
-        InputError: The prompt is empty, or holds a token that the model does not have.
+        InputError: The prompt is empty, or holds a token id outside the vocabulary.
     """
     _check_prompt(prompt_ids, model.vocab_size)
     return _sample(model, prompt_ids, sampling)
 
 
 def sampling_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities [B, V] that tokens are drawn with, float32, from logits [B, V]; temperature above 0."""
+    """Return the float32 probabilities [B, V] of drawing each token, from logits [B, V]; temperature above 0."""
     logits = logits.float() / sampling.temperature
     top_k, top_p = sampling.top_k, sampling.top_p
     if top_k is not None and top_k < logits.shape[-1]:
@@ -69,7 +69,7 @@ def sampling_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     if top_p is not None and top_p < 1:
         ascending, order = logits.sort()
         dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        dropped[:, -1] = False  # the likeliest stays, whatever top_p
+        dropped[:, -1] = False  # the most likely token stays for every top_p
         logits = logits.masked_fill(dropped.scatter(1, order, dropped), float("-inf"))
     return logits.softmax(-1)
 
@@ -104,7 +104,7 @@ def _next_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor
 
 
 class _Window:
-    """The tokens that the model still sees, and their keys and values."""
+    """The tokens within the model's context, with their keys and values."""
 
     def __init__(self, model: GPT, prompt: Tensor, num_sequences: int, max_new_tokens: int) -> None:
         self._model = model
@@ -113,7 +113,7 @@ class _Window:
         self._cache = self._new_cache(num_sequences)
 
     def next_logits(self) -> Tensor:
-        """Logits [B, V] of the token after the last."""
+        """Return the logits [B, V] of the next token."""
         if self._tokens.shape[1] > self._size:
             self._tokens = self._tokens[:, -(self._size // 2 + 1) :]
             self._cache = self._new_cache(len(self._tokens))
@@ -130,8 +130,8 @@ class _Window:
 
 
 def _uncompiled(model: GPT) -> AbstractContextManager[Any]:
-    """Run a compiled model as it is written: it would be compiled again for each length."""
-    # the stance imports the compiler, which takes longer than a short text
+    """Return a context in which a compiled model runs eagerly; otherwise it would be recompiled for every length."""
+    # set_stance imports the compiler, which takes longer than generating a short text
     compiled = model._compiled_call_impl is not None
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
@@ -145,14 +145,14 @@ def _check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
 
 
 def _uniforms(seed: int, num_sequences: int, count: int) -> Tensor:
-    """Numbers in [0, 1), float64 [num_sequences, count]; each row depends on the seed and its own number alone."""
+    """Return numbers in [0, 1), float64 [num_sequences, count]; each row depends only on the seed and its index."""
     rows = [np.random.Generator(np.random.Philox(key=(seed, i))).random(count) for i in range(num_sequences)]
     return torch.from_numpy(np.stack(rows))
 
 
 def _draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverts the distribution function at `uniforms` [B]: tokens int64 [B], none of probability 0."""
+    """Return tokens, int64 [B], by inverse transform sampling at `uniforms` [B]; none has probability 0."""
     cumulative = probabilities.double().cumsum(-1)
-    # Slightly below 1, so that rounding cannot step past the last token that has probability.
-    at = uniforms[:, None] * cumulative[:, -1:] * (1 - 1e-12)
-    return torch.searchsorted(cumulative, at, right=True)[:, 0]
+    # The factor slightly below 1 keeps rounding from stepping past the last token of nonzero probability.
+    thresholds = uniforms[:, None] * cumulative[:, -1:] * (1 - 1e-12)
+    return torch.searchsorted(cumulative, thresholds, right=True)[:, 0]

@@ -1,4 +1,4 @@
-"""GPTModule: the glue between Lightning, the model and the objective. No mathematics and no I/O of its own."""
+"""GPTModule connects Lightning, the model and the objective. It has no mathematics and no I/O of its own."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,17 +18,18 @@ from modules.optimizer import build_optimizer, learning_rate, parameter_groups
 
 
 class GPTModule(LightningModule):
-    """Trains one GPT on the losses of an objective.
+    """Train one GPT on the losses of an objective.
 
-    `step` counts finished optimizer steps. It alone decides phase and learning rate, and together with `data_offset`,
-    the steps of data that were passed over, the data; Lightning's own counters are kept equal to it.
+    `step` counts finished optimizer steps and alone decides the phase and the learning rate. `step + data_offset`
+    decides the data; `data_offset` counts the data steps that were skipped. Lightning's own counters are kept equal
+    to `step`.
 
     Args:
         model: Shape of the Transformer.
-        vocab_size: Tokens of the tokenizer.
-        objective: What is learned.
+        vocab_size: Size of the tokenizer's vocabulary.
+        objective: What the model learns.
         share: Which part of each global batch this worker computes.
-        seed: Decides initial weights, and dropout masks together with rank, step and micro-batch.
+        seed: Decides the initial weights and, together with rank, step and micro-batch, the dropout masks.
     """
 
     def __init__(
@@ -50,11 +51,11 @@ class GPTModule(LightningModule):
         self.step = self.data_offset = 0
         self.last_metrics: dict[str, Tensor | float] = {}
         self.num_targets: dict[str, tuple[float, float]] = {}
-        """By loss: targets of this worker's last step, and those that the objective gives for the global batch."""
+        """By loss: targets counted in this worker's last step, and the objective's number for the global batch."""
         self._micro_losses: list[dict[str, Tensor]] = []
 
     def configure_model(self) -> None:
-        """Build the model here: ZeRO-3 shards parameters while they are built. Values come from `initial_values`."""
+        """Build the model in this hook, where ZeRO-3 shards new parameters. Their values come from `initial_values`."""
         if not hasattr(self, "model"):
             self.model = GPT(self.model_config, self.vocab_size)
             if self.training_config.compile:
@@ -65,17 +66,17 @@ class GPTModule(LightningModule):
 
     @property
     def tokens_per_step(self) -> int:
-        """Over all workers."""
+        """Tokens in a step, over all workers."""
         return self.objective.global_batch_size * self.objective.sequence_length
 
     def ends_step(self, batch_idx: int) -> bool:
-        """Whether this micro-batch, counted from 0 through the whole fit, is the last one of its step."""
+        """Return whether this micro-batch, counted from 0 through the whole fit, is the last one of its step."""
         return (batch_idx + 1) % self.accumulation_steps == 0
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         micro = batch_idx % self.accumulation_steps
         if self.model_config.dropout:
-            # a function of the step, so that a resumed run draws the same masks without stored generator states
+            # the seed is a function of the step, so a resumed run draws the same masks without stored generator states
             torch.manual_seed(hash((hash((self.seed, self.share.rank)), self.step, micro)))
         if micro == 0:
             rate = learning_rate(self.optimizer_config, self.step, self.training_config.num_steps)
@@ -88,7 +89,7 @@ class GPTModule(LightningModule):
         losses = self._losses(batch, weights)
         loss = weighted_sum(losses, weights)
         self._micro_losses.append({"loss": loss.detach(), **{f"loss_{name}": v.detach() for name, v in losses.items()}})
-        # here, before the optimizer moves: whether it may depends on the loss
+        # computed before the optimizer step, because the loss decides whether that step is taken
         if self.ends_step(batch_idx):
             for name in self._micro_losses[0]:
                 self.last_metrics[f"train/{name}"] = torch.stack([losses[name] for losses in self._micro_losses]).mean()
@@ -96,10 +97,11 @@ class GPTModule(LightningModule):
         return loss
 
     def _losses(self, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return each loss, divided so that the mean over a step's micro-batches and workers is that of all targets.
+        """Return each loss, scaled so that its mean over micro-batches and workers is the mean over all targets.
 
-        Lightning takes the mean over micro-batches, DDP and ZeRO over workers. So the sum of a micro-batch is divided
-        by the targets of the global batch and by its own share of that batch, never by the targets it happens to hold.
+        Lightning averages over micro-batches, DDP and ZeRO over workers. The sum of a micro-batch is therefore divided
+        by the number of targets in the global batch and by the micro-batch's share of the global batch, never by the
+        number of targets that it happens to hold.
         """
         share = self.share.micro_batch_size / self.share.global_batch_size
         expected = self.objective.num_targets(batch["step"])
@@ -113,7 +115,7 @@ class GPTModule(LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # DeepSpeed counts micro-batches itself and is called for each of them
+        # DeepSpeed counts micro-batches itself, so this hook is called for each of them
         if self.ends_step(batch_idx):
             self.step += 1
 
@@ -122,5 +124,5 @@ class GPTModule(LightningModule):
         return self.objective.validation_sums(self.model, batch)
 
     def predict_step(self, batch: tuple[Sequence[int], Sampling], batch_idx: int) -> list[Tensor]:
-        """Continue a prompt; every rank takes the same number of steps, as ZeRO-3 needs."""
+        """Continue a prompt. Every rank takes the same number of steps, as ZeRO-3 requires."""
         return list(sample(self.model, *batch))

@@ -1,4 +1,4 @@
-"""Weights and configs from and to Hugging Face checkpoints of the GPT-2 family. No pickle is read or written."""
+"""Conversion from and to Hugging Face checkpoints of the GPT-2 family. No pickle is read or written."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,10 +19,11 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _MAX_SHARD_BYTES = 5 * 10**9
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
-# Settings of GPT-2 configs that change the computation, with the values that we compute.
-_ONLY = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+# Settings of GPT-2 configs that change the computation, with the only supported value of each.
+_SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
-# Our names within a block and theirs. Their Conv1D keeps a weight as [in, out], our Linear as [out, in].
+# Our names within a block, and those of `transformers`. Its Conv1D stores a weight as [in, out], our Linear as
+# [out, in].
 _BLOCK_NAMES = {
     "attention_norm": "ln_1",
     "attention.qkv": "attn.c_attn",
@@ -42,7 +43,7 @@ _VOCABULARY = ("token_embedding.weight", "head.weight")
 
 
 def to_huggingface(config: ModelConfig, vocab_size: int, end_of_text_id: int | None = None) -> dict[str, Any]:
-    """The config.json of a model: `transformers` builds a GPT2LMHeadModel with the same logits from it."""
+    """Return the config.json from which `transformers` builds a GPT2LMHeadModel with the same logits."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -62,29 +63,30 @@ def to_huggingface(config: ModelConfig, vocab_size: int, end_of_text_id: int | N
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         "dtype": "float32",
-        **_ONLY,
+        **_SUPPORTED,
     }
 
 
 def from_huggingface(settings: Mapping[str, Any]) -> tuple[ModelConfig, int]:
-    """Our config and the vocabulary size of a config.json.
+    """Return our config and the vocabulary size from the settings in a config.json.
 
     Raises:
-        InputError: The model is of another type, or of a form of GPT-2 that we do not compute.
+        InputError: The model is of another type, or a variant of GPT-2 that is not supported.
     """
     model_type = settings.get("model_type")
     if model_type != "gpt2":
         raise InputError(f"config.json: model_type is {model_type!r}; only 'gpt2' can be loaded")
-    for name, expected in _ONLY.items():
+    for name, expected in _SUPPORTED.items():
         if settings.get(name, expected) != expected:
             raise InputError(f"config.json: {name} is {settings[name]!r}; only {expected!r} can be loaded")
     activation = settings.get("activation_function", "gelu_new")
     if activation not in _TANH_GELU:
-        raise InputError(f"config.json: activation_function is {activation!r}; only {' and '.join(_TANH_GELU)} can be")
+        supported = " and ".join(_TANH_GELU)
+        raise InputError(f"config.json: activation_function is {activation!r}; only {supported} can be loaded")
     try:
         return _model_config(settings), int(settings["vocab_size"])
     except KeyError as error:
-        raise InputError(f"config.json: {error.args[0]} is missing; add it as the model's authors give it") from error
+        raise InputError(f"config.json: {error.args[0]} is missing; take it from the original file") from error
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(f"config.json: {error}") from error
 
@@ -98,15 +100,15 @@ def save_huggingface(
     end_of_text_id: int | None = None,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
 ) -> None:
-    """Writes config.json and model.safetensors, or shards of it with an index, into an existing local folder.
+    """Write config.json and model.safetensors, or shards of it with an index, into an existing local folder.
 
     Args:
-        folder: Where to.
+        folder: Where the files are written.
         config: The model's shape.
-        vocab_size: Tokens; rows of padding are left out.
-        tensors: Our names and whole tensors, asked for one at a time; a tied `head.weight` is passed over.
-        end_of_text_id: Told to `transformers` as the token to stop at.
-        max_shard_bytes: Larger models are written as several files, and so much is in memory at once.
+        vocab_size: Number of tokens; rows of padding are left out.
+        tensors: Our names and unsharded tensors, consumed one at a time; a tied `head.weight` is skipped.
+        end_of_text_id: Token at which `transformers` stops, written to config.json.
+        max_shard_bytes: Bytes held in memory at once; a larger model is written as several files.
     """
     settings = to_huggingface(config, vocab_size, end_of_text_id)
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -123,7 +125,7 @@ def save_huggingface(
 def huggingface_tensors(
     config: ModelConfig, vocab_size: int, tensors: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Their names and tensors for ours: Conv1D weights transposed, vocabulary without padding."""
+    """Yield the names and tensors of `transformers` for ours: Conv1D weights transposed, vocabulary without padding."""
     for name, tensor in tensors:
         if name == "head.weight" and config.tie_embeddings:
             continue
@@ -135,7 +137,7 @@ def huggingface_tensors(
 
 
 def huggingface_name(name: str) -> str:
-    """Their name for one of our parameters."""
+    """Return the name in `transformers` of one of our parameters."""
     if name in _MODEL_NAMES:
         return _MODEL_NAMES[name]
     _, layer, rest = name.split(".", 2)
@@ -144,10 +146,10 @@ def huggingface_name(name: str) -> str:
 
 
 def load_huggingface(folder: Path, device: torch.device | str = "cpu") -> GPT:
-    """A model with the weights of a local Hugging Face folder, read tensor by tensor, float32.
+    """Return a float32 model with the weights of a local Hugging Face folder, read tensor by tensor.
 
     Raises:
-        InputError: What is missing or of another form, in which file, and what to do.
+        InputError: A file or tensor is missing, unreadable or of another shape; the message names it.
     """
     config, vocab_size = read_config(folder)
     weights = _open_weights(folder)
@@ -160,14 +162,16 @@ def load_huggingface(folder: Path, device: torch.device | str = "cpu") -> GPT:
             target = parameter[:vocab_size] if name in _VOCABULARY else parameter
             if source.shape != target.shape:
                 expected, found = list(target.shape), list(source.shape)
-                raise InputError(f"{huggingface_name(name)}: {found} in the file, and config.json says {expected}")
+                raise InputError(
+                    f"{huggingface_name(name)}: the file has shape {found}, but config.json requires {expected}"
+                )
             parameter[len(target) :] = 0
             target.copy_(source)
     return model
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, int]:
-    """Our config and the vocabulary size of a local Hugging Face folder.
+    """Return our config and the vocabulary size of a local Hugging Face folder.
 
     Raises:
         InputError: There is no config.json, or it cannot be used.
@@ -179,7 +183,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
 
 
 class _Weights:
-    """Tensors of one or several safetensors files by name, read when asked for."""
+    """Tensors of one or several safetensors files, read by name on demand."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._file_of: dict[str, Any] = {}
@@ -188,7 +192,7 @@ class _Weights:
                 opened = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
-            # The hub's own gpt2 files hold the bare Transformer, whose names lack the prefix.
+            # The hub's own gpt2 files hold the Transformer without its head, so their names lack the prefix.
             self._file_of |= {_full_name(name): (opened, name) for name in list(opened.keys())}
 
     def read(self, name: str) -> Tensor:
@@ -248,7 +252,7 @@ def _full_name(name: str) -> str:
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """Consecutive tensors in dicts of at most `max_shard_bytes`, or one tensor if that alone is larger."""
+    """Yield consecutive tensors in dicts of at most `max_shard_bytes`; a larger tensor gets a dict of its own."""
     shard: dict[str, Tensor] = {}
     num_bytes = 0
     for name, tensor in tensors:
@@ -265,7 +269,7 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _name_shards(folder: Path, files: list[list[str]], num_bytes: int) -> None:
-    """Gives the shards their names, which hold how many there are, and writes the index if there are several."""
+    """Rename the shards, since their names hold the number of shards, and write the index if there are several."""
     if len(files) == 1:
         _part(folder, 0).rename(folder / _WEIGHTS)
         return

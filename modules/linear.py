@@ -1,8 +1,8 @@
 """Matrix products in float32 on CPU through oneDNN, which PyTorch itself uses only for half precision.
 
-PyTorch sends float32 products to MKL, which leaves the AVX-512 of processors that are not Intel's unused: on two cores
-of an AMD EPYC with it, oneDNN reached 410 GFLOPS and MKL 200, both in full precision (torch 2.13.0). Without AVX-512
-MKL is the faster one, by 1.1 to 1.6 times in the shapes of a small GPT (on an AMD EPYC with AVX2).
+PyTorch sends float32 products to MKL, which uses AVX-512 only on Intel processors: on two cores of an AMD EPYC with
+AVX-512, oneDNN reached 410 GFLOPS and MKL 200, both in full precision (torch 2.13.0). Without AVX-512, MKL is faster,
+by 1.1 to 1.6 times in the shapes of a small GPT (on an AMD EPYC with AVX2).
 """
 
 from functools import cache
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.linear`, by the fastest kernel for its device and type.
+    """Return `torch.nn.functional.linear` by the fastest kernel for the device and dtype.
 
     Args:
         x: [..., in].
@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` of [M, K] and [K, N] without gradients, by the fastest kernel for its device and type."""
+    """Return `left @ right` of [M, K] and [K, N] without gradients, by the fastest kernel for the device and dtype."""
     return _onednn(left, right.t()) if _suits_onednn(left, right) else left @ right
 
 
@@ -49,14 +49,14 @@ def _onednn_is_faster() -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias` by the kernel that Inductor calls; PyTorch has no public name for it."""
+    """Return `x @ weight.T + bias` by the kernel that Inductor calls; PyTorch has no public name for it."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # The parameter itself is kept, not a view: ZeRO-3 frees its memory and brings it back for the backward pass.
+        # Save the parameter itself, not a view: ZeRO-3 frees its memory and gathers it again for the backward pass.
         ctx.save_for_backward(x, weight)
         return _onednn(x, weight, bias)
 
@@ -74,7 +74,7 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def _weight_grad(x: Tensor, out_grad: Tensor) -> Tensor:
-    """`out_grad.T @ x`, [out, in]; oneDNN is up to 1.4 times as fast with the longer side last."""
+    """Return `out_grad.T @ x`, [out, in]; oneDNN is up to 1.4 times as fast with the longer side last."""
     if x.shape[1] < out_grad.shape[1]:
         return _onednn(x.t(), out_grad.t()).t().contiguous()
     return _onednn(out_grad.t(), x.t())

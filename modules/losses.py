@@ -1,6 +1,6 @@
 """The causal and the masked loss of a micro-batch, as sums over its targets.
 
-Shapes: B batch, T positions, K chosen positions, D width.
+Shapes: B batch, T positions, K predicted positions, D width.
 """
 
 from collections.abc import Mapping
@@ -14,50 +14,50 @@ from modules.model import GPT
 
 
 class LossSum(NamedTuple):
-    """A loss summed over the targets of a micro-batch: sums add up over micro-batches and workers, means do not."""
+    """A loss summed over a micro-batch's targets. Sums can be added over micro-batches and workers, means cannot."""
 
     total: Tensor
     """Sum of the losses in nats, a float32 scalar with gradients."""
     num_targets: float
-    """Targets, or the sum of their weights where they have some."""
+    """Number of targets, or the sum of their weights if they have weights."""
 
 
 class Statistics(NamedTuple):
-    """Sums over a batch that add up over batches and workers, without gradients."""
+    """Sums over a batch, without gradients, that can be added over batches and workers."""
 
     nats: Tensor | float
-    """Sum of the losses, float32 scalar."""
+    """Sum of the losses in nats, float32 scalar."""
     correct: Tensor | int
-    """Targets that the model finds likeliest, int64 scalar."""
+    """Number of targets that are the model's most likely token, int64 scalar."""
     count: int
-    """Targets."""
+    """Number of targets."""
 
 
 def causal_loss(model: GPT, batch: Batch) -> LossSum:
-    """Next-token cross entropy, summed over all B x T positions."""
+    """Return the next-token cross entropy, summed over all B x T positions."""
     targets = batch["targets"]
     return LossSum(model.head(_causal_hidden(model, batch), targets), targets.numel())
 
 
 def masked_loss(model: GPT, batch: Batch) -> LossSum:
-    """Cross entropy, summed over the B x K chosen positions, each seen from both sides (Devlin et al. 2018)."""
+    """Return the cross entropy of the B x K predicted positions with context from both sides (Devlin et al. 2018)."""
     targets = batch["mlm_targets"]
     return LossSum(model.head(_masked_hidden(model, batch), targets), targets.numel())
 
 
 def causal_statistics(model: GPT, batch: Batch) -> Statistics:
-    """What `causal_loss` sums up, without gradients."""
+    """Return the sums of `causal_loss`, without gradients."""
     return Statistics(*model.head.statistics(_causal_hidden(model, batch), batch["targets"]), batch["targets"].numel())
 
 
 def masked_statistics(model: GPT, batch: Batch) -> Statistics:
-    """What `masked_loss` sums up, without gradients; `correct` gives the masked accuracy."""
+    """Return the sums of `masked_loss`, without gradients; `correct` / `count` is the masked accuracy."""
     targets = batch["mlm_targets"]
     return Statistics(*model.head.statistics(_masked_hidden(model, batch), targets), targets.numel())
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The sum that is minimised, a scalar; a single loss of weight 1 is itself, without a step of autograd."""
+    """Return the scalar to minimise; a single loss of weight 1 is returned unchanged, without an autograd node."""
     if len(losses) == 1 and set(weights.values()) == {1.0}:
         return next(iter(losses.values()))
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
@@ -68,7 +68,7 @@ def _causal_hidden(model: GPT, batch: Batch) -> Tensor:
 
 
 def _masked_hidden(model: GPT, batch: Batch) -> Tensor:
-    """Hidden states [B x K, D] of the chosen positions: no other enters the head."""
+    """Return the hidden states [B x K, D] of the predicted positions; only these enter the head."""
     hidden = model(batch["mlm_input_ids"], causal=False, document_ids=batch.get("document_ids"))
     positions = batch["mlm_positions"]
     offsets = positions.new_tensor(range(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1]))

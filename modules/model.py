@@ -1,6 +1,6 @@
-"""The Transformer, in the GPT-2 family.
+"""A Transformer of the GPT-2 family.
 
-Shapes: B batch, T positions, S positions seen (T and those in the cache), D width, H heads, V vocabulary.
+Shapes: B batch, T positions, S attended positions (T and those in the cache), D width, H heads, V vocabulary.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from modules.linear import linear
 
 _INITIAL_STD = 0.02
 _VOCAB_MULTIPLE = 64
-_BLOCK = 2**20
+_BLOCK_ELEMENTS = 2**20
 
 
 class Linear(nn.Linear):
-    """nn.Linear that leaves its weights as memory gave them: `initial_values` decides them all."""
+    """nn.Linear with uninitialised weights; `initial_values` provides all of them."""
 
     def reset_parameters(self) -> None:
         pass
@@ -32,14 +32,14 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding that leaves its weights as memory gave them: `initial_values` decides them all."""
+    """nn.Embedding with uninitialised weights; `initial_values` provides all of them."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class KeyValueCache:
-    """Keys and values of the positions computed so far, in memory taken once."""
+    """Keys and values of the positions computed so far, in memory that is allocated once."""
 
     def __init__(self, config: ModelConfig, batch_size: int, max_length: int, like: Tensor) -> None:
         shape = (config.num_layers, batch_size, config.num_heads, max_length, config.head_dim)
@@ -51,7 +51,7 @@ class KeyValueCache:
         return self.keys.shape[3]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores [B, H, T, D/H] of a layer after `length` positions and returns all of that layer, [B, H, S, D/H]."""
+        """Store [B, H, T, D/H] of a layer after `length` positions and return all of that layer, [B, H, S, D/H]."""
         stop = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : stop] = keys
         self.values[layer, :, :, self.length : stop] = values
@@ -59,7 +59,7 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """`softmax(QK^T / sqrt(d_k)) V` in several heads (Vaswani et al. 2017, section 3.2), by PyTorch's fused kernels."""
+    """Multi-head `softmax(QK^T / sqrt(d_k)) V` (Vaswani et al. 2017, section 3.2) by PyTorch's fused kernels."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, in GPT-2's tanh form."""
+    """Two linear layers with a GELU between them, in the tanh approximation of GPT-2."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each after its norm and added to the residual stream."""
+    """Attention and feed-forward layers, each preceded by its norm and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Block(nn.Module):
 
 
 class OutputHead(nn.Module):
-    """Hidden states to the loss, or to logits. It holds its weight, so that ZeRO-3 gathers it for `forward`."""
+    """Map from hidden states to the loss or to logits. It owns its weight, so that ZeRO-3 gathers it for `forward`."""
 
     def __init__(self, weight: nn.Parameter, vocab_size: int) -> None:
         super().__init__()
@@ -117,27 +117,27 @@ class OutputHead(nn.Module):
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, *, statistics: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Summed loss in nats of [..., D] for targets [...]; see `logits` and `statistics` for the other two uses."""
+        """Return the summed loss in nats of [..., D] for targets [...]; `logits` and `statistics` are other uses."""
         if targets is None:
             return F.linear(hidden, self.weight)[..., : self.vocab_size]
         measure = linear_cross_entropy_stats if statistics else linear_cross_entropy
         return measure(hidden.flatten(0, -2), self.weight, targets.flatten(), self.vocab_size)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocab_size] of hidden states [..., D]; the whole of them, so not for training."""
+        """Return the logits [..., vocab_size] of hidden states [..., D], all in memory at once: not for training."""
         return self(hidden)
 
     def statistics(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the losses in nats (float32) and number of targets that are the likeliest token (int64)."""
+        """Return the summed loss in nats (float32) and the number of targets that are the most likely token (int64)."""
         return self(hidden, targets, statistics=True)
 
 
 class GPT(nn.Module):
-    """A Transformer with an output head. Its weights are whatever memory held until `initialize` or a load sets them.
+    """A Transformer with an output head. Its weights are uninitialised until `initialize` or a load sets them.
 
     Args:
-        config: The shape.
-        vocab_size: Tokens; the embedding has rows for a multiple of 64.
+        config: Shape of the Transformer.
+        vocab_size: Number of tokens; the embedding rounds it up to a multiple of 64 rows.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -162,18 +162,18 @@ class GPT(nn.Module):
         padding_mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm.
+        """Return the hidden states after the final norm.
 
         Args:
             input_ids: [B, T], int64.
-            causal: Each position sees itself and those before it; otherwise all positions.
-            document_ids: [B, T]; positions see only those with the same number.
-            padding_mask: [B, T], bool, True for real tokens; nobody sees the others.
-            cache: Positions computed before these, which are added to it. Only for causal attention without
-                documents and padding.
+            causal: Each position attends to itself and those before it; otherwise to all positions.
+            document_ids: [B, T]; positions attend only to those with the same number.
+            padding_mask: [B, T], bool, True for real tokens; no position attends to another that is padding.
+            cache: Keys and values of earlier positions; those of `input_ids` are added to it. Only for causal
+                attention without documents and padding.
 
         Returns:
-            [B, T, D]. Rows of padding hold numbers without meaning.
+            [B, T, D]. Rows of padding hold meaningless numbers.
         """
         length, past = input_ids.shape[1], cache.length if cache is not None else 0
         positions = torch.arange(past, past + length, device=input_ids.device)
@@ -188,12 +188,12 @@ class GPT(nn.Module):
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """Rows of the embedding: the next multiple of 64, which matrix kernels are fast at."""
+    """Return the number of embedding rows: the next multiple of 64, for which matrix kernels are fast."""
     return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 def decayed_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the matrices, by the type of their module: under ZeRO-3 every local parameter is flat."""
+    """Return the names of the matrices, found by module type because under ZeRO-3 every local parameter is flat."""
     matrices = (nn.Linear, nn.Embedding, OutputHead)
     modules = model.named_modules()
     return {f"{name}.weight".removeprefix(".") for name, module in modules if isinstance(module, matrices)}
@@ -202,11 +202,11 @@ def decayed_parameter_names(model: nn.Module) -> set[str]:
 def initial_values(
     name: str, shape: tuple[int, ...], start: int, stop: int, seed: int, config: ModelConfig, vocab_size: int
 ) -> Tensor:
-    """Initial weights of the flat range [start, stop) of a parameter: the same numbers in whatever ranges asked for.
+    """Return the initial weights of a parameter's flat range [start, stop); an element is the same in every range.
 
-    Normal with standard deviation 0.02, divided by sqrt(2 x num_layers) where a block adds to the residual stream;
-    biases 0, norms 1, rows of vocabulary padding 0. Element i comes from number i of a counter-based generator
-    (Philox, keyed by seed and name), so no rank needs more than the range that it owns.
+    Weights are normal with standard deviation 0.02, divided by sqrt(2 x num_layers) in layers that add to the residual
+    stream. Biases are 0, norms 1, rows of vocabulary padding 0. Element i comes from number i of a counter-based
+    generator (Philox, keyed by seed and name), so each rank computes only the range that it owns.
 
     Args:
         name: The parameter's name in `GPT.named_parameters()`.
@@ -215,7 +215,7 @@ def initial_values(
         stop: Flat index after the last.
         seed: The run's seed.
         config: The model's shape.
-        vocab_size: Tokens; embedding rows from here on are padding.
+        vocab_size: Number of tokens; embedding rows from this index on are padding.
 
     Returns:
         float32, [stop - start].
@@ -229,8 +229,8 @@ def initial_values(
     is_residual = name.endswith(("attention.projection.weight", "mlp.down.weight"))
     std = _INITIAL_STD / (2 * config.num_layers) ** 0.5 if is_residual else _INITIAL_STD
     values = torch.empty(stop - start)
-    for block, at in _aligned_blocks(start, stop):
-        values[at] = _normal(f"{seed}:{name}", block)
+    for indices, target in _blocks(start, stop):
+        values[target] = _normal(f"{seed}:{name}", indices)
     values.mul_(std)
     if name in ("token_embedding.weight", "head.weight"):
         values[max(0, vocab_size * shape[1] - start) :] = 0
@@ -239,7 +239,7 @@ def initial_values(
 
 @torch.no_grad()
 def initialize(model: GPT, seed: int) -> None:
-    """Sets every weight of a whole model on one device to its `initial_values`."""
+    """Set every weight of an unsharded model on one device to its `initial_values`."""
     for name, parameter in model.named_parameters():
         values = initial_values(
             name, tuple(parameter.shape), 0, parameter.numel(), seed, model.config, model.vocab_size
@@ -258,35 +258,35 @@ def _dropout(config: ModelConfig) -> nn.Module:
 def _attention_mask(
     positions: Tensor, past: int, causal: bool, document_ids: Tensor | None, padding_mask: Tensor | None
 ) -> Tensor | None:
-    """Bool [B or 1, 1, T, S], True where a position sees another; None if the fused kernels know the mask by name."""
+    """Return bool [B or 1, 1, T, S], True where a position attends; None if `is_causal` or no mask is sufficient."""
     length = positions.shape[0]
     masks = []
     if document_ids is not None:
         masks.append(document_ids[:, None, :, None] == document_ids[:, None, None, :])
     if padding_mask is not None:
-        # Every position sees itself, or the softmax of a row of padding would have nothing to sum over.
+        # Every position attends to itself; otherwise the softmax of a padding row would have nothing to sum over.
         eye = torch.eye(length, dtype=torch.bool, device=positions.device)
         masks.append(padding_mask[:, None, None, :] | eye)
     if causal and (masks or (past and length > 1)):
-        seen = torch.arange(past + length, device=positions.device)
-        masks.append((seen <= positions[:, None])[None, None])
+        attended = torch.arange(past + length, device=positions.device)
+        masks.append((attended <= positions[:, None])[None, None])
     if not masks:
         return None
     return torch.stack(torch.broadcast_tensors(*masks)).all(0) if len(masks) > 1 else masks[0]
 
 
-def _aligned_blocks(start: int, stop: int) -> Iterator[tuple[range, slice]]:
-    """Cuts [start, stop) into ranges of bounded size, with the place of each in the result."""
-    for first in range(start, stop, _BLOCK):
-        last = min(first + _BLOCK, stop)
-        yield range(first, last), slice(first - start, last - start)
+def _blocks(start: int, stop: int) -> Iterator[tuple[range, slice]]:
+    """Yield ranges of bounded size that cover [start, stop), each with its slice of the result."""
+    for first in range(start, stop, _BLOCK_ELEMENTS):
+        end = min(first + _BLOCK_ELEMENTS, stop)
+        yield range(first, end), slice(first - start, end - start)
 
 
 def _normal(key: str, indices: range) -> Tensor:
-    """Standard normal numbers [len(indices)] of these places in the stream named by `key`, float32.
+    """Return the standard normal numbers at `indices` of the stream named by `key`, float32 [len(indices)].
 
-    Eight 32-bit numbers make a block of Philox. Each becomes an odd multiple of 2^-24 in (-1, 1), which float32
-    holds exactly, and that the inverse of the normal distribution.
+    A Philox block holds eight 32-bit numbers. Each is turned into an odd multiple of 2^-24 in (-1, 1), which float32
+    represents exactly, and the inverse of the normal distribution is applied to it.
     """
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
     first = indices.start // 8

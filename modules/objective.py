@@ -1,7 +1,7 @@
-"""The one interface between what is learned and how it runs: pretraining is one objective, each task another.
+"""The interface between what a model learns and how it is trained. Pretraining is one objective, each task another.
 
-Whoever trains knows nothing else of what is learned. Everything here is a function of the data, the seed and the step,
-so that any worker can ask for any step, in whatever order.
+The training code knows an objective through this interface alone. Its answers depend only on the data, the seed and
+the step, so any worker can request any step in any order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +16,16 @@ from modules.model import GPT
 
 
 class Objective(Protocol):
-    """What is learned: batches, the losses of a micro-batch, and what a validation sums up.
+    """What a model learns: its batches, losses and validation metrics.
 
-    A step of training has one global batch, and one or several losses by name (`clm`, `mlm`, …). Each loss is divided
-    by its number of targets in the global batch, so that neither workers nor accumulation nor padding change it.
+    A training step has one global batch and one or several named losses (`clm`, `mlm`, …). Each loss is divided by its
+    number of targets in the global batch, so it does not depend on the number of workers, accumulation or padding.
+    A data step numbers a global batch. It runs ahead of the optimizer step once a rollback has skipped data.
     """
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What the model's token numbers mean."""
+        """Tokenizer of the model's token ids."""
         ...
 
     @property
@@ -34,48 +35,51 @@ class Objective(Protocol):
 
     @property
     def sequence_length(self) -> int:
-        """Positions that a sample takes at most."""
+        """Largest number of positions in a sample."""
         ...
 
     def batches(self, share: Share, first_step: int) -> Iterator[Batch]:
-        """Give a worker's micro-batches of data step `first_step` and of all after it, in order and without end.
+        """Yield a worker's micro-batches from data step `first_step` on, in order and without end.
 
-        Each holds `step`, its data step, and `sample_ids`, int64 [B], besides what the losses need.
+        Each batch holds `step`, its data step, and `sample_ids`, int64 [B], besides the inputs of the losses.
         """
         ...
 
     def num_targets(self, data_step: int) -> Mapping[str, float]:
-        """Return each loss's number of targets (or the sum of their weights) in the global batch of a data step."""
+        """Return, by loss, the number of targets (or the sum of their weights) in the global batch of a data step."""
         ...
 
     def weights(self, step: int) -> Mapping[str, float]:
-        """Return the weights of the losses that count in a step, in the sum that is minimised."""
+        """Return the weight of each loss in the sum that a step minimises; losses of weight 0 are left out."""
         ...
 
     def loss(self, name: str, model: GPT, batch: Batch) -> LossSum:
-        """Return one of the losses, summed over a micro-batch's targets."""
+        """Return the loss `name`, summed over the targets of a micro-batch."""
         ...
 
     def is_milestone(self, step: int) -> bool:
-        """Whether a validation follows the step just finished, whatever its interval."""
+        """Return whether to validate after `step` finished steps, in addition to the validation interval."""
         ...
 
     def validation_batches(self, share: Share, num_batches: int) -> Iterable[Batch] | None:
-        """Return a worker's micro-batches of each validation, of at most `num_batches` global batches.
+        """Return a worker's micro-batches of a validation, from at most `num_batches` global batches.
 
-        None where nothing is held out.
+        None if no data is held out.
         """
         ...
 
     def validation_sums(self, model: GPT, batch: Batch) -> Tensor:
-        """Return what a validation sums up over micro-batches and workers, float64 [n]; the model is in `eval` mode."""
+        """Return a micro-batch's terms of the sums that a validation needs, float64 [n].
+
+        The sums run over micro-batches and workers. The model is in `eval` mode.
+        """
         ...
 
     def validation_metrics(self, sums: Tensor) -> dict[str, float]:
-        """Return a validation's figures by metric name, from the sums over all of its batches."""
+        """Return the validation metrics by name, from the sums over all batches of the validation."""
         ...
 
     @property
     def prompt_ids(self) -> Sequence[int]:
-        """Token numbers that are continued after a validation, to show what the model writes."""
+        """Token ids that the model continues after a validation, as a sample of its text."""
         ...

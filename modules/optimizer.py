@@ -11,7 +11,7 @@ from modules.model import decayed_parameter_names
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Two groups, matrices with weight decay and the rest without; a shared parameter is in one of them, once."""
+    """Return two groups, matrices with weight decay and all others without; a shared parameter appears once."""
     decayed = decayed_parameter_names(model)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     return [
@@ -21,17 +21,17 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), one fused kernel a group where the device has it."""
+    """Return AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), fused into one kernel for each group."""
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Learning rate of a step, counted from 0: a pure function, equal for whoever resumes where.
+    """Return the learning rate of a step, counted from 0: a pure function, so a resumed run gets the same rates.
 
-    Step s of the warm-up has `learning_rate * (s + 1) / warmup_steps`. The shape after it reaches
+    Step s of the warm-up has `learning_rate * (s + 1) / warmup_steps`. After it, the rate falls to
     `min_learning_rate` at the last step, `num_steps - 1`, and stays there: `cosine` (Loshchilov and Hutter 2017,
-    arXiv 1608.03983), `linear`, or `wsd`, constant until the last `decay_fraction` of all steps and then linear
-    (Hu et al. 2024, arXiv 2404.06395). `constant` never falls.
+    arXiv 1608.03983), `linear`, or `wsd`, which is constant until the last `decay_fraction` of all steps and then
+    linear (Hu et al. 2024, arXiv 2404.06395). `constant` never falls.
     """
     highest, lowest = config.learning_rate, config.min_learning_rate
     if step < config.warmup_steps:

@@ -1,4 +1,4 @@
-"""The objective of pretraining: causal and masked prediction of text, weighted by phase."""
+"""The pretraining objective: causal and masked language modelling, weighted by phase."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -17,7 +17,7 @@ _LOSSES = {"clm": causal_loss, "mlm": masked_loss}
 
 
 class Pretraining:
-    """Both pretraining losses on windows of a token stream; see `Objective`."""
+    """Causal and masked language modelling on windows of a token stream; implements `Objective`."""
 
     def __init__(self, data: TokenData, objective: ObjectiveConfig, training: TrainingConfig, seed: int) -> None:
         self._data, self._objective, self._training = data, objective, training

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: sums that add up over batches and workers, and the figures made of them."""
+"""How well a model predicts held-out text: sums over batches and workers, and the metrics computed from them."""
 
 import math
 
@@ -11,7 +11,7 @@ from modules.model import GPT
 
 
 def validation_sums(model: GPT, batch: Batch) -> Tensor:
-    """Return float64 [6]: nats, targets and bytes of next-token prediction; nats, targets and hits of masked.
+    """Return float64 [6]: nats, targets and bytes of causal prediction; nats, targets and hits of masked prediction.
 
     Args:
         model: In evaluation mode.
@@ -25,15 +25,15 @@ def validation_sums(model: GPT, batch: Batch) -> Tensor:
 
 
 def validation_metrics(sums: Tensor) -> dict[str, float]:
-    """Return the figures of float64 [6] sums over all batches and workers, by metric name.
+    """Return the metrics by name, from float64 [6] sums over all batches and workers.
 
-    Bits per byte do not depend on the tokenizer: all nats of the tokens over all bytes that they stand for.
+    Bits per byte do not depend on the tokenizer: the loss of all tokens is divided by the bytes that they encode.
     """
     nats, targets, num_bytes, masked_nats, masked_targets, hits = sums.tolist()
     loss = nats / targets
     causal = {
         "val/loss_clm": loss,
-        "val/perplexity": math.exp(min(loss, 700.0)),  # float64 ends at exp(709)
+        "val/perplexity": math.exp(min(loss, 700.0)),  # exp overflows float64 above 709
         "val/bits_per_byte": nats / math.log(2) / num_bytes,
     }
     if not masked_targets:

@@ -1,4 +1,4 @@
-"""Batches of token windows: a function of (data, seed, step), shared out over workers (DESIGN, invariant 1).
+"""Batches of token windows, a function of (data, seed, step) that is divided among workers (DESIGN, invariant 1).
 
 B sequences in a micro-batch, T positions, K positions that the masked objective predicts.
 """
@@ -20,15 +20,15 @@ from modules.errors import InputError
 Batch = dict[str, Any]
 """A micro-batch: tensors and plain numbers by name."""
 BLOCK_SAMPLES = 4096
-"""Samples whose windows are found at once, so that the permutation costs a step next to nothing."""
+"""Samples whose windows are computed at once, so that the permutation costs almost no time per step."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every global batch a worker computes.
+    """Part of every global batch that a worker computes.
 
     Raises:
-        InputError: The global batch is no multiple of world_size x micro_batch_size.
+        InputError: The global batch is not a multiple of world_size x micro_batch_size.
     """
 
     global_batch_size: int
@@ -51,26 +51,26 @@ class Share:
         return self.global_batch_size // (self.world_size * self.micro_batch_size)
 
     def places(self) -> np.ndarray:
-        """Places in the global batch that this worker computes: int64 [accumulation_steps, micro_batch_size].
+        """Return this worker's positions in the global batch, int64 [accumulation_steps, micro_batch_size].
 
-        Micro-batch a of rank r holds the places from (a x world_size + r) x micro_batch_size on.
+        Micro-batch a of rank r holds the positions from (a x world_size + r) x micro_batch_size on.
         """
-        everything = np.arange(self.global_batch_size)
-        return everything.reshape(-1, self.world_size, self.micro_batch_size)[:, self.rank]
+        positions = np.arange(self.global_batch_size)
+        return positions.reshape(-1, self.world_size, self.micro_batch_size)[:, self.rank]
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What decides a batch of token windows, besides text, step and share."""
+    """Settings that decide a batch of token windows, besides text, step and share."""
 
     sequence_length: int
     """Tokens in a window."""
     seed: int
     """Decides the order of the windows, and the masks."""
     objective: ObjectiveConfig
-    """How the masked objective masks."""
+    """Settings of the masking."""
     with_masked: bool = False
-    """Whether batches hold what the masked objective needs."""
+    """Whether batches hold the inputs and targets of the masked objective."""
     with_documents: bool = False
     """Whether attention stays within documents."""
 
@@ -81,7 +81,7 @@ class BatchSettings:
 
 
 class BatchMaker:
-    """Makes a batch of given windows."""
+    """Maker of micro-batches from given windows."""
 
     def __init__(
         self,
@@ -90,10 +90,10 @@ class BatchMaker:
         settings: BatchSettings,
         token_num_bytes: np.ndarray | None = None,
     ) -> None:
-        """Takes what decides a batch, besides its windows.
+        """Set up what decides a batch besides its windows.
 
         Args:
-            token_num_bytes: int [V], UTF-8 bytes that each token stands for; with it each batch has `num_bytes`.
+            token_num_bytes: int [V], UTF-8 bytes that each token encodes; if given, each batch has `num_bytes`.
 
         Raises:
             InputError: The stream is shorter than one sample.
@@ -108,17 +108,17 @@ class BatchMaker:
         )
 
     def make(self, starts: np.ndarray, samples: np.ndarray, step: int) -> Batch:
-        """One micro-batch.
+        """Return one micro-batch.
 
         Args:
-            starts: int64 [B], first token of each window of T + 1.
-            samples: int64 [B], numbers of the samples: they decide the masks.
-            step: Passed on.
+            starts: int64 [B], first position of each window of T + 1 tokens.
+            samples: int64 [B], sample numbers, which decide the masks.
+            step: Stored in the batch.
 
         Returns:
             `input_ids` and `targets` int64 [B, T], views of one [B, T + 1] copy; `sample_ids` int64 [B]; `step`; with
             masks `mlm_input_ids` int64 [B, T], `mlm_positions` and `mlm_targets` int64 [B, K]; with documents
-            `document_ids` int32 [B, T]; with `token_num_bytes` `num_bytes`, what the targets stand for.
+            `document_ids` int32 [B, T]; with `token_num_bytes` `num_bytes`, the bytes of the targets.
         """
         windows = torch.empty(len(starts), self._length + 1, dtype=torch.int64)
         self._stream.fill(starts, self._length + 1, windows.numpy())
@@ -139,10 +139,10 @@ class BatchMaker:
 
 
 class Batches:
-    """The training batches of one worker: the global batch of a step is the same for every way to share it out."""
+    """Training batches of one worker; the global batch of a step is the same for every division among workers."""
 
     def __init__(self, stream: TokenStream, tokenizer: Tokenizer, settings: BatchSettings, share: Share) -> None:
-        """Takes the text, all that decides a batch, and the worker's share.
+        """Set up the batches of a token stream for one worker's share.
 
         Raises:
             InputError: The stream is shorter than one sample.
@@ -156,24 +156,24 @@ class Batches:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples after which every window has been seen once more."""
+        """Samples in an epoch, which uses every window once."""
         return self._order.num_windows
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        """This worker's micro-batches of `step`, in order, at a cost that does not grow with the step."""
+        """Yield this worker's micro-batches of `step`, in order, at a cost that does not grow with the step."""
         starts = self._starts(step)
         for micro_starts, places in zip(starts, self._places, strict=True):
             yield self._maker.make(micro_starts, step * self._global_batch_size + places, step)
 
     def from_step(self, first_step: int) -> Iterator[Batch]:
-        """Micro-batches of `first_step` and all steps after it, without end."""
+        """Yield the micro-batches of `first_step` and all steps after it, without end."""
         step = first_step
         while True:
             yield from self.micro_batches(step)
             step += 1
 
     def _starts(self, step: int) -> np.ndarray:
-        """int64 [accumulation, B]."""
+        """Return the first position of each window of a step, int64 [accumulation_steps, B]."""
         block, within = divmod(step, self._block_steps)
         if block != self._block:
             steps = block * self._block_steps + np.arange(self._block_steps)
@@ -187,12 +187,12 @@ class ValidationBatches:
     """The first windows of the held-out text, in order; the masks are the same at every validation."""
 
     MASK_SEED_OFFSET = 1
-    """Held-out sample n gets other masks than training sample n."""
+    """Added to the seed, so that held-out sample n gets other masks than training sample n."""
 
     def __init__(
         self, stream: TokenStream, tokenizer: Tokenizer, settings: BatchSettings, share: Share, num_batches: int
     ) -> None:
-        """Takes the text, all that decides a batch, the worker's share, and how many global batches are asked for.
+        """Set up at most `num_batches` global batches of the held-out text for one worker's share.
 
         Raises:
             InputError: The stream is shorter than one sample.
@@ -203,10 +203,10 @@ class ValidationBatches:
         self._global_batch_size, self._places = share.global_batch_size, share.places()
         self._num_windows = (len(stream) - 1) // self._length
         self.num_batches = min(num_batches, max(1, self._num_windows // self._global_batch_size))
-        """Whole global batches; where the text has not even one, its windows come again until it is full."""
+        """Number of full global batches; if the text has fewer windows than one, they are repeated to fill it."""
 
     def __len__(self) -> int:
-        """Micro-batches of this worker."""
+        """Return the number of this worker's micro-batches."""
         return self.num_batches * len(self._places)
 
     def __iter__(self) -> Iterator[Batch]:

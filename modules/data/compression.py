@@ -1,4 +1,4 @@
-"""Compressed files as streams that notice damage."""
+"""Streams that decompress files and detect damage."""
 
 import gzip
 import importlib
@@ -12,11 +12,11 @@ from modules.errors import InputError
 CHUNK_BYTES = 2**20
 COMPRESSED_ENDINGS = frozenset({".gz", ".zst"})
 DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError)
-"""What reading a damaged or truncated stream raises."""
+"""Exceptions that reading a damaged or truncated stream raises."""
 
 
 def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
-    """The content of `stream`, unpacked if the ending of `name` says that it is packed."""
+    """Return the content of `stream`, decompressed if `name` ends with .gz or .zst."""
     lowered = name.lower()
     if lowered.endswith(".gz"):
         return gzip.open(stream)  # type: ignore[return-value]
@@ -26,9 +26,9 @@ def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompresses frame after frame; unlike zstandard's own reader it tells a truncated file from a whole one."""
+    """Decompress frame after frame; unlike zstandard's own reader, detect a truncated file."""
 
-    FEED_BYTES = 2**13  # a hostile 8 KiB can hold 256 MiB: what keeps memory bounded
+    FEED_BYTES = 2**13  # bounds memory: 8 KiB of hostile input can expand to 256 MiB
 
     def __init__(self, stream: BinaryIO):
         self._stream = stream
@@ -64,10 +64,10 @@ class _ZstdStream(io.RawIOBase):
 
 
 def import_package(module: str, purpose: str) -> Any:
-    """Imports a package that only some formats need.
+    """Import and return a package that only some formats need.
 
     Raises:
-        InputError: It is not installed.
+        InputError: The package is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -76,7 +76,7 @@ def import_package(module: str, purpose: str) -> Any:
 
 
 def seekable(stream: BinaryIO) -> BinaryIO:
-    """A stream that can be read from its end, as Parquet is: a compressed one is unpacked to the disk first."""
+    """Return a seekable stream, as Parquet needs; a compressed one is first decompressed to a temporary file."""
     if stream.seekable() and not isinstance(stream, gzip.GzipFile):
         return stream
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it

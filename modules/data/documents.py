@@ -1,4 +1,4 @@
-"""Text files to documents, as a stream: no file and no document is ever held whole."""
+"""Text files as a stream of documents. Memory is bounded: files and long plain texts are never read as a whole."""
 
 import codecs
 import csv
@@ -11,9 +11,9 @@ from modules.data.compression import CHUNK_BYTES, COMPRESSED_ENDINGS, DAMAGE, de
 from modules.errors import InputError
 
 PIECE_CHARS = 2**14
-"""A longer document comes in pieces of at most this many characters: what `tokenizers` encodes fastest (measured)."""
+"""Largest piece of a document in characters; `tokenizers` is fastest with pieces of this size (measured)."""
 MAX_LINE_BYTES = 2**28
-"""Longest line of a .jsonl or .csv file, so that memory stays bounded."""
+"""A line of a .jsonl or .csv file must be shorter than this, so that memory stays bounded."""
 
 PLAIN_TEXT = (
     "txt text md markdown rst tex log html htm xml css py pyi c h cc cpp hpp cs java js ts go rs rb php sh sql toml "
@@ -23,35 +23,35 @@ PLAIN_TEXT_ENDINGS = frozenset(f".{ending}" for ending in PLAIN_TEXT.split())
 
 
 class SourceFile(Protocol):
-    """A file of text, wherever it lies; picklable."""
+    """A text file on any storage; picklable."""
 
     @property
     def name(self) -> str:
-        """What messages call it; its ending decides how it is read."""
+        """Name shown in messages; its ending decides how the file is read."""
         ...
 
     @property
     def num_bytes(self) -> int:
-        """Size as stored."""
+        """Size of the stored file."""
         ...
 
     def open(self) -> BinaryIO:
-        """The raw bytes, seekable for .parquet."""
+        """Return a stream of the raw bytes, seekable for .parquet."""
         ...
 
 
 class Piece(NamedTuple):
-    """A document, or a part of a long one: the parts follow each other and only the last ends it."""
+    """A document or a part of a long one; parts follow each other, and only the last has `ends_document`."""
 
     text: str
     ends_document: bool
 
 
 def read_documents(file: SourceFile, text_field: str) -> Iterator[Piece]:
-    """Reads the documents of `file` in pieces of at most PIECE_CHARS characters.
+    """Yield the documents of `file` in pieces of at most PIECE_CHARS characters.
 
-    Joined, the pieces of a document are its text, unchanged but for a UTF-8 byte order mark at a file's start. Where
-    they are cut depends on the text alone. Documents without text are left out.
+    The joined pieces of a document are its text, unchanged except for a UTF-8 byte order mark at the start of a file.
+    The cuts depend on the text alone. Documents without text are left out.
 
     Args:
         file: Plain text (one document), .jsonl, .csv or .parquet (one document a row), each also with .gz or .zst.
@@ -65,12 +65,12 @@ def read_documents(file: SourceFile, text_field: str) -> Iterator[Piece]:
         stream = stack.enter_context(file.open())
         try:
             pieces = read(stack.enter_context(decompressed(stream, file.name)), file.name, text_field)
-            yield from _some(pieces, file.name)
+            yield from _require_text(pieces, file.name)
         except DAMAGE as error:
             raise InputError(f"{file.name}: damaged compressed data ({error}); copy the file again") from error
 
 
-def _some(pieces: Iterator[Piece], name: str) -> Iterator[Piece]:
+def _require_text(pieces: Iterator[Piece], name: str) -> Iterator[Piece]:
     first = next(pieces, None)
     if first is None:
         raise InputError(f"{name}: the file is empty; remove it or leave it out of data.path")
@@ -79,10 +79,10 @@ def _some(pieces: Iterator[Piece], name: str) -> Iterator[Piece]:
 
 
 def check_formats(files: Iterable[SourceFile]) -> None:
-    """Refuses files whose ending is unknown before anything is read.
+    """Refuse files with an unknown ending before anything is read.
 
     Raises:
-        InputError: Naming every such file.
+        InputError: A file has an unknown ending; the message names every such file.
     """
     mistakes = []
     for file in files:
@@ -95,10 +95,10 @@ def check_formats(files: Iterable[SourceFile]) -> None:
 
 
 def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
-    """Cuts one document, given in chunks of any size, into pieces; where depends on the text alone.
+    """Yield the pieces of one document, given in chunks of any size; the cuts depend on the text alone.
 
-    A cut before a single space between words is where the pre-tokenisers of GPT-2, GPT-4 and Llama 3 cut anyway, so
-    that the tokens are those of the whole text. Only where PIECE_CHARS characters have no such gap is it cut elsewhere.
+    Pieces are cut before a single space between words, where the pre-tokenisers of GPT-2, GPT-4 and Llama 3 cut, too,
+    so the tokens are those of the whole text. Only if PIECE_CHARS characters have no such space is the cut elsewhere.
     """
     pending = ""
     for chunk in chunks:
@@ -114,11 +114,11 @@ def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
 
 
 def _cut_point(text: str, start: int, stop: int) -> int:
-    place = text.rfind(" ", start + 1, stop)
-    while place > start:
-        if not text[place - 1].isspace() and not text[place + 1].isspace():
-            return place
-        place = text.rfind(" ", start + 1, place)
+    space = text.rfind(" ", start + 1, stop)
+    while space > start:
+        if not text[space - 1].isspace() and not text[space + 1].isspace():
+            return space
+        space = text.rfind(" ", start + 1, space)
     line_end = text.rfind("\n", start, stop)
     return line_end + 1 if line_end > start else stop
 
@@ -157,7 +157,7 @@ def _decoded(chunks: Iterable[bytes], name: str) -> Iterator[str]:
             yield decoder.decode(chunk)
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        # error.object ends where the bytes seen so far end, and may begin with what an earlier chunk left over
+        # error.object ends at the last byte read so far and may begin with bytes left over from an earlier chunk
         raise _undecodable(name, num_bytes - len(error.object) + error.start, error) from error
 
 
@@ -193,35 +193,35 @@ def _jsonl_texts(stream: BinaryIO, name: str, field: str) -> Iterator[str]:
             raise InputError(f"{name}:{number}: JSON nested too deeply") from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{name}:{number}: the line is no JSON object; each must be like {{{json.dumps(field)}: …}}"
+                f"{name}:{number}: the line is not a JSON object; each line must be like {{{json.dumps(field)}: …}}"
             )
         yield row_text(row, field, f"{name}:{number}")
 
 
-def row_text(row: dict[str, Any], field: str, place: str) -> str:
-    """The text of `row`.
+def row_text(row: dict[str, Any], field: str, location: str) -> str:
+    """Return the text of `row`.
 
     Raises:
-        InputError: There is no such field, or it holds no text; `place` begins the message.
+        InputError: There is no such field, or it holds no valid text; the message begins with `location`.
     """
     if field not in row:
         found = ", ".join(map(repr, list(row)[:8])) or "none"
-        raise InputError(f"{place}: no field {field!r}; fields here: {found}; set data.text_field")
+        raise InputError(f"{location}: no field {field!r}; fields here: {found}; set data.text_field")
     text = row[field]
     if not isinstance(text, str):
-        raise InputError(f"{place}: field {field!r} holds {type(text).__name__}, not text; set data.text_field")
+        raise InputError(f"{location}: field {field!r} holds {type(text).__name__}, not text; set data.text_field")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{place}: field {field!r} holds half a surrogate pair at character {error.start}"
+                f"{location}: field {field!r} holds half a surrogate pair at character {error.start}"
             ) from error
     return text
 
 
 def _csv_texts(stream: BinaryIO, name: str, field: str) -> Iterator[str]:
-    csv.field_size_limit(MAX_LINE_BYTES)  # of the module as a whole: its default refuses texts above 128 KiB
+    csv.field_size_limit(MAX_LINE_BYTES)  # global to the csv module; the default refuses texts above 128 KiB
     rows = csv.DictReader(_decoded_lines(stream, name), strict=True)
     try:
         for row in rows:
@@ -237,7 +237,7 @@ def _parquet_texts(stream: BinaryIO, name: str, field: str) -> Iterator[str]:
 
     with seekable(stream) as table_stream:
         try:
-            table = ParquetFile(table_stream, buffer_size=CHUNK_BYTES)  # a buffer streams within a row group
+            table = ParquetFile(table_stream, buffer_size=CHUNK_BYTES)  # a buffer makes it stream within a row group
             if field not in table.schema_arrow.names:
                 row_text(dict.fromkeys(table.schema_arrow.names), field, name)
             for number, text in enumerate(_column(table, field), start=1):

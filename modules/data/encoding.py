@@ -1,6 +1,6 @@
-"""Texts to token numbers, fast, and exactly as the `tokenizers` library does it.
+"""Texts to token ids, with the same result as the `tokenizers` library, but faster.
 
-It imports nothing but numpy and tokenizers: every process that tokenises pays for the imports once more.
+This module imports only numpy and tokenizers, because every tokenising process pays for the imports again.
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 ASCII_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
-"""How GPT-2 and every byte-level BPE of `tokenizers` cut ASCII text before merging.
+"""Pattern by which GPT-2 and every byte-level BPE of `tokenizers` split ASCII text before merging.
 
 Source: `self.pat` in openai/gpt-2, src/encoder.py.
 """
@@ -22,23 +22,23 @@ CACHE_CHARS = 2**24
 
 
 def load_encoder(serialised: str) -> tokenizers.Tokenizer:
-    """A tokenizer that takes special tokens in text for plain letters; the file format does not keep that choice."""
+    """Return a tokenizer that encodes special tokens in text as ordinary text; the file format lacks that setting."""
     encoder = tokenizers.Tokenizer.from_str(serialised)
     encoder.encode_special_tokens = True
     return encoder
 
 
 class TextEncoder:
-    """Encodes many texts.
+    """Encoder of many texts.
 
-    Words repeat: where a tokenizer cuts text into words as GPT-2 does, each distinct word is encoded once by
+    Words repeat: if a tokenizer splits text into words as GPT-2 does, each distinct word is encoded once by
     `tokenizers` and then looked up. On English text and code that is three times as fast as `tokenizers` alone
-    (tests/benchmarks/bench_prepare.py). Characters other than ASCII go to `tokenizers` together with their neighbours,
-    since what counts as a letter differs between libraries.
+    (tests/benchmarks/bench_prepare.py). Non-ASCII characters are passed to `tokenizers` together with the text around
+    them, because libraries disagree on what is a letter.
     """
 
     def __init__(self, serialised: str, dtype: np.dtype):
-        """Takes the text of a tokenizer.json and the dtype of the tokens."""
+        """Load the text of a tokenizer.json; `dtype` is that of the tokens."""
         self._encoder = load_encoder(serialised)
         self._dtype = dtype
         self._cut: Callable[[str], list[str]] = words if _cuts_like_gpt2(serialised) else lambda text: [text]
@@ -46,7 +46,7 @@ class TextEncoder:
         self._cached_chars = 0
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of all texts, one after the other, and how many each has (int64)."""
+        """Return the tokens of all texts, concatenated, and the number of tokens of each text (int64)."""
         encoded = [self._encode_words(self._cut(text)) for text in texts]
         tokens = np.frombuffer(b"".join(encoded), dtype=self._dtype)
         return tokens, np.array([len(part) for part in encoded], dtype=np.int64) // self._dtype.itemsize
@@ -63,7 +63,7 @@ class TextEncoder:
 
 
 def words(text: str) -> list[str]:
-    """Cuts `text` where GPT-2's rule cuts it, except inside the stretches around characters that are not ASCII."""
+    """Split `text` where GPT-2's pattern does, except inside the parts around non-ASCII characters."""
     if text.isascii():
         return ASCII_WORD.findall(text)
     found: list[str] = []
@@ -79,10 +79,10 @@ def words(text: str) -> list[str]:
 
 
 def _last_gap(text: str, start: int, stop: int) -> int:
-    place = text.rfind(" ", start + 1, stop)
-    while place > start and not ASCII_GAP.match(text, place):
-        place = text.rfind(" ", start + 1, place)
-    return max(place, start)
+    space = text.rfind(" ", start + 1, stop)
+    while space > start and not ASCII_GAP.match(text, space):
+        space = text.rfind(" ", start + 1, space)
+    return max(space, start)
 
 
 def _cuts_like_gpt2(serialised: str) -> bool:

@@ -7,12 +7,12 @@ from modules.errors import InputError
 
 
 def read_hub_dataset(path: str, subset: str | None, split: str, text_field: str) -> Iterator[Piece]:
-    """Streams a text data set of the Hugging Face hub, one document a row.
+    """Yield the text of a Hugging Face hub data set in pieces, one document per row, streamed.
 
     Args:
-        path: The data set's name on the hub, or whatever else `datasets.load_dataset` takes.
-        subset: Its configuration, where it has several.
-        split: Which split is read.
+        path: The data set's name on the hub, or anything else that `datasets.load_dataset` takes.
+        subset: Its configuration, if it has several.
+        split: The split to read.
         text_field: Column that holds the text.
 
     Raises:
@@ -28,7 +28,7 @@ def read_hub_dataset(path: str, subset: str | None, split: str, text_field: str)
             yield from cut_pieces([row_text(row, text_field, f"{path} ({split}), row {number}")])
     except InputError:
         raise
-    except Exception as error:  # `datasets` and the HTTP client below it raise a score of unrelated types here
+    except Exception as error:  # `datasets` and its HTTP client raise many unrelated types here
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(
             f"data.path={path}: the hub data set (subset {subset}, split {split}) cannot be read: {reason[0]}; "

@@ -1,4 +1,4 @@
-"""Text to token shards: a stream from end to end, with the same bytes out whatever the number of processes."""
+"""Text to token shards, streamed throughout; the output is the same for every number of processes."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from modules.data.tokenizer import Tokenizer, build_tokenizer, take_bytes
 from modules.errors import InputError
 
 BATCH_BYTES = 2**20
-"""Text that a tokenising process gets at a time: a fifth of a second of work."""
+"""Bytes of text that a tokenising process gets at a time, which take it a fifth of a second."""
 
 Split = Literal["train", "val"]
 OnProgress = Callable[[int, int], None]
-"""Receives bytes of text and tokens done."""
+"""Function that receives the bytes of text and the tokens done so far."""
 
 
 class _Assigned(NamedTuple):
-    """A piece, its size in UTF-8, and the split that it belongs to."""
+    """A piece, its size in UTF-8 bytes, and the split that it belongs to."""
 
     piece: Piece
     num_bytes: int
@@ -42,17 +42,17 @@ def prepare_tokens(
     folder: Path,
     progress: OnProgress,
 ) -> None:
-    """Writes token shards, document boundaries, tokenizer.json and data.json into `folder`.
+    """Write token shards, document boundaries, tokenizer.json and data.json into `folder`.
 
     The output depends on the text and the configuration alone, not on the number of processes or the machine.
 
     Args:
-        files: What to read, in this order; empty for `data.source=huggingface`.
-        data: How to read it and what is held out.
-        tokenizer: Which tokenizer; what it learns from is the training split alone.
+        files: Files to read, in this order; empty for `data.source=huggingface`.
+        data: How to read them and what is held out.
+        tokenizer: Which tokenizer; it learns from the training split alone.
         tokenizer_file: Content of the tokenizer.json of `kind=file`.
-        folder: Empty and local. After an error it holds parts that the caller removes.
-        progress: Called now and then with the UTF-8 bytes read and the tokens written so far.
+        folder: Empty local folder. After an error it holds partial output that the caller must remove.
+        progress: Called after each batch with the UTF-8 bytes of text and the tokens written so far.
 
     Raises:
         InputError: A file cannot be used, or one split would be empty.
@@ -73,7 +73,7 @@ def prepare_tokens(
 
 
 def num_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Return the number of cores that this process may use; a container may have fewer than the machine."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -105,7 +105,7 @@ def _batches(assigned: Iterable[_Assigned]) -> Iterator[tuple[list[str], list[_A
 
 
 class _PieceSource:
-    """The text in pieces, each with its split; every call reads from the start again."""
+    """The text in pieces, each with its split; every call reads the text from the start."""
 
     def __init__(self, files: Sequence[SourceFile], data: DataConfig):
         self._files = files
@@ -113,20 +113,20 @@ class _PieceSource:
         self._val_start: int | None = None
 
     def training_texts(self) -> Iterator[str]:
-        """Text of the training split alone."""
+        """Return the text of the training split alone."""
         return (item.piece.text for item in self.assigned() if item.split == "train")
 
     def assigned(self) -> Iterator[_Assigned]:
-        """Every piece with its split."""
+        """Return every piece with its split."""
         pieces = _first_bytes(self._read(), self._data.max_bytes)
         if self._data.val_fraction == 0:
             return (_Assigned(piece, num_bytes, "train") for piece, num_bytes in pieces)
         if self._data.split == "document":
             return _by_document(pieces, self._data.val_fraction)
-        return _by_position(pieces, self._position())
+        return _by_position(pieces, self._find_val_start())
 
-    def _position(self) -> int:
-        """Where the held-out text starts, in bytes: found by reading everything once."""
+    def _find_val_start(self) -> int:
+        """Return the byte at which the held-out text starts, found by reading everything once."""
         if self._val_start is None:
             total = sum(num_bytes for _, num_bytes in _first_bytes(self._read(), self._data.max_bytes))
             self._val_start = int(total * (1 - self._data.val_fraction))
@@ -141,19 +141,19 @@ class _PieceSource:
 
 
 def _first_bytes(pieces: Iterator[Piece], max_bytes: int | None) -> Iterator[tuple[Piece, int]]:
-    left = max_bytes
+    remaining = max_bytes
     for piece in pieces:
         num_bytes = len(piece.text.encode())
-        if left is not None and num_bytes >= left:
-            text = take_bytes(piece.text, left)
+        if remaining is not None and num_bytes >= remaining:
+            text = take_bytes(piece.text, remaining)
             yield Piece(text, True), len(text.encode())
             return
         yield piece, num_bytes
-        left = None if left is None else left - num_bytes
+        remaining = None if remaining is None else remaining - num_bytes
 
 
 def _by_document(pieces: Iterator[tuple[Piece, int]], val_fraction: float) -> Iterator[_Assigned]:
-    """By a hash of the document's first piece, so that equal documents fall on the same side and none is held whole."""
+    """Split by the hash of a document's first piece: equal documents stay together, and none is held as a whole."""
     split: Split | None = None
     for piece, num_bytes in pieces:
         if split is None:
@@ -178,13 +178,13 @@ def _by_position(pieces: Iterator[tuple[Piece, int]], val_start: int) -> Iterato
 def _check_splits(data: DataConfig, writers: dict[Split, SplitWriter]) -> None:
     num_documents = sum(writer.num_documents for writer in writers.values())
     if num_documents == 0:
-        raise InputError("data: there is no text in it")
+        raise InputError("data: it holds no text")
     empty = [split for split, writer in writers.items() if writer.num_tokens == 0]
     if empty and data.val_fraction > 0:
-        mend = "data.split=position, which cuts inside a document, " if data.split == "document" else ""
+        remedy = "data.split=position, which cuts inside a document, " if data.split == "document" else ""
         raise InputError(
             f"data.val_fraction={data.val_fraction:g}: the {empty[0]} split is empty (data.split={data.split}, "
-            f"{num_documents} documents); set {mend}another data.val_fraction, or 0 to hold out none"
+            f"{num_documents} documents); set {remedy}another data.val_fraction, or 0 to hold out none"
         )
 
 

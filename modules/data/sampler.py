@@ -1,15 +1,15 @@
-"""In which order the samples come: a function of the seed and the sample's number, without a table or a state."""
+"""The order of the samples, as a function of the seed and the sample's number, without a table or a state."""
 
 import numpy as np
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 over the golden ratio, the step of SplitMix64."""
+"""2^64 divided by the golden ratio, the increment of SplitMix64."""
 FEISTEL_ROUNDS = 8
 MIN_DOMAIN_BITS = 6
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """Scrambles uint64 values one to one, each bit of the output depending on each of the input.
+    """Scramble uint64 values one to one, so that each output bit depends on each input bit.
 
     Source: the output function of SplitMix64 (Steele, Lea and Flood 2014; constants: Stafford's variant 13).
     """
@@ -22,12 +22,12 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def keys(seed: int, numbers: np.ndarray, stream: int) -> np.ndarray:
-    """A uint64 key for each number, different for each seed and stream.
+    """Return a uint64 key for each number, different for each seed and stream.
 
     Args:
         seed: 0 to 2^63.
         numbers: int64, any shape, not negative.
-        stream: What the key is for; one small number for each use.
+        stream: Small number that identifies the purpose of the keys.
 
     Returns:
         uint64 of the shape of `numbers`.
@@ -37,10 +37,11 @@ def keys(seed: int, numbers: np.ndarray, stream: int) -> np.ndarray:
 
 
 def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
-    """Maps 0 … size-1 one to one onto itself, in an order that looks random and differs for each key.
+    """Map 0 … size-1 one to one onto itself, in an order that looks random and differs for each key.
 
-    A Feistel network over the smallest sufficient number of bits, walked again from wherever it leaves the range (cycle
-    walking: Black and Rogaway 2002); fewer than two walks on average, whatever the size and the index.
+    A Feistel network over the smallest sufficient number of bits is applied again while its result is out of range
+    (cycle walking: Black and Rogaway 2002). This takes fewer than two passes on average if `size` is above 32; smaller
+    sizes take more, because the network has MIN_DOMAIN_BITS bits at least.
 
     Args:
         index: int64 [n], 0 <= index < size.
@@ -61,13 +62,13 @@ def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
 
 
 def _round_keys(key: np.ndarray) -> np.ndarray:
-    """uint64 [FEISTEL_ROUNDS, n] from uint64 [n]."""
+    """Return uint64 [FEISTEL_ROUNDS, n] from uint64 [n]."""
     rounds = np.arange(1, FEISTEL_ROUNDS + 1, dtype=np.uint64)[:, None]
     return mix(key + GAMMA * rounds)
 
 
 def _feistel(values: np.ndarray, num_bits: int, round_keys: np.ndarray) -> np.ndarray:
-    """One pass; the halves may differ by a bit, each is changed in turn by a hash of the other."""
+    """Apply the network once. The halves may differ by one bit; each is changed in turn by a hash of the other."""
     low_bits = np.uint64(num_bits // 2)
     low_mask = (np.uint64(1) << low_bits) - np.uint64(1)
     high_mask = (np.uint64(1) << np.uint64(num_bits - num_bits // 2)) - np.uint64(1)
@@ -79,18 +80,18 @@ def _feistel(values: np.ndarray, num_bits: int, round_keys: np.ndarray) -> np.nd
 
 
 class WindowOrder:
-    """Which window of the token stream each sample is.
+    """Assignment of a window of the token stream to each sample.
 
     Sample n belongs to epoch n // num_windows and is that epoch's window number permute(n % num_windows). Each epoch
-    shifts all windows by an offset of its own, as far as the text allows (one to two windows): later epochs cut the
-    text elsewhere, and reach the tokens at its ends.
+    shifts all windows by its own offset, as far as the text allows (one to two windows), so that epochs cut the text at
+    different positions and reach the tokens at its ends.
     """
 
     ORDER_STREAM = 1
     OFFSET_STREAM = 2
 
     def __init__(self, num_tokens: int, sequence_length: int, seed: int):
-        """Takes a stream of at least sequence_length + 1 tokens."""
+        """Set up the order for a stream of at least sequence_length + 1 tokens."""
         self._length = sequence_length
         self._seed = seed
         self.num_windows = max(1, (num_tokens - sequence_length) // sequence_length)
@@ -98,10 +99,10 @@ class WindowOrder:
         self._num_offsets = num_tokens - self.num_windows * sequence_length
 
     def starts(self, samples: np.ndarray) -> np.ndarray:
-        """First token of each sample's window of sequence_length + 1 tokens.
+        """Return the first position of each sample's window of sequence_length + 1 tokens.
 
         Args:
-            samples: int64 [n], numbers of samples from 0, without end.
+            samples: int64 [n], sample numbers from 0, without upper limit.
 
         Returns:
             int64 [n].

@@ -1,4 +1,4 @@
-"""Token shards: written once, one after the other; read by memory map."""
+"""Token shards, written once and sequentially, and read through memory maps."""
 
 import json
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ BOUNDARY_DTYPE = np.dtype("<i8")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smaller of uint16 and uint32 (little endian) that holds every token number."""
+    """Return the smaller of uint16 and uint32 (little endian) that holds every token id."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 class SplitWriter:
-    """Writes one split: shards of tokens, and where each document starts."""
+    """Writer of one split: shards of tokens, and the start of each document."""
 
     def __init__(
         self, folder: Path, split: str, dtype: np.dtype, end_of_text_id: int, shard_tokens: int = SHARD_TOKENS
@@ -41,12 +41,12 @@ class SplitWriter:
         self.num_bytes = 0
 
     def add(self, tokens: np.ndarray, num_bytes: int, ends_document: bool) -> None:
-        """Appends a piece of a document, and the end-of-text token after its last.
+        """Append a piece of a document, and the end-of-text token after its last piece.
 
         Args:
             tokens: [n] of the shards' dtype.
-            num_bytes: UTF-8 bytes of the text that they stand for.
-            ends_document: This piece is the document's last.
+            num_bytes: UTF-8 bytes of the text that the tokens encode.
+            ends_document: Whether this piece is the document's last.
         """
         if not self._inside_document:
             self._starts.write(np.array([self.num_tokens], dtype=BOUNDARY_DTYPE).tobytes())
@@ -73,12 +73,12 @@ class SplitWriter:
         self._shards.append(_File(self._folder / f"{self._split}_{len(self._shards):05d}.bin"))
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         for file in (*self._shards, self._starts):
             file.close()
 
     def description(self) -> dict[str, Any]:
-        """What data.json says of the split."""
+        """Return the entry of the split in data.json."""
         return {
             "documents": self.num_documents,
             "tokens": self.num_tokens,
@@ -89,7 +89,7 @@ class SplitWriter:
 
 
 class _File:
-    """A file with the digest of what was written."""
+    """A file being written, with the digest of its content."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -111,10 +111,10 @@ class TokenStream:
     """One split as a single array of tokens, memory-mapped."""
 
     def __init__(self, shards: list[np.ndarray], document_starts: np.ndarray):
-        """Takes what `TokenData.open` maps.
+        """Join the arrays that `TokenData.open` maps.
 
         Args:
-            shards: Tokens, all of the same length but the last.
+            shards: Tokens; all shards have the same length except the last.
             document_starts: int64 [documents], the position of each document's first token, ascending.
         """
         self._shards = shards
@@ -126,7 +126,7 @@ class TokenStream:
         return self._num_tokens
 
     def fill(self, starts: np.ndarray, length: int, out: np.ndarray) -> None:
-        """Copies a window of tokens to each row of `out`, straight from the map.
+        """Copy a window of tokens to each row of `out`, directly from the memory map.
 
         Args:
             starts: int64 [n], each at most len(self) - length.
@@ -149,7 +149,7 @@ class TokenStream:
             start, row = start + len(part), row[len(part) :]
 
     def document_ids(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Numbers the documents within each window from 0.
+        """Return the number of each token's document, counted from 0 within each window.
 
         Args:
             starts: int64 [n], the windows' first positions.
@@ -172,16 +172,16 @@ class TokenData:
 
     train: TokenStream
     val: TokenStream
-    """Empty where nothing was held out."""
+    """Empty if nothing was held out."""
     tokenizer: Tokenizer
     fingerprint: str
-    """Digest of data.json, which holds the digest of every other file: changes with any token."""
+    """Digest of data.json, which holds the digest of every other file, so it changes with any token."""
     num_bytes: dict[str, int]
     """UTF-8 bytes of text in each split."""
 
     @classmethod
     def open(cls, path: Path) -> "TokenData":
-        """Maps the folder that `prepare_tokens` wrote; the caller has verified it."""
+        """Open the folder that `prepare_tokens` wrote by memory maps; the caller has verified its content."""
         content = (path / DATA_FILE).read_bytes()
         description = json.loads(content)
         splits = description["splits"]
@@ -196,15 +196,15 @@ class TokenData:
 
 
 def check_length(num_tokens: int, sequence_length: int) -> None:
-    """Refuses text that has not even one sample.
+    """Refuse text that is too short for one sample.
 
     Raises:
-        InputError: The text is shorter than a sequence and the token after it.
+        InputError: The text has fewer tokens than a sequence and the one token after it.
     """
     if num_tokens <= sequence_length:
         raise InputError(
             f"training.sequence_length={sequence_length}: the data has {num_tokens} tokens, and one sample takes "
-            f"{sequence_length + 1}; use more text, hold out another share (data.val_fraction), or shorten it"
+            f"{sequence_length + 1}; use more text, a shorter sequence or another data.val_fraction"
         )
 
 
@@ -216,5 +216,5 @@ def _open_split(path: Path, split: dict[str, Any], dtype: np.dtype) -> TokenStre
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     if path.stat().st_size == 0:
         return np.empty(0, dtype=dtype)
-    # a plain view: slicing np.memmap itself costs microseconds of bookkeeping
+    # viewed as a plain array, because slicing np.memmap itself costs microseconds of bookkeeping
     return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)

@@ -1,4 +1,4 @@
-"""Text to token numbers and back: four kinds of tokenizer in one file format, that of the `tokenizers` library."""
+"""Text to token ids and back: four kinds of tokenizer in one file format, that of the `tokenizers` library."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,45 +19,45 @@ PADDING = "<|pad|>"
 CHAT_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 SPECIAL_TOKENS = (END_OF_TEXT, MASK, PADDING, *CHAT_ROLES)
 UNKNOWN_CHARACTER = "\ufffd"
-"""What `kind=char` reads for a character that the training text lacks: an ordinary token, U+FFFD."""
+"""Token (U+FFFD) of `kind=char` for characters that the training text lacks; it is not a special token."""
 
 Documents = Callable[[], Iterator[str]]
 
 
 class Tokenizer:
-    """Text to token numbers and back.
+    """A tokenizer that encodes text to token ids and decodes it.
 
-    Every tokenizer has SPECIAL_TOKENS, and text never becomes one of them: a document that spells `<|endoftext|>` is
-    encoded letter by letter. They get into a sequence by their numbers alone.
+    Every tokenizer has SPECIAL_TOKENS, and text is never encoded as one of them: a document that contains
+    `<|endoftext|>` is encoded as ordinary text. They enter a sequence only by their ids.
     """
 
     def __init__(self, serialised: str):
-        """Takes the text of a tokenizer.json that `build_tokenizer` or `save` made."""
+        """Load the text of a tokenizer.json that `build_tokenizer` or `save` made."""
         self._encoder = load_encoder(serialised)
         ids = self._encoder.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values()) + 1
-        """Rows that an embedding needs."""
+        """Number of rows that an embedding needs."""
         self.special_ids = tuple(ids[token] for token in SPECIAL_TOKENS)
         self.end_of_text_id, self.mask_id, self.padding_id = self.special_ids[:3]
 
     def encode(self, text: str) -> list[int]:
-        """Token numbers of `text`, none of them special."""
+        """Return the token ids of `text`, none of them special."""
         return self._encoder.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token numbers of each text."""
+        """Return the token ids of each text."""
         return [encoding.ids for encoding in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self._encoder.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def id_of(self, token: str) -> int:
-        """Number of a token such as `<|user|>`."""
+        """Return the id of a token such as `<|user|>`."""
         return self._encoder.get_vocab(with_added_tokens=True)[token]
 
     def token_num_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each token stands for, int32 [vocab_size]; 0 for special tokens and unused numbers."""
+        """Return the UTF-8 bytes that each token encodes, int32 [vocab_size]; 0 for special tokens and unused ids."""
         byte_level = "ByteLevel" in json.dumps(json.loads(self.serialised())["decoder"])
         sizes = np.zeros(self.vocab_size, dtype=np.int32)
         for token, number in self._encoder.get_vocab(with_added_tokens=False).items():
@@ -67,29 +67,29 @@ class Tokenizer:
         return sizes
 
     def serialised(self) -> str:
-        """The text of its tokenizer.json."""
+        """Return the text of its tokenizer.json."""
         return self._encoder.to_str(pretty=True)
 
     def save(self, path: Path) -> None:
-        """Writes a tokenizer.json, which `transformers.PreTrainedTokenizerFast` opens too."""
+        """Write a tokenizer.json, which `transformers.PreTrainedTokenizerFast` can load, too."""
         path.write_text(self.serialised(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Reads what `save` wrote."""
+        """Load what `save` wrote."""
         return cls(path.read_text(encoding="utf-8"))
 
 
 def build_tokenizer(config: TokenizerConfig, documents: Documents, file: bytes | None) -> Tokenizer:
-    """Makes the tokenizer that `config` asks for; the same text gives the same tokenizer.
+    """Return the tokenizer that `config` describes; the same text gives the same tokenizer.
 
     Args:
-        config: Which kind, and how large.
-        documents: Starts reading the training text, whole or in pieces; called for the kinds that learn from it.
+        config: Kind and largest vocabulary.
+        documents: Returns the training text, in documents or pieces; called only for the kinds that learn from it.
         file: Content of the tokenizer.json of `kind=file`.
 
     Raises:
-        InputError: `file` is no usable tokenizer.json, or there is no text to learn from.
+        InputError: `file` is not a usable tokenizer.json.
     """
     kinds = {
         "bpe": lambda: _train_bpe(config, documents),
@@ -101,7 +101,7 @@ def build_tokenizer(config: TokenizerConfig, documents: Documents, file: bytes |
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if len(set(ids.values())) < len(ids):
-        raise InputError(f"tokenizer.path={config.path}: two tokens share a number; repair its vocabulary")
+        raise InputError(f"tokenizer.path={config.path}: two tokens share an id; repair its vocabulary")
     return Tokenizer(tokenizer.to_str())
 
 
@@ -128,7 +128,7 @@ def _first_bytes(texts: Iterator[str], num_bytes: int) -> Iterator[str]:
 
 
 def take_bytes(text: str, num_bytes: int) -> str:
-    """The longest beginning of `text` of at most `num_bytes` bytes in UTF-8."""
+    """Return the longest beginning of `text` that has at most `num_bytes` bytes in UTF-8."""
     if len(text) * 4 <= num_bytes:
         return text
     return text.encode()[:num_bytes].decode(errors="ignore")
@@ -153,7 +153,7 @@ def _byte_tokenizer() -> tokenizers.Tokenizer:
 
 
 def byte_alphabet() -> list[str]:
-    """The character that byte-level vocabularies write for each byte.
+    """Return the character that byte-level vocabularies write for each byte.
 
     Source: `bytes_to_unicode` in openai/gpt-2, src/encoder.py.
     """
@@ -164,7 +164,7 @@ def byte_alphabet() -> list[str]:
 
 def _read_tokenizer(config: TokenizerConfig, file: bytes | None) -> tokenizers.Tokenizer:
     if file is None:
-        raise TypeError("kind=file takes the file's content")
+        raise TypeError("kind=file needs the file's content")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(file.decode())
     except Exception as error:  # `tokenizers` raises a bare Exception for anything it cannot read

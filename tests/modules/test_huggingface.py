@@ -143,7 +143,7 @@ def test_tensors_are_asked_for_one_shard_at_a_time(tmp_path: Path) -> None:
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ({"n_head": 3}, "num_heads 3 does not divide hidden_dim 16"),
-        ({"vocab_size": 80}, r"wte.weight: \[75, 16\] in the file, and config.json says \[80, 16\]"),
+        ({"vocab_size": 80}, r"wte.weight: the file has shape \[75, 16\], but config.json requires \[80, 16\]"),
         ({"n_layer": 3}, "transformer.h.2.*not among the weights"),
         ({"n_embd": None}, "config.json"),
     ],

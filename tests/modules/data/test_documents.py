@@ -136,7 +136,7 @@ def test_an_empty_file_is_refused(name):
 def test_a_line_that_is_no_json_is_named():
     assert message("a.jsonl", b'{"text": "a"}\n\n{"text": \n').startswith("a.jsonl:3: not JSON")
     assert message("a.jsonl", b"[" * 100_000).startswith("a.jsonl:1: ")
-    assert message("a.jsonl", b"[1]\n").startswith("a.jsonl:1: the line is no JSON object")
+    assert message("a.jsonl", b"[1]\n").startswith("a.jsonl:1: the line is not a JSON object")
 
 
 def test_a_row_without_its_text_is_named_with_the_fields_it_has():
