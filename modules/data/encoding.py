@@ -42,7 +42,8 @@ class TextEncoder:
         self._encoder = load_encoder(serialised)
         self._dtype = dtype
         self._cut: Callable[[str], list[str]] = words if _cuts_like_gpt2(serialised) else lambda text: [text]
-        self._cache: dict[str, bytes] = {}
+        self.cache: dict[str, bytes] = {}
+        """Tokens of the words encoded so far; emptied when their characters exceed `CACHE_CHARS`."""
         self._cached_chars = 0
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -53,13 +54,13 @@ class TextEncoder:
 
     def _encode_words(self, text_words: list[str]) -> bytes:
         if self._cached_chars > CACHE_CHARS:
-            self._cache.clear()
+            self.cache.clear()
             self._cached_chars = 0
-        new = list(set(text_words).difference(self._cache))
+        new = list(set(text_words).difference(self.cache))
         for word, encoding in zip(new, self._encoder.encode_batch_fast(new, add_special_tokens=False), strict=True):
-            self._cache[word] = np.array(encoding.ids, dtype=self._dtype).tobytes()
+            self.cache[word] = np.array(encoding.ids, dtype=self._dtype).tobytes()
             self._cached_chars += len(word)
-        return b"".join(map(self._cache.__getitem__, text_words))
+        return b"".join(map(self.cache.__getitem__, text_words))
 
 
 def words(text: str) -> list[str]:

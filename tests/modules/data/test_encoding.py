@@ -59,4 +59,4 @@ def test_a_full_cache_starts_anew(monkeypatch):
     texts = [f"word{number} other" for number in range(50)]
     tokens, _ = encoder.encode(texts)
     assert tokens.tolist() == [token for text in texts for token in TOKENIZERS["bpe"].encode(text)]
-    assert len(encoder._cache) < 10
+    assert len(encoder.cache) < 10
