@@ -49,7 +49,7 @@ DONE, FAILURE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (DESIGN, "Command line").
+    """Run one command and return its exit code, one of the five below `COMMANDS`.
 
     Args:
         argv: what follows the program's name; None takes it from sys.argv.

@@ -1,4 +1,4 @@
-"""What is imported for what (DESIGN, invariant 8)."""
+"""What is imported for what (CONTRIBUTING, invariant 8)."""
 
 import json
 import os

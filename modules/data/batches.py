@@ -1,4 +1,4 @@
-"""Batches of token windows, a function of (data, seed, step) that is divided among workers (DESIGN, invariant 1).
+"""Batches of token windows, a function of (data, seed, step) that is divided among workers (CONTRIBUTING, invariant 1).
 
 B sequences in a micro-batch, T positions, K positions that the masked objective predicts.
 """

@@ -66,7 +66,7 @@ class RayLauncher:
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=RunConfig(
                 name=job.run.name,
-                storage_path=ray_folder,  # Ray's own checkpoint transfer is not used (DESIGN, invariant 4)
+                storage_path=ray_folder,  # Ray's own checkpoint transfer is not used (CONTRIBUTING, invariant 4)
                 failure_config=FailureConfig(
                     max_failures=self._config.max_failures,
                     max_preemption_failures=-1 if max_preemptions is None else max_preemptions,

@@ -9,7 +9,7 @@ from orchestrator.configuration.faults import fault_mistakes
 
 
 def accumulation_steps(config: TrainingRunConfig, num_workers: int) -> int:
-    """Micro-batches that each of `num_workers` computes in a step (DESIGN, invariant 1)."""
+    """Micro-batches that each of `num_workers` computes in a step (CONTRIBUTING, invariant 1)."""
     return config.training.global_batch_size // (num_workers * micro_batch_size(config, num_workers))
 
 

@@ -30,7 +30,7 @@ _WHY_NOT_OTHERS = {
 
 def versions() -> Finding:
     """Compare the installed versions with the project's own ranges, then with the tested ones."""
-    installed = {name: _version(name) for name in TESTED}
+    installed = {name: installed_version(name) for name in TESTED}
     for name, bad in _MALICIOUS.items():
         if installed[name] in bad:
             return Finding(
@@ -45,7 +45,7 @@ def versions() -> Finding:
 
 
 def _compared(installed: dict[str, str]) -> Finding:
-    allowed = _allowed()
+    allowed = allowed_ranges()
     outside = [name for name, version in installed.items() if name in allowed and not _fits(version, allowed[name])]
     if outside:
         text = "; ".join(_refused(name, installed[name], allowed[name]) for name in outside)
@@ -62,7 +62,7 @@ def _refused(name: str, version: str, allowed: SpecifierSet) -> str:
     return f"{name} {version} is outside {allowed} (tested: {TESTED[name]}){why}"
 
 
-def _allowed() -> dict[str, SpecifierSet]:
+def allowed_ranges() -> dict[str, SpecifierSet]:
     """Return the ranges in pyproject.toml; none where the project is not installed but run from a checkout."""
     requirements = map(Requirement, _requirements())
     core = (one for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""}))
@@ -81,7 +81,8 @@ def _fits(version: str, allowed: SpecifierSet) -> bool:
     return allowed.contains(version, prereleases=True)
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Return the installed version of a distribution; None where there is none."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

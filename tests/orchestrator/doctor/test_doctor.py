@@ -295,7 +295,7 @@ def declared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> Finding:
     installed = {**packages.TESTED, **{name.replace("_", "-"): version for name, version in changed.items()}}
-    monkeypatch.setattr(packages, "_version", installed.__getitem__)
+    monkeypatch.setattr(packages, "installed_version", installed.__getitem__)
     return packages.versions()
 
 
@@ -305,8 +305,8 @@ def test_tested_versions_are_those_of_the_lock() -> None:
 
 
 def test_installed_versions_are_looked_up() -> None:
-    assert packages._version("rich") is not None
-    assert packages._version("no-such-package-at-all") is None
+    assert packages.installed_version("rich") is not None
+    assert packages.installed_version("no-such-package-at-all") is None
 
 
 def test_ranges_are_those_of_the_installed_project(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,13 +316,13 @@ def test_ranges_are_those_of_the_installed_project(monkeypatch: pytest.MonkeyPat
         "requires",
         lambda name: asked.append(name) or ["Py_Tz<3,>=2", "rich>=14; extra == 'dev'", "six; python_version >= '3'"],
     )
-    assert packages._allowed() == {"py-tz": SpecifierSet(">=2,<3"), "six": SpecifierSet()}
+    assert packages.allowed_ranges() == {"py-tz": SpecifierSet(">=2,<3"), "six": SpecifierSet()}
     assert asked == ["gpt-orchestrator"]
 
 
 @pytest.mark.usefixtures("declared")
 def test_every_compared_package_has_a_range_and_no_next_minor_release_where_a_reason_is_told() -> None:
-    ranges = packages._allowed()
+    ranges = packages.allowed_ranges()
     assert all(len(ranges[name]) > 0 and ranges[name].contains(version) for name, version in packages.TESTED.items())
     for name in packages._WHY_NOT_OTHERS:
         major, minor, *_ = packages.TESTED[name].split(".")
