@@ -1,4 +1,4 @@
-"""Which versions are installed, beside those that are allowed, those tested together, and those known to be bad."""
+"""Installed versions, compared with those allowed, those tested together, and those known to be bad."""
 
 import importlib.metadata
 
@@ -89,7 +89,7 @@ def _version(name: str) -> str | None:
 
 
 def _release(version: str) -> str:
-    """Return `2.13.0` of `2.13.0+cpu`: the build is the platform's."""
+    """Return `2.13.0` for `2.13.0+cpu`: the suffix names the platform's build."""
     return version.partition("+")[0]
 
 
