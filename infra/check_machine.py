@@ -1,10 +1,10 @@
-"""Says what a machine lacks before anything is installed. It runs on any Python 3."""
+"""Report what a machine lacks before anything is installed. It runs on any Python 3."""
 
 import sys
 
 
 def main():
-    """Print what is missing with the remedy; return how many things there are."""
+    """Print what is missing with the remedy; return their number."""
     if (3, 11) <= sys.version_info < (3, 13):
         return 0
     found = ".".join(map(str, sys.version_info[:2]))

@@ -1,7 +1,8 @@
-"""Counts the rooms of the house: files and lines of each, and which it imports from. `make rooms` runs it.
+"""Count the files and lines of each part of the project, and list the parts that it imports from (`make rooms`).
 
-A room is a folder or a loose file directly below `orchestrator/`, and `modules/` as a whole. An arrow is a pair of
-rooms, the first of which imports from the second. Imports for type checkers alone are left out, as the import rules do.
+A room is a folder or a single file directly below `orchestrator/`, or `modules/` as a whole. An arrow is a pair of
+rooms, the first of which imports from the second. Imports that only type checkers read are left out, as in the import
+rules.
 """
 
 import sys
@@ -29,8 +30,8 @@ def main() -> int:
     for room in rooms:
         files = files_of(room)
         lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
-        below = [end.removeprefix("orchestrator.") for start, end in arrows if start == room]
-        print(f"{room:32}{len(files):>6}{lines:>7}  {' '.join(below)}")
+        imported = [end.removeprefix("orchestrator.") for start, end in arrows if start == room]
+        print(f"{room:32}{len(files):>6}{lines:>7}  {' '.join(imported)}")
     both_ways = [pair for pair in arrows if pair[::-1] in arrows and pair[0] < pair[1]]
     num_imports = sum(imports[arrow] for arrow in arrows)
     print(f"{len(rooms)} rooms, {len(arrows)} arrows of {num_imports} imports, {len(both_ways)} pairs both ways")
@@ -38,7 +39,7 @@ def main() -> int:
 
 
 def room_of(module: str) -> str | None:
-    """Return the room that a module lies in; None for the package `orchestrator` itself."""
+    """Return the room that holds a module; None for the package `orchestrator` itself."""
     parts = module.split(".")
     if parts[0] == "modules":
         return "modules"
@@ -47,8 +48,8 @@ def room_of(module: str) -> str | None:
 
 def files_of(room: str) -> list[Path]:
     """Return the files of a room."""
-    place = ROOT / Path(*room.split("."))
-    return sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    path = ROOT / Path(*room.split("."))
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The only speaker of Hydra: arguments -> Hydra composes -> plain dict -> validated configuration -> command."""
+"""The only module that calls Hydra: arguments -> Hydra composes -> plain dict -> validated configuration -> command."""
 
 import contextlib
 import importlib
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """What a user types first; `orchestrator.commands.<name>.run` does it."""
+    """One command of the command line; `orchestrator.commands.<name>.run` executes it."""
 
     summary: str
     config: str
-    """Its class in orchestrator.configuration.commands; conf/<name>.yaml is its primary configuration."""
+    """Name of its class in orchestrator.configuration.commands; conf/<name>.yaml is its primary configuration."""
 
 
 COMMANDS = {
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, one of the five below `COMMANDS`.
 
     Args:
-        argv: what follows the program's name; None takes it from sys.argv.
+        argv: the arguments after the program's name; None takes them from sys.argv.
     """
     try:
         with _termination_unwinds():
@@ -89,7 +89,7 @@ def _failed(error: object, code: int) -> int:
 
 @contextlib.contextmanager
 def _termination_unwinds() -> Iterator[None]:
-    """Turn a notice of termination into an exception, so that what is open is closed, as Python does with Ctrl-C."""
+    """Raise SystemExit at a notice of termination, so that open resources are closed, as Python does for Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -149,7 +149,7 @@ def _unknown_command(name: str) -> str:
 
 def _run_command(name: str, arguments: list[str]) -> None:
     flags = _flags(name, arguments)
-    with _hydra(name, flags) as hydra, _plain_refusal():
+    with _hydra(name, flags) as hydra, _hydra_errors_in_one_line():
         session = _Session(hydra, name, flags)
         if flags.help:
             session.print_help()
@@ -175,23 +175,23 @@ def _parser(name: str) -> Any:
 
 def _flags(name: str, arguments: list[str]) -> "Namespace":
     flags = _parser(name).parse_intermixed_args(arguments)
-    flags.overrides = _spelt_out(name, flags.overrides)
+    flags.overrides = _with_show_rewritten(name, flags.overrides)
     if flags.experimental_rerun:
         raise UserError("--experimental-rerun reads a pickle, which runs code; give the command's own overrides again")
     if flags.resolve and not flags.cfg:
-        raise UserError("--resolve goes with --cfg")
+        raise UserError("--resolve needs --cfg")
     if sum(map(bool, (flags.run, flags.cfg, flags.multirun, flags.info, flags.shell_completion))) > 1:
         raise UserError("--run, --multirun, --cfg, --info and --shell-completion exclude each other; give one")
     return flags
 
 
-def _spelt_out(command: str, words: list[str]) -> list[str]:
-    """Return `runs show NAME` as `runs name=NAME`: Hydra takes fields alone, and people type the former."""
+def _with_show_rewritten(command: str, words: list[str]) -> list[str]:
+    """Return `runs show NAME` as `runs name=NAME`, since Hydra accepts nothing but fields."""
     if command != "runs" or words[:1] != ["show"]:
         return words
     names = [word for word in words[1:] if "=" not in word]
     fields = [word for word in words[1:] if "=" in word]
-    # as with any field that must be given, validation says so where no name is
+    # ??? marks a missing value: without a name, validation reports it as it does for any required field
     return [f"name={names[0] if names else '???'}", *names[1:], *fields]
 
 
@@ -219,7 +219,7 @@ def _hydra(name: str, flags: "Namespace") -> Iterator["Hydra"]:
 
 
 class _Session:
-    """One command's arguments, and what Hydra makes of them."""
+    """One command's arguments, and the configuration that Hydra composes from them."""
 
     def __init__(self, hydra: "Hydra", name: str, flags: "Namespace") -> None:
         from orchestrator.configuration import commands as config
@@ -242,15 +242,19 @@ class _Session:
 
         self._check_all()
         with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
-            # Hydra's sweeper writes its own record there, overrides included; the runs' folders are the commands'
+            # Hydra's sweeper writes its own record there, overrides included; the commands make the runs' folders
             own = [] if any(text.startswith("hydra.sweep.dir=") for text in self.overrides) else [folder]
             overrides = [*self.overrides, "hydra.mode=MULTIRUN", *(f"hydra.sweep.dir={path}" for path in own)]
-            with _same_logging_after():
-                logging.getLogger("hydra").setLevel(logging.WARNING)  # below, its launcher logs every override
+            with _restored_logging():
+                logging.getLogger("hydra").setLevel(logging.WARNING)  # below WARNING, its launcher logs every override
                 self.hydra.multirun(config_name=self.primary, task_function=self._run_one, overrides=overrides)
 
     def print_composed(self) -> None:
-        """Print what --cfg or --info ask for, unless a key in it does not exist."""
+        """Print what --cfg or --info requests.
+
+        Raises:
+            ConfigError: the configuration has a mistake other than a missing value.
+        """
         from orchestrator.configuration.mistakes import mistakes_in
 
         mistakes = self.mistakes + mistakes_in(self._composed(self.overrides), self.kind, missing_too=False)
@@ -261,7 +265,7 @@ class _Session:
             flags = self.flags
             self.hydra.show_cfg(**where, cfg_type=flags.cfg, package=flags.package, resolve=flags.resolve)
         else:
-            with _same_logging_after():
+            with _restored_logging():
                 self.hydra.show_info(self.flags.info, **where)
 
     def print_help(self) -> None:
@@ -308,7 +312,7 @@ class _Session:
         from hydra.types import RunMode
 
         try:
-            with _plain_refusal():
+            with _hydra_errors_in_one_line():
                 return _plain(self.hydra.compose_config(self.primary, list(overrides), RunMode.RUN))
         except ConfigError as error:
             raise ConfigError("\n".join([*self.mistakes, str(error)])) from error
@@ -342,8 +346,8 @@ def _start(name: str, config: "Config") -> None:
 
 
 @contextlib.contextmanager
-def _same_logging_after() -> Iterator[None]:
-    """Take back what is done to the loggers: --info prints through the root, as records of level DEBUG."""
+def _restored_logging() -> Iterator[None]:
+    """Restore the loggers afterwards: --info prints through the root logger, as records of level DEBUG."""
     root, hydra = logging.getLogger(), logging.getLogger("hydra")
     levels, handlers = (root.level, hydra.level), list(root.handlers)
     try:
@@ -355,8 +359,8 @@ def _same_logging_after() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_refusal() -> Iterator[None]:
-    """Say in one line why Hydra refuses."""
+def _hydra_errors_in_one_line() -> Iterator[None]:
+    """Turn an error of Hydra or OmegaConf into a ConfigError with its first line."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -368,7 +372,7 @@ def _plain_refusal() -> Iterator[None]:
 
 
 def _parsed(text: str) -> Any:
-    """Return what Hydra's grammar makes of `text`, or None."""
+    """Return the override that Hydra's grammar reads in `text`; None if it cannot be parsed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -390,7 +394,7 @@ def _plain(cfg: "DictConfig") -> Any:
 
 
 def _complete(arguments: list[str]) -> int:
-    """Answer the shell's question what may come next, or print what installs the asking."""
+    """Print the completions that the shell queries, or the script that installs completion."""
     words = os.environ.get("COMP_LINE", "").split(" ")
     if "query" not in "".join(arguments) or len(words) > 2:
         name = words[1] if len(words) > 1 and words[1] in COMMANDS else next(iter(COMMANDS))

@@ -1,10 +1,10 @@
-"""What can go wrong, by whose doing: a UserError is for the user to fix, any other for us or the system."""
+"""All errors, by cause: the user can fix a UserError; any other comes from this project or the system."""
 
 import signal
 
 
 class OrchestratorError(Exception):
-    """Base of all errors that are told in one short message without a traceback."""
+    """Base of all errors that are shown as one short message without a traceback."""
 
 
 class UserError(OrchestratorError):
@@ -12,19 +12,19 @@ class UserError(OrchestratorError):
 
 
 class ConfigError(UserError):
-    """Mistakes in the configuration, all of them, one line each."""
+    """All mistakes in the configuration, one line each."""
 
 
 class HardwareError(UserError):
-    """More, or other, hardware asked for than there is."""
+    """The configuration requests more, or other, hardware than there is."""
 
 
 class RunMismatchError(UserError):
-    """A run of this name exists with another recipe."""
+    """A run of this name with another recipe exists."""
 
 
 class LeaseError(UserError):
-    """Another driver runs this run."""
+    """Another driver is executing this run."""
 
 
 class ArtifactError(OrchestratorError):
@@ -36,7 +36,7 @@ class StorageError(OrchestratorError):
 
 
 class DamagedFileError(OrchestratorError):
-    """A small file of a run is empty, cut off or not what it should be; the message names it and the remedy."""
+    """A small file of a run is empty, truncated or malformed; the message names it and the remedy."""
 
 
 class MachineError(OrchestratorError):
@@ -48,10 +48,10 @@ class BadStepsError(OrchestratorError):
 
 
 class WorkerError(OrchestratorError):
-    """A worker failed: its own short message with rank and node.
+    """A worker failed; the message is the worker's own, with rank and node.
 
     Args:
-        message: What to show.
+        message: The message to show.
         details: The worker's traceback.
         is_final: A new attempt would fail in the same way.
     """
@@ -62,16 +62,16 @@ class WorkerError(OrchestratorError):
 
 
 def exit_code(signal_number: int) -> int:
-    """Return the exit code after a notice of termination: 130 for Ctrl-C, and 143 whichever other signal it was."""
+    """Return the exit code after a notice of termination: 130 for Ctrl-C, 143 for any other signal."""
     return 128 + (signal_number if signal_number == signal.SIGINT else signal.SIGTERM)
 
 
 class StoppedError(OrchestratorError):
-    """A run ended before its time on a notice of termination, after a last checkpoint."""
+    """A notice of termination ended the run early, after a last checkpoint."""
 
     def __init__(self, signal_number: int, step: int) -> None:
         name = signal.Signals(signal_number).name
-        super().__init__(f"{name}: saved after step {step} and stopped; the same command goes on from there")
+        super().__init__(f"{name}: saved after step {step} and stopped; the same command continues from there")
         self.signal_number, self.step = signal_number, step
 
     def __reduce__(self) -> tuple[type["StoppedError"], tuple[int, int]]:
@@ -79,10 +79,10 @@ class StoppedError(OrchestratorError):
 
 
 class MovedError(OrchestratorError):
-    """The workers have saved and end, so that others go on with the run."""
+    """The workers have saved and now end, so that other workers can continue the run."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"saved after step {step}; the run goes on with other workers")
+        super().__init__(f"saved after step {step}; the run continues with other workers")
         self.step = step
 
     def __reduce__(self) -> tuple[type["MovedError"], tuple[int]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from worker_pool import Pools
 
-# on a busy machine each kernel of two threads costs a time slice; it is read when torch is imported
+# on a busy machine each kernel of two threads costs a time slice; torch reads the variable when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# W&B otherwise reports on itself to its makers, from whatever is tested here
+# otherwise W&B's client reports its own errors to its makers, also from these tests
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -19,7 +19,7 @@ _NO_SHARED_DATA = "needs ../shared/data"
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may have a W&B account: nothing is sent to it."""
+    """Hide the W&B account of the user who runs the tests, so that nothing is sent to it."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -33,7 +33,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def pools() -> Iterator[Pools]:
-    """Workers that train for all tests: a group of them takes ten seconds to start."""
+    """Yield the worker pools that all tests share, since a pool takes ten seconds to start."""
     pools = Pools()
     yield pools
     pools.close()
@@ -53,7 +53,7 @@ def shared_file() -> Callable[[str], Path]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Count what did not run, in a line for each reason: a skipped test has shown nothing."""
+    """Print the number of skipped tests for each reason, since a skipped test has shown nothing."""
     reasons = Counter(str(report.longrepr[-1]) for report in terminalreporter.stats.get("skipped", []))
     for reason, number in reasons.items():
         terminalreporter.write_line(f"not run: {number} test{'s' if number > 1 else ''} ({reason})", yellow=True)

@@ -1,1 +1,1 @@
-"""Answers: what has been made, and is it whole?"""
+"""Answers: which artifacts exist, and are they complete?"""

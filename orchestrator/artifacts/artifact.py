@@ -70,10 +70,10 @@ def digest_folder(folder: Path) -> dict[str, FileEntry]:
 
 
 def publish(storage: Storage, local_folder: Path, name: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes a local folder the committed artifact `name`, and returns its manifest.
+    """Make a local folder the committed artifact `name`, and return its manifest.
 
-    What is committed already stays, and the folder is not used. In a local store the folder is moved, not copied
-    (across file systems it is copied): do not use it afterwards.
+    An artifact that is committed already stays as it is, and the folder is not used. In a local store the folder is
+    moved, not copied (across file systems it is copied): do not use it afterwards.
 
     Args:
         local_folder: a finished folder, from `staging_folder`.
@@ -92,7 +92,7 @@ def publish(storage: Storage, local_folder: Path, name: str, extra: Mapping[str,
 
 
 def commit(storage: Storage, name: str, files: Mapping[str, FileEntry], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Commits files that are already in place: writes the manifest, then COMMITTED; returns the manifest.
+    """Commit files that are already in place: write the manifest, then COMMITTED; return the manifest.
 
     Args:
         files: every file of the artifact by its name below `name`; other files there are never read.
@@ -105,7 +105,7 @@ def commit(storage: Storage, name: str, files: Mapping[str, FileEntry], extra: M
 def write_manifest(
     storage: Storage, name: str, files: Mapping[str, FileEntry], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes the manifest of artifact `name`, which counts only after `write_commit`."""
+    """Write the manifest of artifact `name`, which is valid only after `write_commit`."""
     for file in files:
         _check_name(file)
     manifest = {**extra, "files": {file: asdict(files[file]) for file in sorted(files)}}
@@ -114,14 +114,14 @@ def write_manifest(
 
 
 def write_commit(storage: Storage, name: str) -> dict[str, Any]:
-    """Commits artifact `name`, whose files and manifest are in place."""
+    """Commit artifact `name`, whose files and manifest are in place."""
     data = storage.read_bytes(f"{name}/{MANIFEST}")
     storage.write_bytes(f"{name}/{COMMITTED}", f"{digest_bytes(data).xxh3_128}\n".encode())
     return json.loads(data)
 
 
 def is_committed(storage: Storage, name: str) -> bool:
-    """Whether `name` has a whole manifest with its commit; the files themselves are not looked at."""
+    """Return whether `name` has an intact manifest and its commit; the files themselves are not checked."""
     try:
         read_manifest(storage, name)
     except ArtifactError:
@@ -130,7 +130,7 @@ def is_committed(storage: Storage, name: str) -> bool:
 
 
 def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
-    """The manifest of artifact `name`; its files are not looked at.
+    """Return the manifest of artifact `name`; its files are not checked.
 
     Raises:
         ArtifactError: it is not committed, or the manifest is damaged or names a file outside of the artifact.
@@ -164,7 +164,7 @@ def verify(storage: Storage, name: str) -> dict[str, Any]:
 
 
 def file_entries(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
-    """The files of a manifest."""
+    """Return the entry of each file of a manifest, by name."""
     return {file: FileEntry(**entry) for file, entry in manifest["files"].items()}
 
 
@@ -193,7 +193,7 @@ def local_copy(storage: Storage, name: str, cache: Path) -> Path:
 
 
 def remove(storage: Storage, name: str) -> None:
-    """Removes artifact `name`, its commit first, so that a half-removed one is never read."""
+    """Remove artifact `name`, its commit first, so that a partly removed artifact is never read."""
     storage.remove(f"{name}/{COMMITTED}")
     storage.remove(name)
 
@@ -279,7 +279,7 @@ def _parsed(data: bytes, url: str) -> dict[str, Any]:
 
 
 def _check_name(file: str) -> None:
-    """Raises ArtifactError for a name that could lead out of the artifact, on any system."""
+    """Raise ArtifactError for a name that could lead out of the artifact, on any system."""
     parts = file.split("/")
     if not file or "\\" in file or "\0" in file or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
         raise ArtifactError(f"{MANIFEST} names {file!r}, which leads out of the artifact")

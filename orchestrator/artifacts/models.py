@@ -22,7 +22,7 @@ _NEEDED = ["config.json", "*.safetensors", "model.safetensors.index.json", "toke
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in evaluation mode, on the GPU if there is one, with what it was trained by."""
+    """A model in evaluation mode, on the GPU if there is one, with its tokenizer and its recipe."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -32,7 +32,7 @@ class TrainedModel:
 
     @property
     def knows_mask(self) -> bool:
-        """Whether it has a row for the mask token: models from elsewhere mostly have none."""
+        """Whether the model has a row for the mask token; models trained elsewhere mostly have none."""
         return self.tokenizer.mask_id < self.model.vocab_size
 
     @property
@@ -73,10 +73,10 @@ def _local_folder(path: str) -> Path:
 
 
 def _plain_copy(storage: Storage, name: str) -> Path:
-    """Return a folder that somebody else made, which has no manifest to check."""
-    place = storage.local_path(name)
-    if place is not None:
-        return place
+    """Return the path of a local folder without a manifest, which this project did not make and cannot check."""
+    path = storage.local_path(name)
+    if path is not None:
+        return path
     raise UserError(
         f"model.path={storage.url(name)}: not committed by orchestrator; download it and name the local folder"
     )
@@ -89,6 +89,6 @@ def _from_hub(name: str) -> Path:
         raise UserError(f"model.path={name}: no such folder; for hub names: pip install huggingface_hub") from None
     try:
         return Path(snapshot_download(name, allow_patterns=_NEEDED))
-    except Exception as error:  # the hub client and the HTTP stack below it raise a score of unrelated types
+    except Exception as error:  # the hub client and the HTTP stack below it raise many unrelated types
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UserError(f"model.path={name}: no such folder, and the hub does not give it: {reason[0]}") from None
+        raise UserError(f"model.path={name}: no such folder, and the hub does not provide it: {reason[0]}") from None

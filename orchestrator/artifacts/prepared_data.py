@@ -18,12 +18,12 @@ from orchestrator.storage.input_files import find_files
 from orchestrator.storage.store import Storage
 
 _FORMAT = 2
-"""Changes with what the same text and settings give, manifest included."""
+"""Must change whenever the same text and settings give another result, manifest included."""
 
 
 @dataclass(frozen=True)
 class DataRequirements:
-    """What a model asks of its data."""
+    """What a model requires of its data."""
 
     max_vocab_size: int | None = None
     """The model's vocabulary; None where it follows the tokenizer's."""
@@ -31,7 +31,7 @@ class DataRequirements:
     """Tokens of a sample; None where nothing is trained."""
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Refuse data that does not fit, by the `facts` in its manifest.
+        """Raise an error if the data, by the `facts` in its manifest, does not fit.
 
         Raises:
             ConfigError: the tokenizer is larger than the model's vocabulary.
@@ -53,7 +53,7 @@ def prepared_data(
     """Return the name of the prepared data; make it first if it is not there.
 
     Args:
-        progress: Is given the bytes to read, and gives what receives the progress.
+        progress: Takes the number of bytes to read; returns the callback that receives the progress.
 
     Raises:
         UserError, InputError: the text cannot be used, or does not fit the requirements; nothing is left behind.
@@ -85,20 +85,20 @@ def _facts(folder: Path) -> dict[str, Any]:
 def data_recipe(
     data: DataConfig, tokenizer: TokenizerConfig, files: Sequence[Any], tokenizer_file: bytes | None
 ) -> dict[str, Any]:
-    """Return what decides the tokens: the text's identity, the settings, and the version of the format."""
+    """Return what determines the tokens: the text's identity, the settings, and the version of the format."""
     return {
         "command": "prepare",
         "format": _FORMAT,
         "data": identity(data),
         "tokenizer": identity(tokenizer),
         "tokenizer_file": artifact.digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
-        # by content and not by place, so that the same text prepared elsewhere is the same data
+        # by content and not by path, so that the same text prepared elsewhere is the same data
         "files": [[PurePosixPath(file.name).name, file.identity()] for file in files] or list(data.path),
     }
 
 
 def check_vocab_size(vocab_size: int, max_vocab_size: int | None) -> None:
-    """Refuse a tokenizer that the model has no rows for.
+    """Raise an error if the tokenizer has tokens for which the model has no rows.
 
     Raises:
         ConfigError: the tokenizer is larger than the model's vocabulary.

@@ -1,4 +1,4 @@
-"""Recipes: the settings that decide what an artifact contains, and their fingerprint."""
+"""Recipes: the settings that determine what an artifact contains, and their fingerprint."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from modules.config import Config, Role
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Return the settings that decide what comes out, as plain data: every field that is marked `Identity`.
+    """Return the settings that determine the result, as plain data: every field that is marked `Identity`.
 
-    A group of fields is a dict of its own, and left out if it has none. The identity of each `Input` is for the caller
-    to add: it takes a look at the input itself.
+    A group of fields is a dict of its own, left out if it is empty. The caller adds the identity of each `Input`,
+    which can only be found by reading the input itself.
     """
     values = config.model_dump(mode="json")
     found: dict[str, Any] = {}
@@ -25,5 +25,5 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def fingerprint(recipe: dict[str, Any]) -> str:
-    """Return 16 hexadecimal digits that stand for a recipe."""
+    """Return 16 hexadecimal digits that identify a recipe."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Folders in the making: hidden beside their place, locked while somebody writes, gone when nobody does."""
+"""Staging folders: hidden beside the final path, locked while their process writes, removed afterwards."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ from orchestrator.storage.errors import explain
 from orchestrator.storage.store import Storage
 
 STAGING_PREFIX = ".staging-"
-"""Readers ignore names that start so."""
+"""Readers ignore names that start with this."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
@@ -24,20 +24,20 @@ _ABANDONED_AFTER_SECONDS = 60
 
 @contextmanager
 def staging_folder(storage: Storage, name: str) -> Iterator[Path]:
-    """Gives an empty local folder to write artifact `name` into, for `publish` to take over.
+    """Yield an empty local folder to write artifact `name` into, for `publish` to take over.
 
-    It lies beside the place when the store is local, so that publishing is a rename, else in the system's
-    temporary folder. It is gone afterwards unless published, as are the parents made for it when they are empty,
-    and so are those that killed processes left behind.
+    In a local store it is beside the final path, so that publishing is a rename; else it is in the system's
+    temporary folder. Afterwards it is removed unless published, as are parents made for it that are empty. The
+    staging folders of this artifact that killed processes left behind are removed first.
     """
-    place = storage.local_path(name)
-    if place is None:
+    path = storage.local_path(name)
+    if path is None:
         with tempfile.TemporaryDirectory(prefix="gpt-orchestrator-") as folder:
             yield Path(folder)
         return
-    _remove_abandoned(place)
-    missing = [parent for parent in place.parents if not parent.exists()]
-    folder = place.parent / f"{STAGING_PREFIX}{place.name}-{uuid.uuid4().hex[:8]}"
+    _remove_abandoned(path)
+    missing = [parent for parent in path.parents if not parent.exists()]
+    folder = path.parent / f"{STAGING_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}"
     try:
         with _explained(storage.url(name), (*_FULL, *_DENIED)):
             folder.mkdir(parents=True)
@@ -64,7 +64,7 @@ def _explained(url: str, fixed_by_user: tuple[int, ...]) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # Some network file systems have no locks; there, nothing is found to be abandoned either.
+        # Some network file systems have no locks; on them no folder is ever taken for abandoned.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -72,16 +72,16 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_abandoned(place: Path) -> None:
-    """Removes what killed processes left beside `place`: a lock dies with its process."""
-    for folder in place.parent.glob(f"{STAGING_PREFIX}{place.name}-*"):
+def _remove_abandoned(path: Path) -> None:
+    """Remove the staging folders that killed processes left beside `path`: a lock ends with its process."""
+    for folder in path.parent.glob(f"{STAGING_PREFIX}{path.name}-*"):
         with suppress(OSError):
             if _is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_abandoned(folder: Path) -> bool:
-    # A folder is locked a moment after it is made.
+    # A new folder is not locked yet: that happens a moment after it is made.
     if time.time() - folder.stat().st_mtime < _ABANDONED_AFTER_SECONDS:
         return False
     descriptor = os.open(folder, os.O_RDONLY)

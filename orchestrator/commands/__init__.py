@@ -1,1 +1,1 @@
-"""Answers: what happens when I type this? One file a command, each with `run(config)`."""
+"""Answers: what does each command do? One file per command, each with `run(config)`."""

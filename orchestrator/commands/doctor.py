@@ -18,7 +18,7 @@ def run(config: DoctorConfig) -> None:
     """Show a line for each check, with the remedy.
 
     Raises:
-        MachineError: some check has failed.
+        MachineError: a check has failed.
     """
     limit_seconds = LIMIT_SECONDS + (toolchain.BUILD_SECONDS if config.build else 0)
     failed = show_findings(run_checks(_checks(config), limit_seconds))

@@ -15,7 +15,7 @@ from orchestrator.training.evaluation import Windows, compression, evaluate
 
 
 def run(config: EvaluateConfig) -> None:
-    """Load the model, find or prepare the text, and show the figures."""
+    """Load the model, find or prepare the text, and show the metrics."""
     trained = load_model(config.model.path)
     stream = _text(config, trained)
     trained_length = trained.recipe.get("training", {}).get("sequence_length")

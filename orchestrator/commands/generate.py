@@ -11,7 +11,7 @@ from orchestrator.display.results import show_samples, stream_text
 
 
 def run(config: GenerateConfig) -> None:
-    """Load the model and show the continuations; a single one as it comes."""
+    """Load the model and show the continuations; a single one is streamed token by token."""
     trained = load_model(config.model.path)
     prompt_ids = trained.tokenizer.encode(config.prompt) or [trained.tokenizer.end_of_text_id]
     tokens = sample(trained.model, prompt_ids, _sampling(config, trained))
@@ -35,7 +35,7 @@ def _sampling(config: GenerateConfig, trained: TrainedModel) -> Sampling:
 
 
 def _growing_text(trained: TrainedModel, tokens: Iterator[Tensor]) -> Iterator[str]:
-    """Yield what each token adds to the text; a character that is not complete yet waits for its last byte."""
+    """Yield the text that each token adds; an incomplete character is held back until its last byte."""
     ids: list[int] = []
     shown = ""
     for step in tokens:

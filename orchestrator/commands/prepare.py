@@ -8,7 +8,7 @@ from orchestrator.storage.store import Storage
 
 
 def run(config: PrepareConfig) -> None:
-    """Prepare the data, or find it prepared, and say where it is."""
+    """Prepare the data unless that is done already, and print its URL."""
     storage = Storage(config.storage.root)
     with prepare_progress() as progress:
         name = prepared_data(storage, config.data, config.tokenizer, DataRequirements(), progress)

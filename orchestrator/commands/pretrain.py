@@ -19,7 +19,7 @@ from orchestrator.training.pretraining import PreparedText
 
 
 def run(config: PretrainConfig) -> None:
-    """Prepare the data, train, and show what came of it; a run that is complete is only shown."""
+    """Prepare the data, train and show the results; for a complete run only show them."""
     storage = Storage(config.storage.root)
     launcher = launcher_for(config)
     requirements = DataRequirements(
@@ -35,17 +35,17 @@ def run(config: PretrainConfig) -> None:
             events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})
             launcher.launch(_job(config, storage, this_run, data_name), events.and_then(display))
     spent = goodput(EventLog(storage, this_run.folder).read())
-    show_results(this_run.name, this_run.metrics(storage) or {}, spent, _places(storage, this_run))
+    show_results(this_run.name, this_run.metrics(storage) or {}, spent, _locations(storage, this_run))
 
 
 def _job(config: PretrainConfig, storage: Storage, this_run: Run, data_name: str) -> Job:
-    """Return what workers need; they may start in other folders, so the root is made absolute."""
+    """Return the job for the workers; they may start in other folders, so the root is made absolute."""
     absolute = config.model_copy(update={"storage": StorageConfig(root=storage.url())})
     return Job(absolute, this_run, PreparedText(data_name, config))
 
 
-def _places(storage: Storage, this_run: Run) -> list[str]:
-    """Return where everything lies, and how to look at it."""
+def _locations(storage: Storage, this_run: Run) -> list[str]:
+    """Return lines that say where everything is and how to view it."""
     model = storage.url(this_run.model_name)
     return [
         f"model: {model}",

@@ -17,7 +17,7 @@ def run(config: RunsConfig) -> None:
     storage = Storage(config.storage.root)
     if config.name is not None:
         state = _named(storage, config.name)
-        show_run(state, checkpoints_of(storage, config.name), _places(storage, state.run))
+        show_run(state, checkpoints_of(storage, config.name), _locations(storage, state.run))
     elif states := read_runs(storage):
         show_runs(states)
     else:
@@ -26,7 +26,7 @@ def run(config: RunsConfig) -> None:
 
 def _named(storage: Storage, name: str) -> RunState:
     names = folder_names(storage)
-    # only a child of the folder: a model's folder, deeper down, has a recipe, too
+    # only direct children of the folder are runs: a model's folder, deeper down, also has a recipe
     state = read_run(storage, name) if name in names else None
     if state is None:
         near = nearest(name, [other for other in names if other != name])
@@ -35,8 +35,8 @@ def _named(storage: Storage, name: str) -> RunState:
     return state
 
 
-def _places(storage: Storage, this_run: Run) -> list[str]:
-    """Return where the model, the figures and W&B's data lie, as far as they are there."""
+def _locations(storage: Storage, this_run: Run) -> list[str]:
+    """Return lines that say where the model, the metrics and W&B's data are, as far as they exist."""
     has_model = artifact.is_committed(storage, this_run.model_name)
     has_metrics = storage.exists(this_run.metrics_name)
     return [
@@ -47,6 +47,6 @@ def _places(storage: Storage, this_run: Run) -> list[str]:
 
 
 def _wandb_data(storage: Storage, this_run: Run) -> str:
-    """Return where the data of a run lies that has not told it yet: it does so when it ends."""
+    """Return the line about W&B's data for a run that has not recorded where it is: a run does so when it ends."""
     folder = (storage.local_path(this_run.folder) or cache_folder() / this_run.folder) / "wandb"
     return f"W&B data: {folder if folder.is_dir() else 'none on this machine'}"

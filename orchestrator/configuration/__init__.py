@@ -1,1 +1,1 @@
-"""Answers: what may be asked for?"""
+"""Answers: which settings does each command have, and which values are valid?"""

@@ -19,7 +19,7 @@ _FLAGS = {
     "--info defaults-tree": "print where the configuration comes from and stop (also defaults, searchpath, all)",
     "--multirun, -m": "run every combination of FIELD=a,b,c",
     "--config-dir FOLDER": "look for options in your own folder, too: FOLDER/model/mine.yaml for model=mine",
-    "--hydra-help": "what Hydra itself takes",
+    "--hydra-help": "print the help of Hydra itself",
 }
 
 
@@ -32,14 +32,14 @@ def print_help(
         name: the command.
         summary: what it does.
         kind: its configuration class.
-        raw: the values composed from what was typed beside --help.
+        raw: the values composed from the other arguments.
         groups: its groups.
-        folders: where options are kept, the first that has one wins.
+        folders: folders with options; the first that has an option wins.
     """
     console = Console(highlight=False, soft_wrap=False)
     console.print(f"orchestrator {name}: {summary}.\n\nUsage: orchestrator {name} [GROUP=OPTION ...] [FIELD=VALUE ...]")
     if groups.chosen:
-        console.print("\nGroups: GROUP=OPTION takes another option than that marked *", markup=False)
+        console.print("\nGroups: GROUP=OPTION selects an option; * marks the present one", markup=False)
         console.print(_options(groups, folders))
     console.print("\nFields: FIELD=VALUE changes a value; ??? must be given")
     console.print(_fields(kind, raw))

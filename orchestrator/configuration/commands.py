@@ -39,7 +39,7 @@ class PrepareConfig(Config):
 
 
 class TrainingRunConfig(Config):
-    """What every command that trains has, whatever is learned."""
+    """The settings of every command that trains, whatever the objective."""
 
     run: RunConfig = RunConfig()
     storage: StorageConfig = StorageConfig()
@@ -52,7 +52,7 @@ class TrainingRunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     faults: FaultsConfig | None = None
-    """Null orders none."""
+    """Null injects no fault."""
 
 
 class PretrainConfig(TrainingRunConfig, PrepareConfig):
@@ -117,7 +117,7 @@ class RunsConfig(Config):
 
 
 class DoctorConfig(Config):
-    """`orchestrator doctor`: what a run would find on this machine, in its store and at its services."""
+    """`orchestrator doctor`: checks of what a run needs from this machine, the store and the services."""
 
     fix: Runtime[bool] = False
     """Remove the locks that killed compiles have left."""

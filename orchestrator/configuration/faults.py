@@ -1,4 +1,4 @@
-"""Faults to order: what may be broken on purpose, when, and the rules about it."""
+"""Injected faults: what a run may break on purpose, when, and the rules about it."""
 
 from typing import Literal
 
@@ -18,34 +18,34 @@ FaultKind = Literal[
 ]
 
 SAVE_KINDS = ("fail_upload", "full_disk")
-"""Those that strike a save; all others strike within a step."""
+"""Kinds that happen during a save; all others happen within a step."""
 
 
 class FaultsConfig(Config):
-    """One fault that a run brings upon itself, to rehearse what becomes of it."""
+    """One fault that a run injects into itself, to test the recovery."""
 
     kind: Runtime[FaultKind]
     """What goes wrong; the group's options say it in full."""
     at_step: Runtime[PositiveInt]
-    """It fires within this step, counted from 1, or as soon after as it can; of saves it strikes the next one."""
+    """It happens in this step, counted from 1, or as soon as possible after it; in saves, in the next one."""
     rank: Runtime[NonNegativeInt] = 0
-    """The worker that it strikes."""
+    """The worker in which it happens."""
     times: Runtime[PositiveInt] = 1
-    """It fires so often in the life of the run, whatever restarts; at most once a step or save."""
+    """How many times it happens in the whole run, restarts included; at most once per step or save."""
 
     @property
     def damages_checkpoint(self) -> bool:
-        """Whether a checkpoint that is there is spoilt."""
+        """Whether the fault damages an existing checkpoint."""
         return self.kind in ("truncate_checkpoint", "flip_bit")
 
     @property
     def fails_saves(self) -> bool:
-        """Whether the store refuses what a save writes."""
+        """Whether the fault makes the store refuse the writes of a save."""
         return self.kind in SAVE_KINDS
 
 
 def fault_mistakes(faults: FaultsConfig, worker_counts: range, num_steps: int, keep_last: int) -> list[str]:
-    """Return why an ordered fault could not happen, or could not be survived, one line each.
+    """Return the reasons why the fault could not happen or the run could not survive it, one line each.
 
     Args:
         worker_counts: Every number of workers that the run may have.
@@ -55,18 +55,18 @@ def fault_mistakes(faults: FaultsConfig, worker_counts: range, num_steps: int, k
     fewest, lines = min(worker_counts), []
     if faults.rank >= fewest:
         lines.append(
-            f"faults.rank={faults.rank}: the run may have {fewest} worker{'s' if fewest > 1 else ''}, of rank "
+            f"faults.rank={faults.rank}: the run may have {fewest} worker{'s' if fewest > 1 else ''}, with rank "
             f"{'0' if fewest == 1 else f'0 to {fewest - 1}'}; choose one of them or raise cluster.num_workers"
         )
     if faults.at_step >= num_steps:
         lines.append(f"faults.at_step={faults.at_step}: must be below training.num_steps ({num_steps})")
     if faults.kind == "stop_rank" and fewest == 1:
         lines.append(
-            "faults=stop_rank: nobody finds a single worker that has stopped; set cluster.num_workers=2 or more"
+            "faults=stop_rank: a single worker that has stopped is never detected; set cluster.num_workers=2 or more"
         )
     if faults.damages_checkpoint and keep_last < 2:
         lines.append(
-            f"faults={faults.kind}: the run goes on from the checkpoint before the damaged one, and "
+            f"faults={faults.kind}: the run continues from the checkpoint before the damaged one, and "
             f"checkpoint.keep_last={keep_last} keeps none; set it to 2 or more"
         )
     return lines

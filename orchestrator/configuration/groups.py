@@ -68,11 +68,11 @@ class ClusterConfig(Config):
     max_failures: Runtime[NonNegativeInt] = 3
     """Restarts from the last checkpoint after lost or killed workers; the next one fails the run."""
     max_preemptions: Runtime[NonNegativeInt | None] = None
-    """Restarts after nodes that their owner took away, counted apart (Ray only); null allows any number."""
+    """Restarts after preempted nodes, counted separately (Ray only); null allows any number."""
     resize_interval_seconds: Runtime[PositiveFloat] = 60
-    """With `[min,max]`, how often it is looked whether the cluster has room for another number of workers."""
+    """With `[min,max]`, how often to check whether the cluster has room for another number of workers."""
     hang_timeout_seconds: Runtime[PositiveFloat] = 600
-    """A worker without a finished step for so long is taken for hung; it must outlast a save and a validation."""
+    """A worker that finishes no step for this long is considered hung; it must outlast a save and a validation."""
     address: Runtime[str | None] = None
     """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
 
@@ -103,44 +103,44 @@ class CheckpointConfig(Config):
     """When and how the training state is saved, and how much of it is kept."""
 
     mode: Runtime[Literal["sync", "async"]] = "async"
-    """`async`: training waits for a copy in memory, as large as a worker's part; `sync`: for the store, without one."""
+    """`async`: training waits for a copy in memory, as large as a worker's part; `sync`: for the store, no copy."""
     interval: Runtime[Literal["steps", "auto"]] = "steps"
-    """`steps`: every `interval_steps`; `auto`: as often as the measured cost of a save and the faults advise."""
+    """`steps`: every `interval_steps`; `auto`: computed from the measured cost of a save and the rate of faults."""
     interval_steps: Runtime[PositiveInt] = 250
     """Save every this many steps, and at the end."""
     mtbf_seconds: Runtime[PositiveFloat | None] = None
-    """Mean time between faults, for interval=auto; null takes what the run has seen, at first a day."""
+    """Mean time between faults, for interval=auto; null measures it in the run, at first one day."""
     keep_last: Runtime[PositiveInt] = 2
     """Newest checkpoints that are kept."""
     keep_every_steps: Runtime[PositiveInt | None] = None
     """Checkpoints at multiples of this many steps are kept for good."""
     keep_best: Runtime[NonNegativeInt] = 0
-    """So many checkpoints with the best `best_metric` are kept, of those with a validation after their step."""
+    """This many checkpoints with the best `best_metric` are kept, of those with a validation after their step."""
     best_metric: Runtime[Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]] = (
         "val/loss_clm"
     )
     """What decides which checkpoints are best."""
     max_failed_saves: Runtime[NonNegativeInt] = 3
-    """Saves in a row that may fail, each one told; the next fails the run, and the last save of a run must not."""
+    """Saves in a row that may fail, each one reported; the next failed save, or a failed last save, fails the run."""
     grace_seconds: Runtime[PositiveFloat] = 60
-    """After a notice of termination the workers have this long for the step in hand and a last checkpoint."""
+    """Time after a notice of termination for the current step and a last checkpoint."""
 
 
 LEAST_NORMS = 20
-"""Gradient norms below which nothing is known of their spread."""
+"""Fewest gradient norms from which their standard deviation is estimated."""
 
 
 class GuardConfig(Config):
-    """Which steps are skipped as bad; one whose loss or gradient is not finite always is."""
+    """Which steps are skipped as bad; one whose loss or gradient is not finite is always skipped."""
 
     spike_sigma: Identity[PositiveFloat | None] = None
-    """Skip a step whose gradient norm lies this many standard deviations above the mean; null skips none so."""
+    """Skip a step whose gradient norm is this many standard deviations above the mean; null: never."""
     window_steps: Identity[Annotated[int, Field(ge=LEAST_NORMS)]] = 100
-    """Mean and deviation are taken over this many good steps before; below 20 of them none is a spike."""
+    """Mean and deviation are of this many earlier good steps; with fewer than 20, no step is a spike."""
     max_consecutive: Runtime[PositiveInt] = 20
-    """After so many skipped steps in a row the run goes back."""
+    """This many skipped steps in a row cause a rollback."""
     max_rollbacks: Runtime[NonNegativeInt] = 3
-    """So often the run goes back to a checkpoint and passes over the data since; then it fails."""
+    """Number of rollbacks to a checkpoint, each skipping the data since then; after them the run fails."""
 
 
 class TrackingConfig(Config):
@@ -151,7 +151,7 @@ class TrackingConfig(Config):
     project: Runtime[str] = "gpt-orchestrator"
     """The W&B project."""
     entity: Runtime[str | None] = None
-    """The W&B user or team; null takes the key's own."""
+    """The W&B user or team; null takes the owner of the API key."""
     tags: Runtime[tuple[str, ...]] = ()
     """Tags of the W&B run."""
     group: Runtime[str | None] = None

@@ -1,4 +1,4 @@
-"""Validates what was composed, and says every mistake in plain words: path, value, rule and remedy."""
+"""Validation of the composed values, with a line for every mistake: path, value, rule and remedy."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 Path = tuple[str | int, ...]
 
 MISSING = "???"
-"""What Hydra puts where a value must be given."""
+"""Hydra's mark for a value that must be given."""
 
 _RULES = {
     "int": "must be a whole number",
@@ -45,9 +45,9 @@ def validated(raw: Mapping[str, Any], kind: type[AnyConfig], *, earlier: Sequenc
     """Return the configuration that `raw` holds.
 
     Args:
-        raw: composed values; MISSING stands for what must still be given.
+        raw: composed values; MISSING marks those that must still be given.
         kind: the command's configuration class.
-        earlier: mistakes that are known already, told together with those found here.
+        earlier: mistakes that are known already, reported before those found here.
 
     Raises:
         ConfigError: with every mistake, one line each.
@@ -63,7 +63,7 @@ def mistakes_in(raw: Mapping[str, Any], kind: type[Config], *, missing_too: bool
     missing = list(_missing(raw))
     lines = [_missing_line(path, kind) for path in missing] if missing_too else []
     unknown = [error for error in _errors(raw, kind) if error["type"] == "extra_forbidden"]
-    # rules that join fields speak only once every field is known
+    # pydantic checks rules that join fields only in the absence of unknown fields
     known = _without(raw, {_path(error, raw) for error in unknown})
     errors = [error for error in _errors(known, kind) if _path(error, known) not in missing]
     lines += _lines(unknown, raw, kind) + _lines(errors, known, kind)
@@ -117,7 +117,7 @@ def _lines(errors: list[ErrorDetails], raw: Mapping[str, Any], kind: type[Config
 
 
 def _path(error: ErrorDetails, raw: Mapping[str, Any]) -> Path:
-    """Return where the error lies in `raw`; pydantic's location also names the alternatives of a union."""
+    """Return the path of the error in `raw`; pydantic's location also names the alternatives of a union."""
     path: Path = ()
     value: Any = raw
     for part in error["loc"]:
@@ -130,7 +130,7 @@ def _path(error: ErrorDetails, raw: Mapping[str, Any]) -> Path:
 
 
 def _of_fitting_alternatives(errors: list[ErrorDetails], raw: Mapping[str, Any]) -> list[ErrorDetails]:
-    """Drop what pydantic says of the list form of a field that was given one value, and the other way round."""
+    """Drop pydantic's errors about the list form of a field that was given one value, and the reverse."""
 
     def fits(error: ErrorDetails) -> bool:
         tag = next((str(part) for part in error["loc"] if str(part).startswith(("tuple[", "constrained-"))), "")
@@ -139,7 +139,7 @@ def _of_fitting_alternatives(errors: list[ErrorDetails], raw: Mapping[str, Any])
 
     found = [error for error in errors if fits(error)]
     outer = {error["loc"][:length] for error in found for length in range(len(error["loc"]))}
-    # pydantic leaves bad items out, and then calls the list too short, too
+    # pydantic drops invalid items, and then also reports the list as too short
     return [error for error in found if error["type"] != "too_short" or error["loc"] not in outer]
 
 
@@ -182,7 +182,7 @@ def _unknown_key(path: Path, kind: type[Config]) -> str:
 
 
 def _own_rule(message: str, path: Path, raw: Mapping[str, Any]) -> tuple[str, str]:
-    """Move the field and the value that our own rule's message begins with to the front."""
+    """Return subject and rule of our own message, which may begin with the field and its value."""
     fields = _value(raw, path)
     start = re.match(r"(\w+)(?:[ =]|: )(.*)", message, re.DOTALL)
     if start and isinstance(fields, Mapping) and start[1] in fields:

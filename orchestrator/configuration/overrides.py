@@ -1,7 +1,7 @@
-"""What a user may type after a command, made fit for Hydra, or the mistake in it.
+"""The arguments after a command, rewritten for Hydra, or the mistakes in them.
 
-Hydra stops at the first key that it does not know. So `key=value` becomes `++key=value`, which sets any key, and
-validation finds all that do not exist at once. Text is taken word for word: prompt=Hello, you needs no further quotes.
+Hydra stops at the first unknown key. So `key=value` becomes `++key=value`, which sets any key, and validation then
+reports all unknown keys at once. Text is taken literally: prompt=Hello, you needs no further quotes.
 """
 
 import re
@@ -30,19 +30,19 @@ _KEY = re.compile(r"\+{0,2}([A-Za-z_][\w./-]*)=", re.ASCII)
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups that can be chosen from."""
+    """The groups and their options."""
 
     chosen: Mapping[str, str | None]
     """The command's own groups with the option that each starts with."""
     options: Mapping[str, tuple[str, ...]]
-    """Every group's options, also of groups that other commands or the user's own folder have."""
+    """The options of every group, including groups of other commands and of the user's own folder."""
     foreign: frozenset[str]
     """Groups that only other commands have."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the overrides of one command."""
+    """The reader of one command's overrides."""
 
     command: str
     kind: type[Config]
@@ -51,14 +51,14 @@ class Reader:
     """Whether several values for one key mean several runs."""
 
     def rewritten(self, text: str, parsed: "Override | None") -> str:
-        """Return `text` as Hydra should see it.
+        """Return `text` rewritten for Hydra.
 
         Args:
             text: one argument.
-            parsed: what Hydra's grammar makes of it; None where that fails.
+            parsed: the override that Hydra's grammar reads in it; None if it cannot be parsed.
 
         Raises:
-            ConfigError: with the mistake in it, one line.
+            ConfigError: it has a mistake, which the message explains in one line.
         """
         key, value = _split(text)
         if parsed is None:
@@ -82,7 +82,7 @@ class Reader:
         return not quoted and not (takes_texts(field) and (value[:1] == "[" or "," in value))
 
     def _text(self, key: str, value: str) -> str:
-        """Quote `value`; Hydra reads backslashes before a quote as escapes, and as themselves elsewhere."""
+        """Quote `value`; Hydra reads backslashes before a quote as escapes, and literally elsewhere."""
         escaped = re.sub(r'(\\*)("|$)', lambda part: part[1] * 2 + ('\\"' if part[2] else ""), value)
         return f'++{key}="{escaped}"'
 
@@ -98,12 +98,12 @@ class Reader:
         group = parsed.key_or_group
         if group in self.groups.foreign or group not in self.groups.options:
             raise ConfigError(f"{group}={shown(value)}: {self._no_such_group(group, value)}")
-        for option in self._options_asked(parsed, value):
+        for option in self._requested_options(parsed, value):
             if option not in self.groups.options[group]:
                 raise ConfigError(f"{group}={shown(option)}: {self._no_such_option(group, option)}")
         return f"{'' if group in self.groups.chosen else '+'}{group}={value}"
 
-    def _options_asked(self, parsed: "Override", value: str) -> list[str]:
+    def _requested_options(self, parsed: "Override", value: str) -> list[str]:
         if parsed.is_sweep_override():
             if self.sweeps and parsed.is_choice_sweep():
                 return list(parsed.sweep_string_iterator())

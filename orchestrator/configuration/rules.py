@@ -1,4 +1,4 @@
-"""How a step is shared out over workers, and the rules that join several groups."""
+"""How a step is divided among workers, and the rules that join several groups."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -9,17 +9,17 @@ from orchestrator.configuration.faults import fault_mistakes
 
 
 def accumulation_steps(config: TrainingRunConfig, num_workers: int) -> int:
-    """Micro-batches that each of `num_workers` computes in a step (CONTRIBUTING, invariant 1)."""
+    """Return the number of micro-batches that each of `num_workers` computes in a step (CONTRIBUTING, invariant 1)."""
     return config.training.global_batch_size // (num_workers * micro_batch_size(config, num_workers))
 
 
 def micro_batch_size(config: TrainingRunConfig, num_workers: int) -> int:
-    """Sequences that each of `num_workers` computes at once."""
+    """Return the number of sequences that each of `num_workers` computes at once."""
     return config.training.micro_batch_size or config.training.global_batch_size // num_workers
 
 
 def cross_group_mistakes(config: TrainingRunConfig, unusable: Collection[str] = ()) -> list[str]:
-    """Every rule between groups that `config` breaks, one line each: path, value, rule, remedy.
+    """Return a line for every rule between groups that `config` breaks: path, value, rule, remedy.
 
     Args:
         unusable: Groups that hold mistakes of their own; rules that read one of them are left out.
@@ -28,7 +28,7 @@ def cross_group_mistakes(config: TrainingRunConfig, unusable: Collection[str] = 
     return [line for groups, rule in RULES_BETWEEN_GROUPS if groups <= usable for line in rule(config)]
 
 
-def _batches_are_shared_out(config: TrainingRunConfig) -> list[str]:
+def _batches_are_divisible(config: TrainingRunConfig) -> list[str]:
     lines = [_batch_mistakes(config.training, num_workers) for num_workers in config.cluster.worker_counts]
     return [line for found in lines for line in found]
 
@@ -39,7 +39,7 @@ def _sequence_fits(config: TrainingRunConfig) -> list[str]:
         return []
     return [
         f"training.sequence_length={length}: longer than model.max_positions ({positions}); "
-        "lower the one or raise the other"
+        "lower the former or raise the latter"
     ]
 
 
@@ -47,7 +47,7 @@ def _single_has_one_worker(config: TrainingRunConfig) -> list[str]:
     if config.strategy.name != "single" or max(config.cluster.worker_counts) == 1:
         return []
     return [
-        f"strategy=single: trains one worker, and cluster.num_workers is {config.cluster.num_workers}; "
+        f"strategy=single: trains with one worker, but cluster.num_workers is {config.cluster.num_workers}; "
         "choose strategy=ddp or zero1, zero2, zero3"
     ]
 
@@ -56,7 +56,7 @@ def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
     return _phase_mistakes(config.objective, config.training.num_steps)
 
 
-def _ordered_fault_can_happen(config: TrainingRunConfig) -> list[str]:
+def _fault_can_happen(config: TrainingRunConfig) -> list[str]:
     if config.faults is None:
         return []
     counts, keep_last = config.cluster.worker_counts, config.checkpoint.keep_last
@@ -86,10 +86,10 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
 
 
 RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
-    (frozenset({"training", "cluster"}), _batches_are_shared_out),
+    (frozenset({"training", "cluster"}), _batches_are_divisible),
     (frozenset({"training", "model"}), _sequence_fits),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
-    (frozenset({"faults", "cluster", "training", "checkpoint"}), _ordered_fault_can_happen),
+    (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
 )
-"""Each rule with the groups that it reads; it holds for every command that has them all."""
+"""Each rule with the groups that it reads; it applies to every command that has them all."""

@@ -1,4 +1,4 @@
-"""What the configuration classes say about themselves: fields by path, nearest names, values as a user types them."""
+"""Look-ups in the configuration classes: fields by path, nearest names, values as a user types them."""
 
 import difflib
 import types
@@ -13,7 +13,7 @@ from orchestrator.storage.redaction import redact
 
 _LONGEST_VALUE = 80
 _ALIKE = 0.7
-"""Similarity from which on difflib's ratio takes one name for a misspelling of another."""
+"""Ratio of difflib from which on one name counts as a misspelling of another."""
 
 
 def config_classes(annotation: Any) -> list[type[Config]]:
@@ -24,7 +24,7 @@ def config_classes(annotation: Any) -> list[type[Config]]:
 
 
 def class_at(root: type[Config], path: Sequence[str | int]) -> type[Config] | None:
-    """Return the class of the fields at `path`; positions in lists are passed over."""
+    """Return the class of the fields at `path`; list indices are skipped."""
     found: type[Config] | None = root
     for part in path:
         if isinstance(part, int) or found is None:
@@ -41,7 +41,7 @@ def field_at(root: type[Config], path: Sequence[str | int]) -> FieldInfo | None:
 
 
 def leaves(root: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted path and the field of everything that takes a value; the fields of lists are not entered."""
+    """Yield the dotted path and the field of everything that takes a value, without the fields of list items."""
     for name, field in root.model_fields.items():
         group = group_class(field)
         if group:
@@ -61,23 +61,23 @@ def explanation(field: FieldInfo | None) -> str:
 
 
 def takes_text(field: FieldInfo) -> bool:
-    """Whether any text is a value of the field."""
+    """Return whether the field accepts any text."""
     return any(part is str for part in _alternatives(field.annotation)) or takes_texts(field)
 
 
 def takes_texts(field: FieldInfo) -> bool:
-    """Whether the field takes a list of texts, or one in place of it."""
+    """Return whether the field accepts a list of texts, or a single text in its place."""
     takes_one = any(isinstance(item, BeforeValidator) for item in field.metadata)
     return takes_one and get_args(field.annotation) == (str, ...)
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the values of a field that takes one of a few."""
+    """Return the values of a field that accepts one of a fixed set."""
     return tuple(str(value) for part in _alternatives(field.annotation) for value in _literal_values(part))
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """Return the one of `names` that `name` is most like, or None when none is like it."""
+    """Return the one of `names` that is most similar to `name`, or None if none is similar."""
     found = difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE - 0.1)
     return found[0] if found else None
 
@@ -85,8 +85,8 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 def nearest_keys(root: type[Config], path: Sequence[str | int]) -> list[str]:
     """Return up to two keys that the unknown key at `path` may mean, best first."""
     parent = class_at(root, path[:-1])
-    beside = [dotted([*path[:-1], name]) for name in parent.model_fields] if parent else []
-    keys = dict.fromkeys([*beside, *(key for key, _ in leaves(root)), *root.model_fields])
+    siblings = [dotted([*path[:-1], name]) for name in parent.model_fields] if parent else []
+    keys = dict.fromkeys([*siblings, *(key for key, _ in leaves(root)), *root.model_fields])
     whole, last = dotted(path), str(path[-1])
     scores = {key: max(_ratio(whole, key) - 0.15, _ratio(last, key.rpartition(".")[2])) for key in keys}
     best = sorted((key for key in keys if scores[key] >= _ALIKE), key=lambda key: -scores[key])
@@ -99,7 +99,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return `value` as it is typed on the command line, shortened, and with the credentials of URLs struck out."""
+    """Return `value` as it is typed on the command line, shortened and with the credentials of URLs redacted."""
     text = redact(_typed(value))
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 

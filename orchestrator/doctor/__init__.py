@@ -1,1 +1,1 @@
-"""Answers: what would a run find on this machine, in its store and at its services?"""
+"""Answers: are this machine, the store and the services fit for a run?"""

@@ -1,11 +1,11 @@
-"""Asks the Ray cluster at the address in the first argument, and prints what it says in one line of JSON."""
+"""Query the Ray cluster at the address in the first argument, and print its facts as one line of JSON."""
 
 import json
 import sys
 
 
 def main() -> None:
-    """Print the cluster's facts, or the error in their place."""
+    """Print the cluster's facts, or the error instead."""
     from orchestrator.cluster.ray_cluster import cluster_facts
 
     try:

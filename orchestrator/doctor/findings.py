@@ -1,4 +1,4 @@
-"""What a check finds, and how checks are run: all at once, and none can stop another."""
+"""The result of a check, and how checks run: all concurrently, and none can stop another."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ Status = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check has found."""
+    """The result of one check."""
 
     status: Status
     text: str
@@ -27,9 +27,9 @@ Check = Callable[[], Finding]
 
 
 def run_checks(checks: Mapping[str, Check], limit_seconds: float) -> Iterator[tuple[str, Finding]]:
-    """Run all checks at once, and yield name and finding of each, in the order given, as soon as it is there.
+    """Run all checks concurrently, and yield name and finding of each, in the order given, as soon as it is available.
 
-    A check that raises, or is not done within `limit_seconds`, has failed.
+    A check that raises, or does not end within `limit_seconds`, has failed.
     """
     deadline = time.monotonic() + limit_seconds
     running = {name: _Running(check) for name, check in checks.items()}
@@ -38,13 +38,13 @@ def run_checks(checks: Mapping[str, Check], limit_seconds: float) -> Iterator[tu
             name,
             check.finding(deadline)
             or Finding(
-                "failure", f"no answer within {limit_seconds:g} s", "look at what it asks for, then run doctor again"
+                "failure", f"no answer within {limit_seconds:g} s", "look at what it queries, then run doctor again"
             ),
         )
 
 
 class _Running:
-    """A check on a thread of its own, which does not keep the process from ending."""
+    """A check on its own daemon thread, which does not keep the process from ending."""
 
     def __init__(self, check: Check) -> None:
         self._check = check
@@ -53,7 +53,7 @@ class _Running:
         self._thread.start()
 
     def finding(self, deadline: float) -> Finding | None:
-        """Return what was found, or None if the check is not done by then."""
+        """Return the finding, or None if the check has not ended by `deadline`, a time of `time.monotonic`."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return self._finding
 

@@ -20,12 +20,12 @@ def processors() -> Finding:
     cpus = f"{usable} CPU{'s' if usable != 1 else ''}" + (f" of {present}" if usable < present else "")
     text = f"{cpus}, {size(memory.total)} memory, {size(memory.available)} of it free"
     if memory.available < LEAST_FREE_MEMORY_BYTES:
-        return Finding("warning", text, "end what else runs here, or take a small model and micro-batch")
+        return Finding("warning", text, "end other programs here, or choose a small model and micro-batch")
     return Finding("ok", text)
 
 
 def shared_memory() -> Finding:
-    """Measure what Ray keeps its objects in; containers often get 64 MB."""
+    """Measure the shared memory, in which Ray keeps its objects; containers often get 64 MB."""
     if not os.path.isdir(SHARED_MEMORY):
         return Finding(
             "warning", f"no {SHARED_MEMORY}: Ray keeps its objects on the disk, slowly", "mount a tmpfs there"
@@ -39,7 +39,7 @@ def shared_memory() -> Finding:
 
 
 def gpus() -> Finding:
-    """Count the GPUs that torch sees, and look for NCCL, which several of them speak through."""
+    """Count the GPUs that torch sees, and look for NCCL, through which several GPUs communicate."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Which versions are installed, beside those that are allowed, those tested together, and those known to be bad."""
+"""Installed versions, compared with those allowed, those tested together, and those known to be bad."""
 
 import importlib.metadata
 
@@ -22,7 +22,7 @@ TESTED = {
 _PROJECT = "gpt-orchestrator"
 _MALICIOUS = {"pytorch-lightning": ("2.6.2", "2.6.3")}
 """GHSA-w37p-236h-pfx3."""
-_WHY_NOT_OTHERS = {
+WHY_NOT_OTHERS = {
     **dict.fromkeys(("torch", "pytorch-lightning", "deepspeed", "ray", "hydra-core"), "private parts of it are used"),
     "omegaconf": "Hydra 1.3 works with releases below 2.4 alone",
 }
@@ -58,7 +58,7 @@ def _compared(installed: dict[str, str]) -> Finding:
 
 
 def _refused(name: str, version: str, allowed: SpecifierSet) -> str:
-    why = f": {_WHY_NOT_OTHERS[name]}" if name in _WHY_NOT_OTHERS else ""
+    why = f": {WHY_NOT_OTHERS[name]}" if name in WHY_NOT_OTHERS else ""
     return f"{name} {version} is outside {allowed} (tested: {TESTED[name]}){why}"
 
 
@@ -90,7 +90,7 @@ def installed_version(name: str) -> str | None:
 
 
 def _release(version: str) -> str:
-    """Return `2.13.0` of `2.13.0+cpu`: the build is the platform's."""
+    """Return `2.13.0` for `2.13.0+cpu`: the suffix names the platform's build."""
     return version.partition("+")[0]
 
 

@@ -1,4 +1,4 @@
-"""Whether an existing Ray cluster answers, is of our version, and asks for a token. Without an address: no Ray here."""
+"""Whether an existing Ray cluster answers, has our version and requires a token. Without an address, no Ray is used."""
 
 import ipaddress
 import json
@@ -17,25 +17,25 @@ CONNECT_SECONDS = 3
 ANSWER_SECONDS = 50
 _CLIENT_PORT = 10001
 _TOKEN_FILE = ".ray/auth_token"  # noqa: S105  # its name alone
-"""Below the home folder; where Ray looks last."""
+"""Below the home folder; the last path at which Ray looks for a token."""
 
 
 def ray_cluster(config: ClusterConfig) -> Finding:
-    """Ask the cluster at `cluster.address` for its version and its resources."""
+    """Query the version and the resources of the cluster at `cluster.address`."""
     address = config.address
     if address in (None, "local"):
         return Finding("ok", "embedded: cluster=ray starts one for each run")
     if _mode() == "token" and not _has_token():
         remedy = f"put the cluster's token into RAY_AUTH_TOKEN or ~/{_TOKEN_FILE}"
         return Finding("failure", "RAY_AUTH_MODE=token, and there is no token", remedy)
-    place = host_and_port(address)
-    if place and not _listens(*place):
-        remedy = "ray start --head there, correct cluster.address, or look at the firewall"
+    endpoint = host_and_port(address)
+    if endpoint and not _listens(*endpoint):
+        remedy = "ray start --head there, correct cluster.address, or check the firewall"
         return Finding("failure", f"nothing listens at {address}", remedy)
-    return _told(address, ask_cluster(address))
+    return _cluster_finding(address, ask_cluster(address))
 
 
-def _told(address: str, facts: dict[str, Any]) -> Finding:
+def _cluster_finding(address: str, facts: dict[str, Any]) -> Finding:
     if "error" in facts:
         error = facts["error"]
         return Finding("failure", error if address in error else f"{address}: {error}", _remedy(error))
@@ -47,7 +47,7 @@ def _told(address: str, facts: dict[str, Any]) -> Finding:
         return Finding("ok", text)
     return Finding(
         "warning",
-        f"{text}; without a token, whoever reaches it runs code there (CVE-2023-48022)",
+        f"{text}; without a token, anyone who reaches it can run code there (CVE-2023-48022)",
         "RAY_AUTH_MODE=token on the cluster and here, and keep its ports within a private network",
     )
 
@@ -56,13 +56,13 @@ def _remedy(error: str) -> str:
     if "ersion mismatch" in error:
         return "install the same versions of Python and Ray here and there"
     if _mode() is None:
-        # a cluster that finds a token asks for it (ray 2.60.0), and whoever sends none is not told why
-        return "set RAY_AUTH_MODE=token if it asks for a token; ray status on its head node tells the rest"
-    return "ray status on its head node tells how it is, and whether the token is the same"
+        # a cluster that finds a token requires it (ray 2.60.0), and a client that sends none gets no reason
+        return "set RAY_AUTH_MODE=token if it requires a token; ray status on its head node shows its state"
+    return "ray status on its head node shows its state, and whether the token is the same"
 
 
 def ask_cluster(address: str) -> dict[str, Any]:
-    """Ask in a process of its own: where the cluster does not answer, Ray's native code ends its process."""
+    """Query it in a separate process: if the cluster does not answer, Ray's native code ends the process."""
     command = [sys.executable, "-m", "orchestrator.doctor.ask_ray", address]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
@@ -101,7 +101,7 @@ def _mode() -> str | None:
 
 
 def _uses_token(address: str) -> bool:
-    """Whether Ray sends a token there: unasked only to a cluster that it has found itself (ray 2.60.0)."""
+    """Return whether Ray sends it a token; without RAY_AUTH_MODE only if Ray found the cluster itself (ray 2.60.0)."""
     return _mode() == "token" or (_mode() is None and address == "auto" and _has_token())
 
 

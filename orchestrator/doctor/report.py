@@ -13,7 +13,7 @@ _STATUS_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 
 def show_findings(findings: Iterable[tuple[str, Finding]]) -> list[str]:
-    """Show a line for each check as soon as it is there, and the remedy; return the names of those that failed."""
+    """Show a line for each check as soon as it is done, and the remedy; return the names of those that failed."""
     console, failed = new_console(), []
     for name, finding in findings:
         if console.is_terminal:

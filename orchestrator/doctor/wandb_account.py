@@ -13,24 +13,24 @@ _KEY = "wandb login, or put the key into WANDB_API_KEY"
 
 
 def wandb_account(config: TrackingConfig) -> Finding:
-    """Tell the mode that results; where a key is found, look whether its service answers."""
-    mode, place = resolve_mode(config), key_place()
+    """Report the resulting mode; if there is a key, check whether its service answers."""
+    mode, key_source = resolve_mode(config), key_place()
     if mode == "disabled":
         return Finding("ok", "disabled: nothing is tracked")
-    if place is None:
+    if key_source is None:
         if mode == "online":
             return Finding("warning", "no key: runs start online, fail and are tracked offline", _KEY)
-        return Finding("ok", "offline, for want of a key; wandb sync uploads later")
+        return Finding("ok", "offline, because there is no key; wandb sync uploads later")
     url = api_url()
     if not _answers(url):
-        text = f"{mode}, key from {place}, but {redact(url)} does not answer"
-        remedy = "look at the network and HTTPS_PROXY, or set tracking.mode=offline"
+        text = f"{mode}, key from {key_source}, but {redact(url)} does not answer"
+        remedy = "check the network and HTTPS_PROXY, or set tracking.mode=offline"
         return Finding("warning" if mode == "online" else "ok", text, remedy if mode == "online" else "")
-    return Finding("ok", f"{mode}, key from {place}, {redact(url)} answers")
+    return Finding("ok", f"{mode}, key from {key_source}, {redact(url)} answers")
 
 
 def _answers(url: str) -> bool:
-    """Whether the service speaks HTTP there, whatever it says: the key is not shown to it."""
+    """Return whether a service answers HTTP there, with any status; the key is not sent to it."""
     try:
         urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()  # noqa: S310  # the user's own address, or W&B's
     except urllib.error.HTTPError:

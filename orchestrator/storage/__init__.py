@@ -1,1 +1,1 @@
-"""Answers: where does it lie?"""
+"""Answers: where and how are files stored?"""

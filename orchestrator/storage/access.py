@@ -1,4 +1,4 @@
-"""One action on a URL: the file system behind it, passing trouble waited out, errors made short."""
+"""One action on a URL: the file system behind it, retries after transient errors, short error messages."""
 
 import io
 from collections.abc import Callable
@@ -18,35 +18,35 @@ _READ_BUFFER_BYTES = 2**20
 
 
 def protocol_of(url: str) -> str | None:
-    """`s3` of `s3://bucket`; None for a bare path."""
+    """Return the protocol, as `s3` for `s3://bucket`; None for a bare path."""
     return split_protocol(url)[0]
 
 
 def path_of(url: str) -> str:
-    """`url` without its protocol."""
+    """Return `url` without its protocol."""
     return split_protocol(url)[1]
 
 
 def is_local(url: str) -> bool:
-    """Whether `url` is a path on this machine."""
+    """Return whether `url` is a path on this machine."""
     return protocol_of(url) in (None, "file", "local")
 
 
 def run_on_url(verb: str, url: str, action: Callable[[Any, str], T]) -> T:
-    """Runs `action(file system, path)` for `url`, waiting out passing trouble.
+    """Run `action(file system, path)` for `url`, with retries after transient errors.
 
     Args:
-        verb: what is done, for the message: "read", "write", "list".
+        verb: the name of the action in messages: "read", "write", "list".
 
     Raises:
         NotFoundError: there is nothing at `url`.
         StorageError: anything else; the message names the URL without credentials, and the remedy.
     """
     try:
-        # Asked for each time: fsspec caches it for this process and thread, so nothing crosses a fork.
+        # Requested on each attempt: fsspec caches it per process and thread, so nothing crosses a fork.
         return retried(lambda: action(*file_system(url)))
     except Exception as error:
-        # A builtin that is no OSError is a mistake in code, and keeps its traceback.
+        # A builtin error that is no OSError is a bug, and keeps its traceback.
         if isinstance(error, StorageError) or not _is_foreign(error):
             raise
         # `from None`: the original text may hold a signed URL.
@@ -54,7 +54,7 @@ def run_on_url(verb: str, url: str, action: Callable[[Any, str], T]) -> T:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Fsspec's file system for `url`, and the path in it.
+    """Return fsspec's file system for `url`, and the path in it.
 
     Raises:
         UserError: the package for this kind of store is not installed.
@@ -67,7 +67,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def open_url(url: str) -> io.BufferedReader:
-    """The file at `url` for reading, opened again at the same byte when the connection is lost."""
+    """Return the file at `url` for reading; after a lost connection it is reopened at the same byte."""
     if is_local(url):
         return run_on_url("read", url, lambda _, path: open(path, "rb"))
     run_on_url("read", url, lambda fs, path: fs.info(path))
@@ -81,7 +81,7 @@ def open_url(url: str) -> io.BufferedReader:
 
 
 def check_url(url: str) -> None:
-    """Raises UserError when `url` holds a password or its kind of store is unknown."""
+    """Raise UserError if `url` holds a password or its kind of store is unknown."""
     if has_credentials(url):
         raise UserError(
             f"{redact(url)}: a URL must not hold a key or password; put it into the environment "

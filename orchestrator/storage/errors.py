@@ -12,21 +12,21 @@ _DENIED_CLASSES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotF
 
 
 class NotFoundError(StorageError):
-    """There is nothing at this place in the store."""
+    """There is nothing at this path in the store."""
 
 
 class ExistsError(StorageError):
-    """There is something at this place in the store already."""
+    """There is something at this path in the store already."""
 
 
 def explain(error: Exception, verb: str, url: str) -> StorageError:
-    """The error to show for `error`, met on the way to `verb` ("read", "write", …) `url`."""
+    """Return the error to show for `error`, which occurred in an attempt to `verb` ("read", "write", …) `url`."""
     start = f"cannot {verb} {redact(url)}: "
     number = getattr(error, "errno", None)
     if number in _FULL:
         return StorageError(start + "the disk is full; free space there or choose another storage.root")
     if isinstance(error, PermissionError) or number in _DENIED or type(error).__name__ in _DENIED_CLASSES:
-        return StorageError(start + "permission denied; check the rights there and the keys in the environment")
+        return StorageError(start + "permission denied; check the permissions there and the keys in the environment")
     if isinstance(error, NotADirectoryError):
         return StorageError(start + "a file stands where a folder should be; choose another storage.root")
     if isinstance(error, FileExistsError):

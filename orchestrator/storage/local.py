@@ -1,4 +1,4 @@
-"""Writes on a local disk that are whole or not there at all."""
+"""Files on a local disk, written atomically: whole or not at all."""
 
 import os
 import shutil
@@ -9,31 +9,31 @@ from typing import Any
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Makes `path` a file that holds `data`, whole and on the disk, or leaves what was there."""
+    """Write `data` to the file `path` and sync it to the disk; if that fails, the old file stays."""
     _replace(path, lambda temporary: temporary.write_bytes(data))
 
 
 def create_file(path: Path, data: bytes) -> None:
-    """Makes `path` a file that holds `data`, whole and on the disk.
+    """Write `data` to the new file `path` and sync it to the disk.
 
     Raises:
-        FileExistsError: there is one already.
+        FileExistsError: the file exists already.
     """
 
-    def place(temporary: Path) -> None:
+    def link(temporary: Path) -> None:
         os.link(temporary, path)
         temporary.unlink()
 
-    _replace(path, lambda temporary: temporary.write_bytes(data), place)
+    _replace(path, lambda temporary: temporary.write_bytes(data), link)
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Makes `path` a copy of `source`, whole and on the disk, or leaves what was there."""
+    """Copy `source` to `path` and sync it to the disk; if that fails, the old file stays."""
     _replace(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def fill_from_file(path: Path, start: int, buffer: memoryview) -> int:
-    """Fills `buffer` from byte `start` of a file on, and returns how many bytes there were."""
+    """Fill `buffer` from byte `start` of a file, and return the number of bytes read, fewer at the end of the file."""
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         filled = 0
@@ -43,7 +43,7 @@ def fill_from_file(path: Path, start: int, buffer: memoryview) -> int:
 
 
 def sync(path: Path) -> None:
-    """Waits until the file or folder `path` is on the disk."""
+    """Wait until the file or folder `path` is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,13 +51,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace(path: Path, write: Callable[[Path], Any], place: Callable[[Path], Any] | None = None) -> None:
+def _replace(path: Path, write: Callable[[Path], Any], move: Callable[[Path], Any] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
         sync(temporary)
-        (place or (lambda made: os.replace(made, path)))(temporary)
+        (move or (lambda made: os.replace(made, path)))(temporary)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

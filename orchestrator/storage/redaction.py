@@ -1,4 +1,4 @@
-"""Keeps secrets out of messages, logs and tracked values."""
+"""Removal of secrets from messages, logs and tracked values."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Any
 _PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^\s@/:]*:(?!\d+/)[^\s@]*@")
 """User and password before the host; an AWS secret may hold slashes, a port is digits and a slash."""
 _TOKEN = re.compile(r"(?P<scheme>(?:https?|s3a?|gs|gcs)://)[^\s@/]+@")
-"""A bare token before the host; `container@account` of Azure and `user@host` of ssh are none."""
+"""A bare token before the host; `container@account` of Azure and `user@host` of ssh are not tokens."""
 _QUERY = re.compile(r"(?P<url>[A-Za-z][\w+.-]*://[^\s?'\"]*)\?[^\s'\"=]*=[^\s'\"]*")
 """A signed URL keeps its signature in the query."""
 _SECRET_NAME = re.compile(
@@ -19,27 +19,27 @@ _SHORTEST_SECRET = 8
 
 
 def redact(text: str) -> str:
-    """`text` with the credentials of every URL in it struck out."""
+    """Return `text` with the credentials of every URL in it replaced by `***`."""
     text = _PASSWORD.sub(r"\g<scheme>***@", text)
     text = _TOKEN.sub(r"\g<scheme>***@", text)
     return _QUERY.sub(r"\g<url>?***", text)
 
 
 def has_credentials(url: str) -> bool:
-    """Whether `url` holds a user's password or token before the host (a signed query does not count)."""
+    """Return whether `url` holds a user's password or token before the host (a signed query does not count)."""
     return bool(_PASSWORD.search(url) or _TOKEN.search(url))
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a setting or an environment variable called `name` would hold a secret."""
+    """Return whether a setting or an environment variable called `name` would hold a secret."""
     return bool(_SECRET_NAME.search(name.lower()))
 
 
 def without_secrets(value: Any) -> Any:
-    """Plain data without what must not be tracked.
+    """Return plain data without secrets, which must not be tracked.
 
-    Settings whose name says secret are left out; in texts, the credentials of URLs and the values of the
-    environment's own secrets are struck out.
+    Settings whose name is that of a secret are left out; in texts, the credentials of URLs and the values of secret
+    environment variables are replaced by `***`.
     """
     known = [text for name, text in os.environ.items() if is_secret_name(name) and len(text) >= _SHORTEST_SECRET]
     return _scrubbed(value, known)

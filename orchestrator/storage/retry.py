@@ -1,4 +1,4 @@
-"""Trouble that passes by itself is waited out; anything else is raised at once."""
+"""Retries after transient errors; any other error is raised at once."""
 
 import errno
 import io
@@ -29,13 +29,13 @@ _TRANSIENT_CLASSES = {
 
 
 def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS) -> T:
-    """Returns `call()`, trying again after each of `waits` while its error is one that passes by itself.
+    """Return `call()`, retried after each of `waits` while its error is transient.
 
     Waits are multiplied by a random factor between 0.5 and 1.5, so that workers which failed together
-    do not come back together.
+    do not retry together.
 
     Raises:
-        Exception: the error of the last attempt, or the first that would not pass by itself.
+        Exception: the error of the last attempt, or the first one that is not transient.
     """
     for wait in waits:
         try:
@@ -48,7 +48,7 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether `error` is a timeout, throttling, a server's 5xx answer or a lost connection."""
+    """Return whether `error` is a timeout, throttling, a server's 5xx answer or a lost connection."""
     status = next(filter(None, map(_http_status, _chain(error))), None)
     if status is not None:
         return status in _TRANSIENT_STATUS
@@ -70,7 +70,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The HTTP status that botocore, aiohttp or gcsfs hang on their errors."""
+    """Return the HTTP status that botocore, aiohttp or gcsfs attach to their errors."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -82,14 +82,14 @@ def _http_status(error: BaseException) -> int | None:
 
 
 class RetryingFile(io.RawIOBase):
-    """A readable file that is opened again, at the same byte, when reading it fails in passing."""
+    """A readable file that is reopened at the same byte after a transient error."""
 
     def __init__(self, open_file: Callable[[], BinaryIO], run: Callable[[Callable[[], Any]], Any]) -> None:
-        """Opens nothing yet.
+        """Set the file up; nothing is opened yet.
 
         Args:
             open_file: opens the file at its start.
-            run: runs one attempt at a time, as `retried` does, and turns its last error into one to show.
+            run: runs the attempts, as `retried` does, and turns the last error into one to show.
         """
         self._open_file = open_file
         self._run = run

@@ -27,13 +27,13 @@ _STORES_WITHOUT_FOLDERS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl
 class Storage:
     """A root folder, local or remote; names below it are '/'-separated paths.
 
-    Local writes are whole or not there at all: a temporary file beside the place, fsync, rename, fsync of the
-    folder. Object stores do the same by their nature. Passing trouble (timeouts, throttling, 5xx, lost
-    connections) is waited out. It holds no connection: it can be pickled, and used after a fork and by threads.
+    Local writes are atomic: a temporary file beside the target, fsync, rename, fsync of the folder. Writes to
+    object stores are atomic by nature. Actions are retried after transient errors (timeouts, throttling, 5xx, lost
+    connections). It holds no connection: it can be pickled, and used after a fork and by threads.
     """
 
     def __init__(self, root: str) -> None:
-        """Opens nothing yet.
+        """Set the root; nothing is opened yet.
 
         Args:
             root: a folder, made absolute here so that workers in another folder agree, or an fsspec URL.
@@ -51,19 +51,19 @@ class Storage:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes see the same; what lies in memory they do not."""
+        """Whether other processes see the same files; those in memory they do not."""
         return self._protocol != "memory"
 
     def url(self, name: str = "") -> str:
-        """Where `name` lies: an absolute path or a URL, with any credential struck out."""
+        """Return the absolute path or the URL of `name`, with any credential replaced by `***`."""
         return redact(self._join(name))
 
     def local_path(self, name: str = "") -> Path | None:
-        """The path of `name`, or None when the store is not local."""
+        """Return the path of `name`, or None if the store is not local."""
         return Path(self._join(name)) if self.is_local else None
 
     def exists(self, name: str) -> bool:
-        """Whether `name` is a file or a folder with something in it."""
+        """Return whether `name` is a file or a folder with something in it."""
         try:
             self._run("look at", name, lambda fs, path: fs.info(path))
         except NotFoundError:
@@ -71,19 +71,19 @@ class Storage:
         return True
 
     def num_bytes(self, name: str) -> int:
-        """Size of the file `name`."""
+        """Return the size of the file `name`."""
         return int(self._run("look at", name, lambda fs, path: fs.info(path))["size"])
 
     def modified_seconds(self, name: str) -> float:
-        """When the file `name` was last changed, in seconds since 1970."""
+        """Return when the file `name` was last changed, in seconds since 1970."""
         return self._run("look at", name, lambda fs, path: fs.modified(path)).timestamp()
 
     def list(self, name: str = "", hidden: bool = False, folders_only: bool = False) -> list[str]:
-        """Sorted names of the children of folder `name`; empty when it is missing or a file.
+        """Return the sorted names of the children of folder `name`; empty if it is missing or a file.
 
         Args:
-            hidden: also those that start with a dot, such as staging folders.
-            folders_only: no files.
+            hidden: include names that start with a dot, such as staging folders.
+            folders_only: leave files out.
         """
         try:
             paths = self._run("list", name, lambda fs, path: _children(fs, path, folders_only))
@@ -93,7 +93,7 @@ class Storage:
         return sorted(child for child in names if hidden or not child.startswith("."))
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole file `name`.
+        """Return the whole file `name`.
 
         Raises:
             NotFoundError: it does not exist.
@@ -101,7 +101,7 @@ class Storage:
         return self._run("read", name, lambda fs, path: fs.cat_file(path))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes `[start, stop)` of the file `name`.
+        """Return bytes `[start, stop)` of the file `name`.
 
         Raises:
             StorageError: the file ends before `stop`.
@@ -114,7 +114,7 @@ class Storage:
         return data
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """Fills `buffer` from byte `start` of the file `name` on.
+        """Fill `buffer` from byte `start` of the file `name`.
 
         Raises:
             StorageError: the file ends before the buffer is full.
@@ -125,18 +125,18 @@ class Storage:
             raise StorageError(f"cannot read {self.url(name)}: it ends before byte {start + len(buffer)}")
 
     def open_read(self, name: str) -> BufferedReader:
-        """The file `name` for reading, opened again at the same byte when the connection is lost."""
+        """Return the file `name` for reading; after a lost connection it is reopened at the same byte."""
         return open_url(self._join(name))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Makes `name` a file that holds `data`, replacing what was there."""
+        """Write `data` to the file `name`, replacing an existing file."""
         if self.is_local:
             self._run("write", name, lambda _, path: write_file(Path(path), data))
         else:
             self._run("write", name, lambda fs, path: (self._make_parent(fs, path), fs.pipe_file(path, data)))
 
     def create_bytes(self, name: str, data: bytes) -> bool:
-        """Makes `name` a file that holds `data` unless there is one; of several writers exactly one gets True."""
+        """Write `data` to the file `name` unless it exists; of several writers exactly one gets True."""
         try:
             if self.is_local:
                 self._run("write", name, lambda _, path: create_file(Path(path), data))
@@ -147,7 +147,7 @@ class Storage:
         return True
 
     def upload(self, local: Path, name: str) -> None:
-        """Copies a local file, or each file below a local folder, to `name`."""
+        """Copy a local file, or each file below a local folder, to `name`."""
         pairs = [(file, f"{name}/{relative}" if relative else name) for file, relative in _files_below(local)]
         if self.is_local:
             for file, target in pairs:
@@ -156,11 +156,11 @@ class Storage:
             self._run("write", name, lambda fs, _: self._put(fs, pairs))
 
     def download(self, name: str, local: Path) -> None:
-        """Copies the file `name`, or each file below the folder `name`, to `local`."""
+        """Copy the file `name`, or each file below the folder `name`, to `local`."""
         self._run("read", name, lambda fs, path: _get(fs, path, local))
 
     def remove(self, name: str) -> None:
-        """Removes the file or folder `name` with all it holds; one that is missing is fine."""
+        """Remove the file or folder `name` with all its content; it may be missing."""
         try:
             self._run("remove", name, lambda fs, path: fs.rm(path, recursive=True))
         except NotFoundError:
@@ -186,7 +186,7 @@ class Storage:
         fs.put([str(file) for file, _ in pairs], targets)
 
     def _make_parent(self, fs: Any, path: str) -> None:
-        # On object stores it would try to create the bucket.
+        # On an object store this would try to create the bucket.
         if self._protocol not in _STORES_WITHOUT_FOLDERS:
             fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
 
@@ -201,7 +201,7 @@ def _files_below(local: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _children(fs: Any, path: str, folders_only: bool) -> list[str]:
-    # details cost a local store a look at each file; a link to a folder is no "file"
+    # details cost a local store a stat of each file; a link to a folder is not of type "file"
     entries = fs.ls(path, detail=folders_only)
     names = [entry["name"] for entry in entries if entry["type"] != "file"] if folders_only else entries
     return [entry for entry in names if entry.rstrip("/") != path.rstrip("/")]

@@ -137,7 +137,7 @@ def test_notice_to_one_worker_stops_all_of_them_after_a_last_checkpoint(
         assert run.end() == code, run.said
     (stop,) = events(tmp_path, "stop")
     assert run.lines[-1] == (
-        f"{name}: saved after step {stop['step']} and stopped; the same command goes on from there"
+        f"{name}: saved after step {stop['step']} and stopped; the same command continues from there"
     )
     # checkpoints are the same on all clusters
     with BrokenRun(command(text, tmp_path, "strategy=zero2", TWO)) as run:

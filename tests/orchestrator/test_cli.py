@@ -155,7 +155,7 @@ def test_deepspeed_settings_are_reachable(started: Started) -> None:
     assert started[0].strategy.deepspeed == {"zero_optimization": {"overlap_comm": False}}
 
 
-def test_all_mistakes_are_told_in_one_message(capsys: pytest.CaptureFixture[str], started: Started) -> None:
+def test_all_mistakes_are_reported_in_one_message(capsys: pytest.CaptureFixture[str], started: Started) -> None:
     arguments = ["model=tinny", "model.num_layer=3", "training.num_steps=abc", "stategy=zero2", "cluster.num_workers=0"]
     assert refused(capsys, "pretrain", *arguments) == [
         "error: 5 mistakes:",
@@ -201,7 +201,7 @@ def test_all_mistakes_are_told_in_one_message(capsys: pytest.CaptureFixture[str]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistake_is_told_shortly_and_nothing_is_written(
+def test_mistake_is_reported_shortly_and_nothing_is_written(
     arguments: list[str], part: str, capsys: pytest.CaptureFixture[str], started: Started
 ) -> None:
     assert part in " ".join(refused(capsys, *arguments))
@@ -234,8 +234,8 @@ def test_exit_code_says_whose_doing_it_was(
 
     replace_command(monkeypatch, "generate", fail)
     assert main(["generate", "model.path=x"]) == code
-    told = capsys.readouterr().err
-    assert told.startswith(said) if said == "Traceback" else told == said
+    shown = capsys.readouterr().err
+    assert shown.startswith(said) if said == "Traceback" else shown == said
 
 
 def test_single_run_leaves_nothing_of_hydra(started: Started) -> None:

@@ -21,11 +21,11 @@ from tiny_run import arguments
 STEPS = 80
 TIMEOUT_SECONDS = 240
 RECORDING = str(Path(__file__).parent / "recording")
-"""On the path of an interpreter it makes each training there keep the samples of its steps."""
+"""On the PYTHONPATH of an interpreter, this folder makes each training there record the samples of its steps."""
 
 
 def command(text: Path, root: Path, *others: str) -> list[str]:
-    """Return a run that is long enough to be broken, saved every ten steps."""
+    """Return the command of a run that is long enough to be broken and is saved every ten steps."""
     settings = [f"training.num_steps={STEPS}", f"training.val_interval_steps={STEPS}", "tracking.mode=disabled"]
     return arguments(text, root, "run.name=tiny", *settings, *others)
 
@@ -86,7 +86,7 @@ class BrokenRun:
         return "\n".join(self.lines)
 
     def workers(self) -> list[psutil.Process]:
-        """Return the training processes: of Ray by their name, else the children of the process that forks them."""
+        """Return the training processes: Ray's by their name, local ones as children of the process that forks them."""
         driver = psutil.Process(self.process.pid)
         direct = driver.children()
         found = {child: _words(child) for child in driver.children(recursive=True)}
@@ -106,7 +106,7 @@ class BrokenRun:
 
 
 def _words(process: psutil.Process) -> list[str]:
-    """Return the command line; nothing of a process that has just ended."""
+    """Return the command line; empty for a process that has just ended."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -119,7 +119,7 @@ def _trains(words: list[str]) -> bool:
 
 def _prepared(largest_file_bytes: int | None, nohup: bool) -> Callable[[], None]:
     def prepare() -> None:
-        # whatever the tests themselves were started with
+        # regardless of how the tests themselves were started
         signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
         if largest_file_bytes:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
@@ -129,14 +129,14 @@ def _prepared(largest_file_bytes: int | None, nohup: bool) -> Callable[[], None]
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished run is compared by."""
+    """The results by which a finished run is compared."""
 
     weights: bytes
     samples: dict[int, list[int]]
 
 
 def finished(root: Path) -> Finished:
-    """Return what a run has ended in, and how it came there."""
+    """Return the final weights of a run and the samples of each step, and check that no step is missing."""
     samples = samples_of_steps(root)
     assert list(samples) == list(range(1, len(samples) + 1))
     return Finished((root / "runs/tiny/model/model.safetensors").read_bytes(), samples)
@@ -149,9 +149,9 @@ def events(root: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def samples_of_steps(root: Path) -> dict[int, list[int]]:
-    """Return the samples of each step, sorted, as the finished curve has them: those of the last attempt at the step.
+    """Return the sorted samples of each step, as in the finished curve: those of the last attempt at the step.
 
-    A sample that several ranks or micro-batches of one step were given is there as often.
+    A sample that several ranks or micro-batches of one step received is listed once for each of them.
     """
     begins = [event["time"] for event in events(root, "begin")]
     attempts: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -163,16 +163,16 @@ def samples_of_steps(root: Path) -> dict[int, list[int]]:
 
 
 def losses(root: Path) -> dict[int, float]:
-    """Return the loss of each step after which the run was saved, as the finished curve has it."""
+    """Return the loss of each step after which the run was saved, as in the finished curve."""
     return {event["step"]: event["loss"] for event in events(root, "checkpoint")}
 
 
 def goes_on_from_the_last_checkpoint(root: Path) -> bool:
-    """Whether the second beginning is at the newest checkpoint before it, which may not have been told any more."""
+    """Return whether the second attempt began at the newest checkpoint, whose event may not have been written."""
     saved = events(root, "checkpoint")
     first, again = events(root, "begin")
-    told = max(event["step"] for event in saved if event["time"] < again["time"])
-    return first["step"] == 0 and again["step"] in (told, told + 10)
+    reported = max(event["step"] for event in saved if event["time"] < again["time"])
+    return first["step"] == 0 and again["step"] in (reported, reported + 10)
 
 
 KILL, TERMINATE, INTERRUPT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT

@@ -1,4 +1,4 @@
-"""A job as `orchestrator pretrain` makes it, for whoever runs `train` without a launcher."""
+"""A job as `orchestrator pretrain` makes it, for tests that run `train` without a launcher."""
 
 from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.configuration.commands import PretrainConfig
@@ -9,7 +9,7 @@ from orchestrator.training.pretraining import PreparedText
 
 
 def begun_job(config: PretrainConfig) -> Job:
-    """Prepare the data, begin the run or find it, and return its job; the storage root must be absolute."""
+    """Prepare the data, begin the run unless it exists, and return its job; the storage root must be absolute."""
     storage = Storage(config.storage.root)
     data_name = prepared_data(
         storage, config.data, config.tokenizer, DataRequirements(), lambda total: lambda *done: None

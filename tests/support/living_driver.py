@@ -1,4 +1,4 @@
-"""What a driver that lives writes into its lease: this process."""
+"""The lease of a driver that is alive, which is this process."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""What is planted in a worker of a `WorkerPool`: losses that go wrong, notices, kills, and eyes on data and memory."""
+"""Faults and probes that tests plant in workers of a `WorkerPool`: bad losses, signals, crashes, records of data."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 Plant = Callable[[int], AbstractContextManager[None]]
-"""Entered with a rank for the time of a training."""
+"""Called with a rank; the context is entered for the duration of a training."""
 
 
 @contextmanager
@@ -30,14 +30,14 @@ def before_each_micro_batch(act: Callable[[Any, Any], None]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class PlantedLoss:
-    """Makes `loss * factor + offset` of the loss in `steps`, counted from 0, on `rank` (None: on all)."""
+    """Changes the loss to `loss * factor + offset` in `steps`, counted from 0, on `rank` (None: on all)."""
 
     steps: tuple[int, ...]
     factor: float = 1.0
     offset: float = 0.0
     rank: int | None = None
     with_data: bool = False
-    """It is the data of those steps that is bad, in whichever steps it is seen."""
+    """The data of those steps is bad, in whichever steps it is used."""
 
     @contextmanager
     def __call__(self, rank: int) -> Iterator[None]:
@@ -62,7 +62,7 @@ class PlantedLoss:
 
 @dataclass(frozen=True)
 class PlantedCrash:
-    """Ends the training at once in a step, on all ranks, with nothing saved: as good as a kill of all."""
+    """Ends the training in a step on all ranks, with nothing saved: equivalent to killing all workers."""
 
     step: int
 
@@ -78,7 +78,7 @@ class PlantedCrash:
 
 @dataclass(frozen=True)
 class PlantedNotice:
-    """Sends a signal to the worker `rank` itself when it first comes to a step."""
+    """Makes worker `rank` send itself a signal when it first reaches a step."""
 
     step: int
     signal: int
@@ -99,7 +99,7 @@ class PlantedNotice:
 
 @dataclass(frozen=True)
 class ShiftedData:
-    """Gives the steps from `first_step` on the data of `num_steps` later ones."""
+    """Gives each step from `first_step` on the data of the step that is `num_steps` later."""
 
     first_step: int
     num_steps: int
@@ -119,7 +119,7 @@ class ShiftedData:
 
 @dataclass(frozen=True)
 class SeenSamples:
-    """Writes down which samples each rank sees in which step, in a file of its own in `folder`."""
+    """Records which samples each rank sees in which step, in one file per rank in `folder`."""
 
     folder: Path
 
@@ -134,20 +134,20 @@ class SeenSamples:
                 yield
 
     def read(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Return each step, in the order in which they were made, with the samples that all ranks saw in it."""
+        """Return each step, in the order of training, with the samples that all ranks saw in it."""
         seen: list[tuple[int, list[int]]] = []
         for number, file in enumerate(sorted(self.folder.glob("seen-*.txt"))):
-            for place, (step, samples) in enumerate(_steps(file)):
+            for position, (step, samples) in enumerate(_steps(file)):
                 if number == 0:
                     seen.append((step, samples))
                 else:
-                    assert seen[place][0] == step
-                    seen[place][1].extend(samples)
+                    assert seen[position][0] == step
+                    seen[position][1].extend(samples)
         return [(step, tuple(sorted(samples))) for step, samples in seen]
 
 
 def _steps(file: Path) -> list[tuple[int, list[int]]]:
-    """Return the steps of a rank with their samples, micro-batches put together."""
+    """Return the steps of a rank with the samples of all their micro-batches."""
     steps: list[tuple[int, list[int]]] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         step, *samples = map(int, line.split())
@@ -159,7 +159,7 @@ def _steps(file: Path) -> list[tuple[int, list[int]]]:
 
 @dataclass(frozen=True)
 class LivingModels:
-    """Writes down how many models each rank holds in a step, in a file of its own in `folder`."""
+    """Records how many models each rank holds in a step, in one file per rank in `folder`."""
 
     folder: Path
     step: int
@@ -170,7 +170,7 @@ class LivingModels:
 
         def count(module: Any, batch: Any) -> None:
             if module.step == self.step:
-                # by its type, since a weak reference is an instance, too
+                # by type, since a weak reference also counts as an instance
                 number = sum(type(each) is GPTModule for each in gc.get_objects())
                 (self.folder / f"models-{rank}.txt").write_text(str(number), encoding="utf-8")
 
@@ -183,7 +183,7 @@ class LivingModels:
 
 @dataclass(frozen=True)
 class Planted:
-    """Several of them."""
+    """Several plants in one."""
 
     plants: tuple[Plant, ...]
 

@@ -1,4 +1,4 @@
-"""A tiny training by workers of a `WorkerPool`, whose steps, state and figures are looked at from outside."""
+"""A tiny training by workers of a `WorkerPool`, whose steps, state and metrics are inspected from outside."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ class PoolRun:
         return self._pool.train(begun_job(self._config), Planted(planted))
 
     def go_back_to(self, step: int) -> None:
-        """Forget all that came after `step`."""
+        """Remove the checkpoints after `step` and the results of the run."""
         for folder in self._run.glob("checkpoints/step_*"):
             if int(folder.name[5:]) > step:
                 shutil.rmtree(folder)
@@ -66,11 +66,11 @@ class PoolRun:
         return self._root / "runs" / "tiny"
 
     def state(self, step: int) -> list[bytes]:
-        """Weights and moments after `step` steps, each rank's."""
+        """Return the weights and moments of each rank after `step` steps."""
         return [file.read_bytes() for file in sorted(self._run.glob(f"checkpoints/step_{step:08d}/*.safetensors"))]
 
     def saved_steps(self) -> list[int]:
-        """Steps of the checkpoints that count."""
+        """Return the steps of the committed checkpoints."""
         return sorted(int(file.parent.name[5:]) for file in self._run.glob("checkpoints/step_*/COMMITTED"))
 
     def weights(self) -> Path:

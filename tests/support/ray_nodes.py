@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, whose nodes come and go while a run trains on it."""
+"""A Ray cluster of several nodes on this machine, whose nodes are added and removed while a run trains on it."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class RayNodes:
-    """A head without CPUs, where drivers live, and nodes for one worker each; used on the main thread alone."""
+    """A head node without CPUs, for drivers, and nodes for one worker each; to be used only on the main thread."""
 
     def __init__(self, num_nodes: int) -> None:
         from ray.cluster_utils import Cluster
@@ -29,7 +29,7 @@ class RayNodes:
         self.nodes.append(self._cluster.add_node(num_cpus=1))
 
     def remove(self, node: Any) -> None:
-        """Take a node away as its owner does: its processes are asked to end."""
+        """Remove a node as its owner does: its processes are asked to end."""
         self.nodes.remove(node)
         self._cluster.remove_node(node)
 
@@ -47,7 +47,7 @@ class RayNodes:
         os.kill(self.raylet(node).pid, signal.SIGKILL)
 
     def drain(self, node: Any, seconds: int) -> None:
-        """Tell Ray that a node will be taken away after so many seconds."""
+        """Notify Ray that a node will be preempted in `seconds`."""
         import time
 
         from ray._raylet import GcsClient
@@ -73,7 +73,7 @@ class RayNodes:
 
 @contextmanager
 def ray_nodes(num_nodes: int) -> Iterator[RayNodes]:
-    """Give a cluster whose processes find the code."""
+    """Yield a cluster whose processes can import the code."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [RECORDING, str(_ROOT), before]))
     nodes = RayNodes(num_nodes)

@@ -32,5 +32,5 @@ def write_text(path: Path, num_words: int = 6000) -> Path:
 
 
 def arguments(text: Path, root: Path, *others: str) -> list[str]:
-    """Return the arguments of `pretrain` on that text, kept below `root`; later ones win."""
+    """Return the arguments of `pretrain` on that text, stored below `root`; later arguments win."""
     return ["pretrain", *TINY, f"data.path={text}", f"storage.root={root}", *others]

@@ -22,7 +22,7 @@ class ToyObjective:
     """Sample n predicts the next token at its first `n % 7` positions, and also, as another loss, at its last few."""
 
     claims: float = 1.0
-    """What it says of its targets, as a multiple of the truth."""
+    """The number of targets that it reports, as a multiple of the true number."""
 
     data_name = "nowhere"
 

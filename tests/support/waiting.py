@@ -1,11 +1,11 @@
-"""Waits for what another process or thread brings about."""
+"""Wait for a result of another process or thread."""
 
 import time
 from collections.abc import Callable
 
 
 def eventually(holds: Callable[[], object], seconds: float = 10) -> bool:
-    """Whether something becomes true in time."""
+    """Return whether `holds()` becomes true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Training processes that stay: many tiny trainings under one process group cost one start."""
+"""Training processes that are kept: many tiny trainings under one process group need a single start."""
 
 import multiprocessing
 import os
@@ -12,13 +12,13 @@ from typing import Any
 
 @dataclass
 class Outcome:
-    """What rank 0 said of a training."""
+    """The events of rank 0 in a training, and the first error of any rank."""
 
     events: list[dict[str, Any]]
     error: str | None
 
     def losses(self, name: str = "train/loss") -> dict[int, float]:
-        """One loss for each step that was trained."""
+        """Return the loss of each step that was trained."""
         return {event["step"]: event["metrics"][name] for event in self.events if event["kind"] == "step"}
 
 
@@ -44,7 +44,7 @@ class WorkerPool:
             self._processes.append(process)
 
     def train(self, job: Any, around: Callable[[int], AbstractContextManager[None]] = _nothing) -> Outcome:
-        """Run a job on all workers, each within `around(rank)`; the first error of any of them is told."""
+        """Run a job on all workers, each within `around(rank)`; return rank 0's events and the first error of any."""
         for pipe in self._pipes:
             pipe.send((job, around))
         replies = [pipe.recv() for pipe in self._pipes]
@@ -59,14 +59,14 @@ class WorkerPool:
 
 
 class Pools(dict[int, WorkerPool]):
-    """A pool of each size, started when first asked for."""
+    """A pool of each size, started at the first request."""
 
     def __missing__(self, world_size: int) -> WorkerPool:
         self[world_size] = WorkerPool(world_size)
         return self[world_size]
 
     def close(self) -> None:
-        """End them all."""
+        """End all pools."""
         for pool in self.values():
             pool.close()
 

@@ -179,8 +179,14 @@ def test_an_unknown_ending_is_told_before_anything_is_written(tmp_path):
 
 def encoders(process=None):
     """The tokenising processes that a process has started and that still run."""
-    children = (process or psutil.Process()).children()
-    return [child for child in children if any("encoder_process" in word for word in child.cmdline())]
+    return [child for child in (process or psutil.Process()).children() if "encoder_process" in _command(child)]
+
+
+def _command(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def prepare_in_two(tmp_path, sources, progress):

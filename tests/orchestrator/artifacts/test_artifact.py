@@ -214,7 +214,7 @@ def test_failed_staging_keeps_parents_that_others_use(local: Storage, tmp_path: 
     assert [path.name for path in (tmp_path / "root" / "data").iterdir()] == ["other"]
 
 
-def test_full_disk_while_staging_is_told_in_one_line(local: Storage) -> None:
+def test_full_disk_while_staging_is_reported_in_one_line(local: Storage) -> None:
     with pytest.raises(StorageError, match="disk is full"), staging_folder(local, NAME):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -222,8 +222,8 @@ def test_full_disk_while_staging_is_told_in_one_line(local: Storage) -> None:
 def test_staging_of_killed_processes_is_removed_and_that_of_living_ones_kept(
     local: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = local.local_path(NAME)
-    abandoned = place.parent / f"{staging.STAGING_PREFIX}{place.name}-killed"
+    path = local.local_path(NAME)
+    abandoned = path.parent / f"{staging.STAGING_PREFIX}{path.name}-killed"
     abandoned.mkdir(parents=True)
     os.utime(abandoned, (0, time.time() - 3600))
     with staging_folder(local, NAME) as living:

@@ -1,4 +1,4 @@
-"""Which settings decide what comes out, told by the type of each field of each command."""
+"""Which settings determine the result, as declared by the type of each field of each command."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from orchestrator.configuration import commands
 from orchestrator.configuration.schema import config_classes, group_class
 
 NOT_IN_A_RECIPE = {"storage", "strategy", "cluster", "checkpoint", "tracking", "faults"}
-"""Groups that say where and how alone."""
+"""Groups that only say where and how a command runs."""
 RUNTIME_FIELDS = {
     *("run.name", "data.num_processes", "guard.max_consecutive", "guard.max_rollbacks", "batch_size"),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
@@ -34,7 +34,7 @@ def example(kind: type[Config], **given: Any) -> Config:
 
 
 def leaves(config: Config, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every field that is no group."""
+    """Yield the dotted path of every field that is not a group."""
     for name in type(config).model_fields:
         value = getattr(config, name)
         yield from leaves(value, f"{prefix}{name}.") if isinstance(value, Config) else [prefix + name]
@@ -52,7 +52,7 @@ COMMAND_FIELDS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the other value is of no type
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the other value does not have the field's type
 @pytest.mark.parametrize(("command", "path"), COMMAND_FIELDS, ids=lambda value: str(value))
 def test_a_recipe_changes_with_a_field_that_decides_content_and_with_no_other(command: str, path: str) -> None:
     config = example(getattr(commands, COMMANDS[command].config))
@@ -62,7 +62,7 @@ def test_a_recipe_changes_with_a_field_that_decides_content_and_with_no_other(co
 
 
 def all_classes(kind: type[Config]) -> Iterator[type[Config]]:
-    """Yield a class and all within it, also those in lists."""
+    """Yield a class and all classes within it, including those in lists."""
     yield kind
     for field in kind.model_fields.values():
         for inner in config_classes(field.annotation):

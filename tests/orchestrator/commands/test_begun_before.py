@@ -1,4 +1,4 @@
-"""A run that an earlier version began goes on under this one: same recipe, same data, same curve."""
+"""This version continues a run that an earlier version began: same recipe, same data, same curve."""
 
 import json
 import tarfile
@@ -14,9 +14,9 @@ from orchestrator.runs.run import training_recipe
 
 pytestmark = pytest.mark.slow
 BEGUN = Path(__file__).resolve().parents[2] / "fixtures" / "run_begun_at_0619955.tar.gz"
-"""Made by commit 0619955: twenty steps were asked for, and it was interrupted after the checkpoint at ten.
+"""Made by commit 0619955: a run of twenty steps that was interrupted after the checkpoint at step ten.
 
-Beside it lie, below `expected/`, the figures that the same run ended with there when it was not interrupted.
+The archive also holds, below `expected/`, the final metrics of the same run without the interruption.
 """
 COMMAND = (
     *("pretrain", "run.name=begun", "data=files", "data.path=text.txt", "data.split=position", "data.val_fraction=0.1"),

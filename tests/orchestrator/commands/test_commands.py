@@ -1,4 +1,4 @@
-"""The journey as a user makes it: prepare, pretrain, evaluate, generate, and what is written on the way."""
+"""The commands as a user runs them: prepare, pretrain, evaluate, generate, and the files that they write."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from tiny_run import arguments, write_text
 
 from orchestrator.cli import main
 
-# wandb leaves its own sockets and files to the collector
+# wandb leaves its own sockets and files to the garbage collector
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -78,7 +78,7 @@ def test_finished_run_is_listed_with_its_figures(trained: Path, capsys: pytest.C
     assert float(row[4]) == pytest.approx(100 * metrics["goodput/fraction"], abs=0.06)
 
 
-def test_checkpoints_tell_the_loss_of_their_step(trained: Path) -> None:
+def test_checkpoints_report_the_loss_of_their_step(trained: Path) -> None:
     events = [json.loads(file.read_text()) for file in sorted((trained / "runs/tiny/events").iterdir())]
     losses = {event["step"]: event["loss"] for event in events if event["kind"] == "checkpoint"}
     assert losses.keys() == {10, 20}
@@ -237,7 +237,7 @@ def test_greedy_text_is_that_of_transformers(
     assert capsys.readouterr().out.rstrip("\n") == tokenizer.decode(expected[0], skip_special_tokens=True)
 
 
-def test_a_model_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+def test_a_model_that_is_not_there_is_reported(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
     assert main(["generate", "model.path=./nowhere"]) == 2
     assert "model.path=./nowhere: no model there" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Mistakes in plain words: path, value, rule and remedy, all at once."""
+"""Messages about mistakes: path, value, rule and remedy, for all mistakes at once."""
 
 from typing import Any
 
@@ -50,17 +50,17 @@ CASES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("raw", "line"), CASES, ids=[line.partition(":")[0] for _, line in CASES])
-def test_a_mistake_is_told_with_path_value_rule_and_remedy(raw: dict[str, Any], line: str) -> None:
+def test_a_mistake_is_reported_with_path_value_rule_and_remedy(raw: dict[str, Any], line: str) -> None:
     assert mistakes_in(raw, PretrainConfig) == [line]
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     raw = {"model": {"num_layer": 3, "num_heads": 5}, "training": {"num_steps": 0}, "data": {"val_fraction": 2}}
     subjects = {line.partition(":")[0] for line in mistakes_in(raw, PretrainConfig)}
     assert subjects == {"model.num_layer=3", "model.num_heads=5", "training.num_steps=0", "data.val_fraction=2"}
 
 
-def test_rules_between_groups_are_told_beside_unknown_keys_and_mistakes_elsewhere() -> None:
+def test_rules_between_groups_are_reported_beside_unknown_keys_and_mistakes_elsewhere() -> None:
     raw = {
         "model": {"nope": 1},
         "data": {"source": "files"},
@@ -74,7 +74,7 @@ def test_rules_between_groups_are_told_beside_unknown_keys_and_mistakes_elsewher
     assert "model.nope=1" in text
 
 
-def test_rules_between_groups_without_mistakes_are_told_beside_mistakes_in_other_groups() -> None:
+def test_rules_between_groups_without_mistakes_are_reported_beside_mistakes_in_other_groups() -> None:
     raw = {"model": {"num_heads": 3}, "training": {"global_batch_size": 7, "micro_batch_size": 2}}
     text = "\n".join(mistakes_in(raw, PretrainConfig))
     assert "model.num_heads=3: does not divide" in text
@@ -96,12 +96,12 @@ def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any
     assert read == groups
 
 
-def test_earlier_mistakes_are_told_first() -> None:
+def test_earlier_mistakes_are_reported_first() -> None:
     with pytest.raises(ConfigError, match=r"^first\ntraining\.num_steps=0: must be above 0$"):
         validated({"training": {"num_steps": 0}}, PretrainConfig, earlier=["first"])
 
 
-def test_what_must_be_given_is_told_with_its_explanation() -> None:
+def test_what_must_be_given_is_reported_with_its_explanation() -> None:
     for kind in (EvaluateConfig, GenerateConfig):
         (line,) = mistakes_in({"model": {"path": "???"}}, kind)
         assert line.startswith("model.path: must be given, as model.path=VALUE (A model directory")

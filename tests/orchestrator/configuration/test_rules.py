@@ -1,4 +1,4 @@
-"""The rules between groups, and what is worked out from several of them."""
+"""The rules between groups, and the values computed from several groups."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`orchestrator doctor`: how checks are run and shown, and those of this machine, with what is good and what is bad."""
+"""`orchestrator doctor`: how checks are run and shown, and the checks of this machine, with good and bad results."""
 
 import fcntl
 import io
@@ -34,7 +34,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make PATH hold the tools that are given, and nothing else."""
+    """Return a function that adds tools to PATH, which holds nothing else."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -91,7 +91,7 @@ def test_secret_of_the_environment_is_struck_out_of_an_error(monkeypatch: pytest
     assert SECRET not in finding.text
 
 
-def test_check_that_does_not_end_has_failed_and_others_are_told() -> None:
+def test_check_that_does_not_end_has_failed_and_others_are_reported() -> None:
     never = Event()
 
     def hang() -> Finding:
@@ -176,7 +176,7 @@ def test_extensions_are_compiled_only_when_asked(monkeypatch: pytest.MonkeyPatch
         (-9, "", "failure", "it said nothing"),
     ],
 )
-def test_compile_that_fails_is_told_by_the_compilers_own_complaint(
+def test_compile_that_fails_is_reported_by_the_compilers_own_complaint(
     code: int, output: str, status: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = subprocess.CompletedProcess([], code, stdout=output, stderr="")
@@ -201,9 +201,9 @@ def stale_lock(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 
 def test_stale_lock_is_a_failure_until_it_is_fixed(stale_lock: Path) -> None:
     path = stale_lock
-    told = toolchain.locks(fix=False)
-    assert (told.status, told.remedy) == ("failure", "orchestrator doctor fix=true")
-    assert str(path) in told.text
+    finding = toolchain.locks(fix=False)
+    assert (finding.status, finding.remedy) == ("failure", "orchestrator doctor fix=true")
+    assert str(path) in finding.text
     assert path.exists()
     assert toolchain.locks(fix=True) == Finding("ok", f"removed {path}")
     assert toolchain.locks(fix=False) == Finding("ok", "none")
@@ -220,7 +220,7 @@ def test_lock_where_a_process_of_ours_may_compile_is_no_failure_and_is_not_remov
 # what the machine has
 
 
-def test_processors_and_memory_are_told() -> None:
+def test_processors_and_memory_are_reported() -> None:
     finding = machine.processors()
     assert f"{len(os.sched_getaffinity(0))} CPU" in finding.text
     assert "memory" in finding.text
@@ -254,7 +254,7 @@ def test_shared_memory_of_a_bare_container_is_a_warning(
         (True, "13.0", 2, True, "ok", "2 x H100 (80.0 GB), CUDA 13.0, NCCL 2.30.4"),
     ],
 )
-def test_gpus_are_told_as_torch_sees_them(
+def test_gpus_are_reported_as_torch_sees_them(
     driver: bool,
     cuda: str | None,
     count: int,
@@ -286,7 +286,7 @@ def test_gpus_are_told_as_torch_sees_them(
 
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the project's metadata be that of pyproject.toml: what is installed may be older than the checkout."""
+    """Take the project's metadata from pyproject.toml, since the installed one may be older than the checkout."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = [f"{line}; extra == {extra!r}" for extra in extras for line in extras[extra]]
@@ -321,10 +321,10 @@ def test_ranges_are_those_of_the_installed_project(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("declared")
-def test_every_compared_package_has_a_range_and_no_next_minor_release_where_a_reason_is_told() -> None:
+def test_every_compared_package_has_a_range_and_no_next_minor_release_where_a_reason_is_reported() -> None:
     ranges = packages.allowed_ranges()
     assert all(len(ranges[name]) > 0 and ranges[name].contains(version) for name, version in packages.TESTED.items())
-    for name in packages._WHY_NOT_OTHERS:
+    for name in packages.WHY_NOT_OTHERS:
         major, minor, *_ = packages.TESTED[name].split(".")
         assert not ranges[name].contains(f"{major}.{int(minor) + 1}.0"), name
 
@@ -353,7 +353,7 @@ def test_build_of_torch_for_a_platform_is_a_tested_version(monkeypatch: pytest.M
         ("deepspeed", "0.19.9", "warning", "deepspeed 0.19.9 (tested: 0.19.8)", "deepspeed==0.19.8"),
     ],
 )
-def test_other_versions_are_told_with_those_that_work(
+def test_other_versions_are_reported_with_those_that_work(
     name: str, version: str | None, status: str, said: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finding = with_versions(monkeypatch, **{name: version})
@@ -363,7 +363,7 @@ def test_other_versions_are_told_with_those_that_work(
 
 
 @pytest.mark.usefixtures("declared")
-def test_all_packages_outside_their_ranges_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_packages_outside_their_ranges_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = with_versions(monkeypatch, torch="2.14.0", ray="2.61.0", deepspeed="0.19.9")
     assert finding.status == "failure"
     assert finding.remedy == "pip install torch==2.13.0 ray==2.60.0"

@@ -138,11 +138,11 @@ def test_root_that_cannot_be_written_has_failed_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("method", "answer", "said"),
     [
-        ("create_bytes", True, "does not refuse to create a file that is there"),
-        ("create_bytes", False, "refuses to create a file that is not there"),
+        ("create_bytes", True, "does not refuse to create a file that exists"),
+        ("create_bytes", False, "refuses to create a file that does not exist"),
         ("list", [], "a listing does not show"),
-        ("read_bytes", b"first", "is not what is read from it"),
-        ("exists", True, "what was removed is still there"),
+        ("read_bytes", b"first", "does not return its new content"),
+        ("exists", True, "a removed file still exists"),
     ],
 )
 def test_store_that_silently_does_something_else_has_failed(
@@ -172,7 +172,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, asked: str, **facts: Any) -> Findi
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
-def test_without_an_address_nobody_is_asked(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_nothing_is_queried(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "ask_cluster", lambda address: pytest.fail("it asks"))
     finding = ray_address.ray_cluster(ClusterConfig(name=name))
     assert finding.status == "ok"
@@ -188,7 +188,7 @@ def test_address_where_nothing_listens_has_failed_without_ray(port: int, monkeyp
     assert f"nothing listens at 127.0.0.1:{closed}" in finding.text
 
 
-def test_cluster_that_answers_is_told_with_its_resources(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_that_answers_is_reported_with_its_resources(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = answered(monkeypatch, f"127.0.0.1:{port}", address=f"127.0.0.1:{port}")
     assert finding == Finding("ok", f"127.0.0.1:{port}: Ray 2.60.0, 2 nodes, 8 CPUs, 2 GPUs")
 
@@ -216,20 +216,20 @@ def test_token_mode_needs_a_token_and_never_shows_it(
     assert answered(monkeypatch, f"127.0.0.1:{port}").status == "ok"
     (tmp_path / "token").unlink()
     monkeypatch.setenv("RAY_AUTH_TOKEN", SECRET)
-    told = answered(monkeypatch, f"127.0.0.1:{port}")
-    assert told.status == "ok"
-    assert SECRET not in told.text + told.remedy
+    finding = answered(monkeypatch, f"127.0.0.1:{port}")
+    assert finding.status == "ok"
+    assert SECRET not in finding.text + finding.remedy
 
 
 @pytest.mark.parametrize(
     ("error", "mode", "remedy"),
     [
         ("Version mismatch: The cluster was started with: Ray: 2.55.0", "disabled", "the same versions"),
-        ("no Ray cluster answers there", None, "RAY_AUTH_MODE=token if it asks for a token"),
+        ("no Ray cluster answers there", None, "RAY_AUTH_MODE=token if it requires a token"),
         ("no Ray cluster answers there", "disabled", "ray status on its head node"),
     ],
 )
-def test_refusal_of_a_cluster_is_told_with_the_remedy(
+def test_refusal_of_a_cluster_is_reported_with_the_remedy(
     error: str, mode: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mode:
@@ -262,7 +262,7 @@ def test_cluster_is_asked_in_a_process_that_may_end_or_hang(
 
 
 @pytest.mark.parametrize(
-    ("address", "place"),
+    ("address", "endpoint"),
     [
         ("auto", None),
         ("head:6379", ("head", 6379)),
@@ -271,8 +271,8 @@ def test_cluster_is_asked_in_a_process_that_may_end_or_hang(
         ("ray://head:1234", ("head", 1234)),
     ],
 )
-def test_host_and_port_of_an_address(address: str, place: tuple[str, int] | None) -> None:
-    assert ray_address.host_and_port(address) == place
+def test_host_and_port_of_an_address(address: str, endpoint: tuple[str, int] | None) -> None:
+    assert ray_address.host_and_port(address) == endpoint
 
 
 # W&B
@@ -284,7 +284,7 @@ class _Api(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-def test_without_a_key_wandb_is_offline_and_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_wandb_is_offline_and_nothing_is_queried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_account, "_answers", lambda url: pytest.fail("it asks"))
     assert wandb_account.wandb_account(TrackingConfig()).status == "ok"
     assert "offline" in wandb_account.wandb_account(TrackingConfig()).text
@@ -306,24 +306,26 @@ def test_without_a_key_wandb_is_offline_and_nobody_is_asked(monkeypatch: pytest.
     assert (wanted.status, "WANDB_API_KEY" in wanted.remedy) == ("warning", True)
 
 
-def test_place_of_the_key_is_told_and_never_the_key(api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_source_of_the_key_is_reported_and_never_the_key(
+    api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "netrc").write_text(f"machine {api.removeprefix('http://')}\n  login user\n  password {SECRET}\n")
-    told = wandb_account.wandb_account(TrackingConfig())
-    assert told == Finding("ok", f"online, key from netrc, {api} answers")
+    finding = wandb_account.wandb_account(TrackingConfig())
+    assert finding == Finding("ok", f"online, key from netrc, {api} answers")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    told = wandb_account.wandb_account(TrackingConfig())
-    assert told == Finding("ok", f"online, key from WANDB_API_KEY, {api} answers")
+    finding = wandb_account.wandb_account(TrackingConfig())
+    assert finding == Finding("ok", f"online, key from WANDB_API_KEY, {api} answers")
 
 
 def test_service_that_cannot_be_reached_is_a_warning(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    told = wandb_account.wandb_account(TrackingConfig())
-    assert told.status == "warning"
-    assert "does not answer" in told.text
-    assert "tracking.mode=offline" in told.remedy
-    assert SECRET not in told.text + told.remedy
+    finding = wandb_account.wandb_account(TrackingConfig())
+    assert finding.status == "warning"
+    assert "does not answer" in finding.text
+    assert "tracking.mode=offline" in finding.remedy
+    assert SECRET not in finding.text + finding.remedy
     assert wandb_account.wandb_account(TrackingConfig(mode="offline")).status == "ok"
 
 

@@ -202,7 +202,7 @@ class _Response(Exception):
     [TimeoutError(), ConnectionResetError(), OSError(errno.EBUSY, "SlowDown"), _Response(503), _Response(429)],
     ids=repr,
 )
-def test_passing_trouble_is_waited_out(error: Exception, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+def test_transient_error_is_retried(error: Exception, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     storage = Storage("memory://root")
     storage.write_bytes("file", b"data")
     fail_first(monkeypatch, "cat_file", [error] * 3)
@@ -214,7 +214,7 @@ def test_passing_trouble_is_waited_out(error: Exception, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "error", [PermissionError("AccessDenied"), OSError(errno.ENOSPC, ""), _Response(403)], ids=repr
 )
-def test_lasting_trouble_is_told_at_once(error: Exception, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+def test_lasting_error_is_raised_at_once(error: Exception, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     fail_first(monkeypatch, "pipe_file", [error])
     with pytest.raises(StorageError, match="cannot write memory://root/file"):
         Storage("memory://root").write_bytes("file", b"data")
@@ -255,7 +255,7 @@ def test_reading_goes_on_at_the_same_byte_after_a_lost_connection(
     assert len(waits) == 2
 
 
-def test_missing_bucket_is_told_with_the_remedy(s3_bucket: str) -> None:
+def test_missing_bucket_is_reported_with_the_remedy(s3_bucket: str) -> None:
     with pytest.raises(StorageError, match="s3://no-such-bucket-here/root/file: no such file, folder or bucket"):
         Storage("s3://no-such-bucket-here/root").write_bytes("file", b"1")
 
@@ -331,7 +331,7 @@ def test_identity_of_a_local_file_is_the_same_at_another_place(tmp_path: Path) -
     assert first.identity() == second.identity()
 
 
-def test_all_mistakes_in_paths_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_in_paths_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "nothing").mkdir()
     (tmp_path / "full.txt").write_text("text")
@@ -382,7 +382,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body if found else b"")
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

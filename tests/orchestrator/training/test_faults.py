@@ -52,7 +52,7 @@ def test_rank_must_be_there_in_every_number_of_workers() -> None:
     elastic = {"cluster": {"name": "ray", "num_workers": [2, 4]}, "training": {"global_batch_size": 12}}
     assert mistakes({"rank": 1}, **elastic) == []
     (mistake,) = mistakes({"rank": 2}, **elastic)
-    assert mistake.startswith("faults.rank=2: the run may have 2 workers, of rank 0 to 1; choose one of them")
+    assert mistake.startswith("faults.rank=2: the run may have 2 workers, with rank 0 to 1; choose one of them")
 
 
 def test_step_must_lie_before_the_end() -> None:
@@ -64,13 +64,13 @@ def test_a_single_worker_may_be_killed_and_not_stopped() -> None:
     single = {"strategy": {"name": "single"}, "cluster": {"num_workers": 1}}
     assert mistakes({}, **single) == []
     (mistake,) = mistakes({"kind": "stop_rank"}, **single)
-    assert mistake.startswith("faults=stop_rank: nobody finds a single worker that has stopped")
+    assert mistake.startswith("faults=stop_rank: a single worker that has stopped is never detected")
 
 
 @pytest.mark.parametrize("kind", ["truncate_checkpoint", "flip_bit"])
 def test_a_checkpoint_is_damaged_only_where_another_is_kept(kind: str) -> None:
     (mistake,) = mistakes({"kind": kind}, checkpoint={"keep_last": 1})
-    assert mistake.startswith(f"faults={kind}: the run goes on from the checkpoint before the damaged one")
+    assert mistake.startswith(f"faults={kind}: the run continues from the checkpoint before the damaged one")
 
 
 def test_no_fault_is_ordered_unless_asked_for_and_none_changes_the_recipe() -> None:

@@ -1,6 +1,6 @@
-"""Loaded by each interpreter that finds it on its path: every training keeps which samples its model is given.
+"""Loaded by each interpreter that has it on its path: every training records the samples that its model receives.
 
-`broken_run.samples_of_steps` reads what is kept. Nothing of the training is known here but the batch that a model gets.
+`broken_run.samples_of_steps` reads the records. This depends on nothing of the training but the batch for the model.
 """
 
 import sys
@@ -15,7 +15,7 @@ FOLDER = "samples"
 
 
 class _Recorder(MetaPathFinder, Loader):
-    """Imports `orchestrator.training.train` as it is, and has its `train` keep the samples."""
+    """Imports `orchestrator.training.train` unchanged, and wraps its `train` to record the samples."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "orchestrator.training.train":
@@ -45,7 +45,7 @@ def _record(model: Any, folder: Path, rank: int) -> None:
     import time
 
     folder.mkdir(parents=True, exist_ok=True)
-    # whole lines, written at once: the process may be killed at any moment
+    # one write per line, because the process may be killed at any moment
     file = os.open(folder / f"{rank}-{os.getpid()}", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     training_step = model.training_step
 
