@@ -53,6 +53,7 @@ def test_notice_of_termination_is_stronger_than_a_move() -> None:
     assert notice.number == signal.SIGINT
 
 
+@pytest.mark.slow
 def test_worker_ends_with_the_driver_on_its_host_and_outlives_others() -> None:
     script = (
         "import sys\n"
