@@ -1,4 +1,4 @@
-"""The other end of `writer_process`: copies a rank's part into memory that both share, and hears what became of it."""
+"""The training's side of `writer_process`: copies a rank's part into shared memory, and receives the result."""
 
 import json
 import mmap
@@ -27,9 +27,9 @@ _END_SECONDS = 5
 
 
 class BackgroundWriter:
-    """Writes this rank's parts in another process: training waits for the copy in memory alone.
+    """Writes this rank's parts in another process; training waits only for the copy in memory.
 
-    It holds as much memory as the part is large, and nobody but this process and the other sees it.
+    It holds as much memory as the part has bytes, shared by this process and the writer process alone.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -40,13 +40,13 @@ class BackgroundWriter:
         self._preparing: threading.Thread | None = None
 
     def prepare(self, num_bytes: int) -> None:
-        """Start the process and take the memory, both beside what the caller does next."""
+        """Start the process and allocate the memory in the background."""
         self._start_process()
         self._preparing = threading.Thread(target=self._reserve, args=(num_bytes,), daemon=True)
         self._preparing.start()
 
     def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
-        """Begin to write; the save before must have been heard of."""
+        """Begin to write; the result of the save before must have been received."""
         self._end_preparing()
         self._part, self._answers = part, {what: Future() for what in (STORED, COMMITTED)}
         try:
@@ -59,11 +59,11 @@ class BackgroundWriter:
         self._send({"part": asdict(part), **commit})
 
     def stored(self) -> str | None:
-        """Wait until this rank's file is there; return what went wrong."""
+        """Wait until this rank's file is stored; return the error, if any."""
         return self._answers[STORED].result()
 
     def committed(self) -> str | None:
-        """Wait until the save is committed; return what went wrong. On rank 0 only."""
+        """Wait until the save is committed; return the error, if any. On rank 0 only."""
         return self._answers[COMMITTED].result()
 
     @property
@@ -73,12 +73,12 @@ class BackgroundWriter:
         return answer.done() and answer.result() is None
 
     def abandon(self) -> None:
-        """Wait for the parts of the other ranks no longer. On rank 0 only."""
+        """Stop waiting for the parts of the other ranks. On rank 0 only."""
         assert self._part is not None
         self._send({"abandon": self._part.folder})
 
     def _reserve(self, num_bytes: int) -> None:
-        with suppress(OSError):  # told by the first save
+        with suppress(OSError):  # the first save reports it
             self._image.reserve(num_bytes)
 
     def _end_preparing(self) -> None:
@@ -87,7 +87,7 @@ class BackgroundWriter:
             self._preparing = None
 
     def close(self) -> None:
-        """End the process, and what it is writing."""
+        """End the process, even while it writes."""
         self._end_preparing()
         process, self._process = self._process, None
         if process:
@@ -110,7 +110,7 @@ class BackgroundWriter:
             text=True,
             env=child_environment(),
             pass_fds=self._image.inherited,
-            # Ctrl-C is for the training, which then ends it; in a session of its own its low priority would not count
+            # Ctrl-C is for the training, which then ends this process; a session of its own would void its low priority
             process_group=0,
         )
         self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
@@ -119,7 +119,9 @@ class BackgroundWriter:
     def _send(self, order: Mapping[str, Any]) -> None:
         assert self._process is not None
         stdin = cast(IO[str], self._process.stdin)
-        with suppress(OSError, ValueError):  # broken or closed: the thread that listens tells why the process is gone
+        with suppress(
+            OSError, ValueError
+        ):  # broken or closed pipe: the listener thread reports why the process is gone
             stdin.write(json.dumps(order) + "\n")
             stdin.flush()
 
@@ -148,10 +150,10 @@ class _Image:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def reserve(self, num_bytes: int) -> None:
-        """Take so much memory, its pages in place."""
+        """Allocate the memory and touch its pages."""
         os.ftruncate(self._file, num_bytes)
         self._memory = torch.frombuffer(mmap.mmap(self._file, num_bytes), dtype=torch.uint8)
-        # the first touch of a page costs more than the copy; without the interpreter's lock, which mmap would hold
+        # the first touch of a page costs more than the copy; torch releases the interpreter's lock, mmap would hold it
         self._memory.zero_()
 
     def sized(self, num_bytes: int) -> Tensor:
@@ -162,7 +164,7 @@ class _Image:
         return self._memory[:num_bytes]
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._memory = torch.empty(0, dtype=torch.uint8)
         os.close(self._file)
         if not self.inherited:

@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, and how a run finds the newest whole one. One form for every strategy and world size."""
+"""What a checkpoint holds, and how a run finds the newest complete one; the same for all strategies and world sizes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Shapes = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint, whose files are verified as they are read."""
+    """A committed checkpoint, whose files are verified when they are read."""
 
     name: str
     """Relative to the storage root."""
@@ -35,7 +35,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The state before the first step, read by the range like a checkpoint."""
+    """The state before the first step, read by range like a checkpoint."""
 
     shapes: Shapes
     model: ModelConfig
@@ -43,7 +43,7 @@ class InitialWeights:
     seed: int
 
     def fill(self, wanted: Iterable[Fragment]) -> None:
-        """Copy what the fragments name of the initial weights into their views."""
+        """Copy the initial weights that the fragments name into their views."""
         for fragment in wanted:
             fragment.view.copy_(self._values(fragment))
 
@@ -79,20 +79,20 @@ def restore(
     notify: Callable[[str], None],
     at_most: int | None = None,
 ) -> Progress | None:
-    """Fill `state` from the newest checkpoint that is whole; all ranks call it together.
+    """Fill `state` from the newest complete checkpoint; all ranks call this together.
 
-    Each rank reads and verifies what it needs; where one of them finds damage, all of them take the one before.
+    Each rank reads and verifies what it needs. If one rank finds damage, all ranks use the checkpoint before.
 
     Args:
         notify: Is told of each that was passed over, and why.
-        at_most: Later steps are not looked at, as if there were none.
+        at_most: Checkpoints after this step are ignored.
 
     Returns:
-        How far the run was then; None for one without checkpoints.
+        The progress of the run at that checkpoint; None if it has no checkpoints.
 
     Raises:
-        ArtifactError: there are checkpoints, and none is whole: nothing starts from scratch by itself.
-        StorageError: the store cannot be read, which says nothing against a checkpoint.
+        ArtifactError: no checkpoint is complete; a run with checkpoints never starts from scratch by itself.
+        StorageError: the store cannot be read, which does not mean that a checkpoint is damaged.
     """
     faults = []
     for step in reversed(from_rank_0(lambda: committed_steps(storage, run_name))):
@@ -125,7 +125,7 @@ def _load(
 
 
 def discard_after(storage: Storage, run_name: str, step: int) -> None:
-    """Take the commit from all checkpoints after `step`: the run goes on from there and writes them anew."""
+    """Remove the commit of all checkpoints after `step`, from which the run continues and writes them again."""
     for later in committed_steps(storage, run_name):
         if later > step:
             storage.remove(f"{name_of(run_name, later)}/{artifact.COMMITTED}")

@@ -1,4 +1,4 @@
-"""Reads any ranges of parameters and moments out of a checkpoint's files: each chunk once, verified, side by side."""
+"""Read ranges of parameters and moments from a checkpoint's files: each chunk once, verified, in parallel."""
 
 import os
 import threading
@@ -27,16 +27,16 @@ _NUM_LOCAL_READERS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class _Piece:
-    """Bytes of one chunk that belong somewhere."""
+    """Bytes of one chunk, and the tensor that they are copied into."""
 
     start: int
-    """Within the chunk."""
+    """First byte within the chunk."""
     into: Tensor
-    """Flat, of any type of number."""
+    """Flat, of any numeric dtype."""
 
 
 class FragmentReader:
-    """Gives ranges of any parameter's state from whichever files of a committed checkpoint hold them.
+    """Reads ranges of any parameter's state from the files of a committed checkpoint that hold them.
 
     Args:
         manifest: The checkpoint's.
@@ -55,10 +55,10 @@ class FragmentReader:
         return values
 
     def fill(self, wanted: Iterable[Fragment]) -> None:
-        """Copy what the fragments name into their views; nothing of a damaged chunk is copied.
+        """Copy the ranges that the fragments name into their views; no damaged chunk is copied.
 
         Raises:
-            ArtifactError: some of it is in no file, or a file is missing, has another size or is damaged.
+            ArtifactError: a range is in no file, or a file is missing, has another size or is damaged.
             StorageError: the store cannot be read.
         """
         pieces: dict[tuple[str, int], list[_Piece]] = defaultdict(list)
@@ -118,13 +118,13 @@ class FragmentReader:
 
 
 def _buffer() -> memoryview:
-    """Return this thread's memory for a chunk: fresh memory for each took twice as long (measured)."""
+    """Return this thread's buffer for a chunk; a new buffer for each chunk took twice as long (measured)."""
     if not hasattr(_thread, "buffer"):
         _thread.buffer = memoryview(bytearray(CHUNK_BYTES))
     return _thread.buffer
 
 
 def _all(results: Iterator[None]) -> None:
-    """Wait for all of them; the first error is raised."""
+    """Wait for all results, and raise the first error."""
     for _ in results:
         pass

@@ -1,4 +1,4 @@
-"""Where a run's checkpoints lie: apart from what reads and writes them, which imports torch."""
+"""Paths of a run's checkpoints; a module of its own, because those that read and write them import torch."""
 
 import re
 
@@ -7,17 +7,17 @@ from orchestrator.storage.store import Storage
 
 
 def folder_of(run_name: str) -> str:
-    """Return where a run's checkpoints are."""
+    """Return the folder of a run's checkpoints."""
     return f"runs/{run_name}/checkpoints"
 
 
 def name_of(run_name: str, step: int) -> str:
-    """Return where the checkpoint after `step` steps is."""
+    """Return the path of the checkpoint after `step` steps."""
     return f"{folder_of(run_name)}/step_{step:08d}"
 
 
 def step_of(name: str) -> int | None:
-    """Return the step of the checkpoint that a name is, or lies in; None of any other name."""
+    """Return the step of the checkpoint that a path names or lies in; None for other paths."""
     found = re.fullmatch(r"runs/[^/]+/checkpoints/step_(\d{8,})(/.*)?", name)
     return int(found[1]) if found else None
 
@@ -29,6 +29,6 @@ def begun_steps(storage: Storage, run_name: str) -> list[int]:
 
 
 def committed_steps(storage: Storage, run_name: str) -> list[int]:
-    """Return the steps of a run's committed checkpoints, ascending; whether they are whole shows in their reading."""
+    """Return the steps of a run's committed checkpoints, ascending; reading them shows whether they are complete."""
     steps = begun_steps(storage, run_name)
     return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]

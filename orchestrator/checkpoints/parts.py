@@ -1,6 +1,6 @@
-"""A checkpoint's files, one of each rank: stored with the digests of their chunks, and committed when all are there.
+"""A checkpoint's files, one per rank: stored with the digests of their chunks, and committed when all are stored.
 
-Nothing here imports torch, so that the process which writes beside the training starts fast and stays small.
+Nothing here imports torch, so that the writer process starts fast and needs little memory.
 """
 
 import json
@@ -23,7 +23,7 @@ from orchestrator.storage.store import Storage
 
 FORMAT = 2
 CHUNK_BYTES = 8 * 2**20
-"""Read and verified at once; a multiple of 8, so that no number lies in two of them."""
+"""Bytes that are read and verified together; a multiple of 8, so that no number spans two chunks."""
 STATE = "state.json"
 
 _NUM_READERS = 8
@@ -33,16 +33,16 @@ Index = dict[str, dict[str, list[tuple[int, int, str, int]]]]
 
 @dataclass(frozen=True)
 class Part:
-    """One rank's share of one save."""
+    """One rank's part of one save."""
 
     checkpoint: str
     """Relative to the storage root."""
     save_id: str
-    """Tells the files of this save from those of an earlier attempt at the same step."""
+    """Distinguishes the files of this save from those of an earlier attempt at the same step."""
     rank: int
     world_size: int
     index: Index
-    """What its file holds."""
+    """The ranges in its file."""
 
     @property
     def file(self) -> str:
@@ -51,7 +51,7 @@ class Part:
 
     @property
     def folder(self) -> str:
-        """Where the records of all ranks meet until the commit, relative to the storage root."""
+        """Folder of the records of all ranks until the commit, relative to the storage root."""
         return f"{self.checkpoint}/parts-{self.save_id}"
 
 
@@ -61,14 +61,14 @@ def file_of(rank: int, save_id: str) -> str:
 
 
 def store_part(storage: Storage, part: Part, pieces: Iterable[memoryview], image: Path | None = None) -> None:
-    """Store a rank's file, then the record that it is there.
+    """Store a rank's file, then a record of it.
 
     Args:
         pieces: The bytes of the file.
-        image: A local file of the same bytes, which a remote store takes as it is.
+        image: A local file of the same bytes, which is uploaded to a remote store.
 
     Raises:
-        StorageError: the store cannot be written; of the file nothing is left there that anybody reads.
+        StorageError: the store cannot be written; nothing that a reader would use is left there.
     """
     digests = ChunkDigests()
     name = f"{part.checkpoint}/{part.file}"
@@ -97,7 +97,7 @@ def _write(path: Path, pieces: Iterable[memoryview]) -> None:
                     piece = piece[file.write(piece) :]
         sync(path)
     except OSError:
-        # a full disk needs its place back
+        # frees the space on a full disk
         path.unlink(missing_ok=True)
         raise
 
@@ -110,7 +110,7 @@ def _write_and_upload(storage: Storage, name: str, pieces: Iterable[memoryview])
 
 
 class ChunkDigests:
-    """Digests of a file and of each of its chunks, taken while its bytes go by."""
+    """Digests of a file and of each of its chunks, computed while the bytes pass through."""
 
     def __init__(self) -> None:
         self._whole, self._chunk = xxhash.xxh3_128(), xxhash.xxh3_64()
@@ -118,7 +118,7 @@ class ChunkDigests:
         self._chunks: list[str] = []
 
     def of(self, pieces: Iterable[memoryview]) -> Iterator[memoryview]:
-        """Give the pieces on as they are taken in."""
+        """Yield the pieces unchanged, and update the digests with each."""
         for piece in pieces:
             self._whole.update(piece)
             self._cut(piece)
@@ -152,11 +152,11 @@ def are_all_stored(storage: Storage, part: Part) -> bool:
 
 
 def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, list[int]]) -> None:
-    """Commit a save of which every rank has stored its file.
+    """Commit a save once every rank has stored its file.
 
     Args:
         part: Any of them.
-        state: What `state.json` shall hold.
+        state: Content of `state.json`.
     """
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         names = (f"{part.folder}/rank_{rank:05d}.json" for rank in range(part.world_size))
@@ -173,12 +173,12 @@ def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, lis
         "fragments": merge_indexes(record["index"] for record in records),
     }
     artifact.commit(storage, part.checkpoint, files, extra)
-    with suppress(OrchestratorError):  # nobody reads them any more
+    with suppress(OrchestratorError):  # they are not needed any more
         storage.remove(part.folder)
 
 
 def merge_indexes(indexes: Iterable[Index]) -> Index:
-    """Return one index of all files, ranges in order."""
+    """Return one index of all files, with the ranges in order."""
     merged: Index = {}
     for index in indexes:
         for parameter, kinds in index.items():
@@ -191,13 +191,13 @@ def merge_indexes(indexes: Iterable[Index]) -> Index:
 
 
 def check_format(manifest: dict[str, Any], url: str) -> None:
-    """Raises ArtifactError for a checkpoint of another form."""
+    """Raise ArtifactError for a checkpoint of another format."""
     if manifest.get("format") != FORMAT or manifest.get("chunk_bytes") != CHUNK_BYTES:
         raise ArtifactError(f"{url}: a checkpoint of another version of this program")
 
 
 def check_shapes(found: dict[str, list[int]], expected: dict[str, list[int]], url: str) -> None:
-    """Raises ArtifactError where a checkpoint's parameters are not the model's, before any of it is read."""
+    """Raise ArtifactError if a checkpoint's parameters are not the model's, before any of them is read."""
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             held, wanted = (f"with shape {of[name]}" if name in of else "not at all" for of in (found, expected))

@@ -1,4 +1,4 @@
-"""How far a run is, as a checkpoint keeps it: all that is not a tensor."""
+"""The progress of a run as stored in a checkpoint: everything that is not a tensor."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,7 +9,7 @@ from orchestrator.distributed.loss_scale import LossScale
 
 @dataclass(frozen=True)
 class GuardState:
-    """All that a decision depends on beside the step itself; a checkpoint keeps it."""
+    """The state on which the guard's decisions depend; stored in checkpoints."""
 
     grad_norms: tuple[float, ...] = ()
     """Gradient norms of the newest steps that were not skipped, oldest first."""
@@ -18,33 +18,33 @@ class GuardState:
     num_in_a_row: int = 0
     """Steps skipped since the last good one."""
     num_rollbacks: int = 0
-    """How often the run has gone back since it began."""
+    """Rollbacks since the run began."""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """Return it from its fields, as JSON keeps them."""
+        """Return the state from its JSON fields."""
         return cls(**{**fields, "grad_norms": tuple(fields["grad_norms"])})
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is; all else (schedule, phase, and with the offset data) follows from the step."""
+    """The progress of a run. Schedule and phase follow from the step, the data from step and data offset."""
 
     step: int
-    """Finished steps, those skipped among them."""
+    """Finished steps, including skipped ones."""
     tokens: int
     """Tokens seen, over all workers."""
     loss_scale: LossScale | None = None
-    """With float16 only."""
+    """Only with float16."""
     data_offset: int = 0
-    """Steps of data that were passed over: step s has the data of step s + data_offset."""
+    """Data steps that were skipped: step s uses the data of step s + data_offset."""
     guard: GuardState = field(default_factory=GuardState)
     scores: dict[int, float] = field(default_factory=dict)
-    """How good earlier checkpoints are, by their step; lower is better."""
+    """Scores of earlier checkpoints by step; lower is better."""
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """Return what `to_json` has written."""
+        """Return the progress that `to_json` has written."""
         fields = json.loads(data)
         fields["guard"] = GuardState.from_json(fields["guard"])
         fields["loss_scale"] = LossScale(**fields["loss_scale"]) if fields["loss_scale"] else None
@@ -52,10 +52,10 @@ class Progress:
         return cls(**fields)
 
     def to_json(self) -> str:
-        """Return all of it as JSON."""
+        """Return the progress as JSON."""
         return json.dumps(asdict(self), indent=2)
 
     @property
     def optimizer_steps(self) -> int:
-        """Steps that have moved the weights."""
+        """Steps that have changed the weights."""
         return self.step - self.guard.num_skipped

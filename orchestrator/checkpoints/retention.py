@@ -16,23 +16,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retention:
-    """What is kept beside the newest."""
+    """Which checkpoints are kept."""
 
     keep_last: int = 1
-    """So many of the newest."""
+    """This many of the newest."""
     keep_every_steps: int | None = None
     """All at multiples of this many steps."""
     keep_best: int = 0
-    """So many with the lowest `scores`."""
+    """This many with the lowest `scores`."""
     scores: Mapping[int, float] = field(default_factory=dict)
-    """How good each is, by its step; one without a score is not among the best."""
+    """Score of each by step; a checkpoint without a score is not among the best."""
 
     good_step: int | None = None
-    """The newest up to here are kept, too, as many: a rollback may need them."""
+    """`keep_last` checkpoints up to this step are kept as well, since a rollback may need them."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return it from its fields, as JSON keeps them."""
+        """Return the retention from its JSON fields."""
         return cls(**{**fields, "scores": {int(step): score for step, score in fields["scores"].items()}})
 
     def keeps(self, steps: list[int]) -> set[int]:
@@ -47,7 +47,7 @@ class Retention:
 
 
 def prune(storage: Storage, run_name: str, retention: Retention) -> None:
-    """Remove the checkpoints that are not kept, and unfinished ones before the newest; a failure stops nothing."""
+    """Remove the checkpoints that are not kept, and unfinished ones before the newest; a failure is only logged."""
     with _told_as_warning():
         for name in _not_kept(storage, run_name, retention):
             with _told_as_warning():

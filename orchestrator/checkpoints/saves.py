@@ -1,4 +1,4 @@
-"""Saves of the training state, one at a time: every rank stores its part, rank 0 commits, all learn how it ended."""
+"""Saves of the training state, one at a time: every rank stores its part, rank 0 commits, all ranks get the result."""
 
 import secrets
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from orchestrator.storage.store import Storage
 
 
 class Writer(Protocol):
-    """Stores this rank's part of a save; on rank 0 commits the save, too."""
+    """Stores this rank's part of a save; on rank 0 also commits the save."""
 
     def prepare(self, num_bytes: int) -> None:
-        """Expect parts of that size."""
+        """Prepare for parts of this size."""
         ...
 
     def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
@@ -30,11 +30,11 @@ class Writer(Protocol):
         ...
 
     def stored(self) -> str | None:
-        """Wait until this rank's part is stored; return what went wrong."""
+        """Wait until this rank's part is stored; return the error, if any."""
         ...
 
     def committed(self) -> str | None:
-        """Wait until the save is committed, once all ranks have stored; return what went wrong."""
+        """Wait until all ranks have stored and the save is committed; return the error, if any."""
         ...
 
     @property
@@ -43,11 +43,11 @@ class Writer(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Do not commit: another rank could not store."""
+        """Do not commit, because another rank could not store its part."""
         ...
 
     def close(self) -> None:
-        """End what is going on."""
+        """End a save in progress."""
         ...
 
 
@@ -60,12 +60,12 @@ class Saves:
 
     def __init__(self, storage: Storage, run_name: str, mode: Literal["sync", "async"]) -> None:
         self._storage, self._run_name = storage, run_name
-        # what lies in the memory of a process another one cannot write
+        # another process cannot write to a store in the memory of this one
         self._writer: Writer = BackgroundWriter(storage) if mode == "async" and storage.is_shared else _Inline(storage)
         self._attempt_id, self._number = from_rank_0(lambda: secrets.token_hex(3)), 0
 
     def prepare(self, state: TrainingState) -> None:
-        """Expect saves of `state`, which may get its moments later."""
+        """Prepare for saves of `state`, which may get its moments later."""
         self._writer.prepare(Snapshot.of(state.owned()).num_bytes_with_moments)
 
     def begin(self, state: TrainingState, shapes: Shapes, progress: Progress, retention: Retention) -> None:
@@ -81,11 +81,11 @@ class Saves:
 
     @property
     def is_committed(self) -> bool:
-        """Whether the save that was begun is committed; rank 0 alone knows."""
+        """Whether the current save is committed; only rank 0 knows."""
         return self._writer.is_committed
 
     def finish(self) -> str | None:
-        """Wait until the save is committed; return what went wrong, the same on all ranks."""
+        """Wait until the save is committed; return the error, if any, the same on all ranks."""
         errors = [f"worker {number}: {error}" for number, error in enumerate(gathered(self._writer.stored())) if error]
         if errors and rank() == 0:
             self._writer.abandon()
@@ -93,21 +93,21 @@ class Saves:
         return errors[0] if errors else committed
 
     def close(self) -> None:
-        """End a save that was not finished, without a commit; each rank for itself."""
+        """End a save in progress without a commit; each rank does this for itself."""
         self._writer.close()
 
 
 class _Inline:
-    """Writes while training waits; takes no memory."""
+    """Writes while training waits; needs no memory for a copy."""
 
     is_committed = False
-    """Until `committed` has returned, and then nobody asks."""
+    """False until `committed` has returned; it is not asked for after that."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def prepare(self, num_bytes: int) -> None:
-        """Need nothing."""
+        """Nothing to prepare."""
 
     def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
         self._part, self._commit, self._is_abandoned = part, commit, False
@@ -127,7 +127,7 @@ class _Inline:
         prune(self._storage, self._commit["run_name"], Retention.from_json(self._commit["retention"]))
 
     def close(self) -> None:
-        """Nothing is going on."""
+        """Nothing to end."""
 
 
 def _error_of(action: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""A rank's fragments laid out as one safetensors file, before a byte of them is copied."""
+"""The layout of a rank's fragments as one safetensors file, computed before any byte is copied."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,12 +13,12 @@ from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment
 
 _ALIGNMENT = 8
 _ORDER = (MASTER, *MOMENTS)
-"""Kinds lie together: who needs weights alone reads a third of a file."""
+"""Order of the kinds in a file; reading only the weights takes a third of it."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state as it is now, so it must be written or copied before the next step.
+    """The current state, which must be written or copied before the next step.
 
     Source: https://github.com/huggingface/safetensors#format
     """
@@ -27,13 +27,13 @@ class Snapshot:
 
     @classmethod
     def of(cls, fragments: Iterable[Fragment]) -> "Snapshot":
-        """Return the snapshot of those that are not empty."""
+        """Return the snapshot of the fragments that are not empty."""
         held = [fragment for fragment in fragments if fragment.start < fragment.stop]
         return cls(tuple(sorted(held, key=lambda fragment: _ORDER.index(fragment.kind))))
 
     @property
     def num_bytes_with_moments(self) -> int:
-        """An upper bound of `num_bytes` for the same parameters when they have moments."""
+        """An upper bound of `num_bytes` for the same parameters with moments."""
         masters = [item.stop - item.start for item in self.fragments if item.kind == MASTER]
         return len(_ORDER) * (4 * sum(masters) + len(self._header) + _ALIGNMENT)
 
@@ -43,14 +43,14 @@ class Snapshot:
         return self._offsets[-1]
 
     def index(self, file: str) -> Index:
-        """Return what the file holds and where, given its name."""
+        """Return the index of the file of this name: which ranges it holds, and where."""
         index: Index = {}
         for item, offset in zip(self.fragments, self._offsets[:-1], strict=True):
             index.setdefault(item.parameter, {}).setdefault(item.kind, []).append((item.start, item.stop, file, offset))
         return index
 
     def pieces(self) -> Iterator[memoryview]:
-        """Give the bytes of the file, of each fragment in turn."""
+        """Yield the bytes of the file: the header, then each fragment."""
         yield memoryview(self._header)
         for fragment in self.fragments:
             yield _flat(fragment).cpu().numpy().data.cast("B")
@@ -76,7 +76,7 @@ class Snapshot:
 
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
-        """Where each fragment begins in the file, and where the file ends."""
+        """Offset of each fragment in the file, and the end of the file."""
         offsets = [len(self._header)]
         for item in self.fragments:
             offsets.append(offsets[-1] + 4 * (item.stop - item.start))

@@ -1,9 +1,9 @@
-"""What the process does that writes a rank's checkpoints beside the training: no torch, no more than idle time.
+"""The process that writes a rank's checkpoints while training continues; it imports no torch and has a low priority.
 
-Arguments on its command line: storage root, and the file that holds the image of the rank's part. On standard input
-comes one line for each save, or the word to let one go; on standard output goes one line when this rank's file is
-stored, and on rank 0 another when the save is committed. It ends with its standard input, so also when the training is
-killed: a store then holds files without a commit.
+Its command line names the storage root and the file with the image of the rank's part. Each line on standard input is a
+save, or the order to abandon one. It answers on standard output with one line when this rank's file is stored and, on
+rank 0, with another when the save is committed. It ends when its standard input is closed, so also when the training is
+killed; the store then holds files without a commit.
 """
 
 import json
@@ -26,15 +26,15 @@ from orchestrator.storage.store import Storage
 
 STORED, COMMITTED = "stored", "committed"
 _NICENESS = 15
-"""Where training keeps every core busy, about a thirtieth of one: at 19 a save of 1.2 GB took minutes (measured)."""
+"""Gives the process about a thirtieth of a busy core; with niceness 19 a save of 1.2 GB took minutes (measured)."""
 _PIECE_BYTES = 2**20
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.02, 1.0
 
 
 def main() -> None:
-    """Serves until the other side closes standard input."""
+    """Write saves until the training closes standard input."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the training decides when its last save is done
+        signal.signal(number, signal.SIG_IGN)  # the training decides when the last save is finished
     with suppress(OSError):
         os.nice(_NICENESS)
     storage, image = Storage(sys.argv[1]), Path(sys.argv[2])
@@ -74,12 +74,12 @@ def _commit(storage: Storage, part: Part, order: dict[str, Any], orders: "_Order
 
 
 class _Orders:
-    """The lines of standard input, read on a thread so that the end of the training ends this process at once."""
+    """The orders on standard input, read on a thread so that this process ends as soon as the training does."""
 
     def __init__(self) -> None:
         self._saves: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.abandon: set[str] = set()
-        """Folders of parts that shall not be waited for any longer."""
+        """Folders of parts that are not waited for any longer."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:

@@ -1,4 +1,4 @@
-"""How well a model predicts a token stream, beside what compressors make of the same text."""
+"""Measure how well a model predicts a token stream, and how well compressors pack the same text."""
 
 import gzip
 import lzma
@@ -15,12 +15,12 @@ from modules.validation import validation_metrics, validation_sums
 from orchestrator.artifacts.models import TrainedModel
 
 _COMPRESSED_BYTES = 64 * 2**20
-"""xz -9 takes a second a megabyte: longer text is compressed up to here."""
+"""xz -9 takes a second per megabyte, so only this much of a longer text is compressed."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of a token stream that do not overlap, in order."""
+    """Consecutive, non-overlapping windows of a token stream."""
 
     stream: TokenStream
     length: int
@@ -30,7 +30,7 @@ class Windows:
 
     @classmethod
     def of(cls, stream: TokenStream, length: int, batch_size: int, limit: int | None) -> "Windows":
-        """Return as many windows as the stream has, or `limit`; what is left at its end is not read."""
+        """Return as many windows as fit into the stream, at most `limit`; an incomplete last window is left out."""
         count = max(0, len(stream) - 1) // length
         return cls(stream, length, min(count, limit or count), batch_size)
 

@@ -1,4 +1,4 @@
-"""Faults to order: how many are still due, by the run's events alone, and a store in which saves fail."""
+"""Faults on request: how often one has still to fire, according to the run's events, and a store that refuses saves."""
 
 import errno
 import os
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 class FaultOrder:
-    """The fault that a run was told to bring upon itself.
+    """The fault that a run was asked to inject into itself.
 
-    Each firing is an event, written before it. So a run that was killed by one goes on without being killed again.
+    Each injection is recorded as an event before it happens, so a run that was killed by one is not killed again.
     """
 
     def __init__(self, config: FaultsConfig, storage: Storage, run_folder: str) -> None:
@@ -26,17 +26,17 @@ class FaultOrder:
         self._fields = {"fault": config.kind, "at_step": config.at_step, "rank": config.rank}
 
     def num_left(self) -> int:
-        """Return how often it is still to fire; another fault ordered earlier counts for nothing."""
+        """Return how often it has still to fire; events of other faults do not count."""
         fired = sum(self._fields.items() <= event.items() for event in self._events.read(INJECTED))
         return max(0, self.config.times - fired)
 
     def count(self, step: int) -> bool:
-        """Count a firing after `step` finished steps; False where that could not be kept: then it must not fire."""
+        """Record an injection after `step` finished steps; False if that failed and the fault must not happen."""
         return self._events.record({"kind": INJECTED, **self._fields, "step": step})
 
 
 class FailingStorage(Storage):
-    """A store that refuses the saves of `faults.at_step` and later ones until it has done so as often as ordered.
+    """A store that refuses saves from `faults.at_step` on, as many as were requested.
 
     A save ends with its first write that fails, so each counts once. Trouble that passes by itself outlasts all
     attempts. The process that trains must write to it: the one beside it opens the store by its URL.
@@ -48,11 +48,11 @@ class FailingStorage(Storage):
 
     @property
     def is_shared(self) -> bool:
-        """No: what is refused here is not refused elsewhere."""
+        """False: another process that opens the store would not refuse anything."""
         return False
 
     def local_path(self, name: str = "") -> Path | None:
-        """None, as of a remote store: then nothing is written past this class, in place."""
+        """None, as for a remote store, so that every write passes through this class."""
         return None
 
     def _run(self, verb: str, name: str, action: Callable[[Any, str], T]) -> T:
@@ -71,7 +71,7 @@ class FailingStorage(Storage):
 
 
 def damaged(data: bytes, kind: str) -> bytes:
-    """Return half of `data`, or all of it with one bit turned over in the middle."""
+    """Return the first half of `data`, or all of it with one bit flipped in the middle."""
     half = len(data) // 2
     if kind == "truncate_checkpoint":
         return data[:half]

@@ -1,4 +1,4 @@
-"""One fit: module, callbacks and trainer are made afresh, as a model that DeepSpeed has prepared cannot be refilled."""
+"""One fit with a new module, callbacks and trainer: a model that DeepSpeed has prepared cannot be filled again."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ _LONGEST_SAMPLE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Parts:
-    """What serves a training on this worker from its start to its end, however often it goes back."""
+    """The objects that a worker keeps for the whole training, through all rollbacks."""
 
     config: TrainingRunConfig
     run: Run
@@ -53,7 +53,7 @@ class Parts:
 
     @property
     def tokens_per_step(self) -> int:
-        """Over all workers."""
+        """Tokens in a step, over all workers."""
         return self.objective.global_batch_size * self.objective.sequence_length
 
 
@@ -61,7 +61,7 @@ def fit(parts: Parts, rollback: Rollback | None) -> tuple[int, float]:
     """Train to the last step; return it, and the seconds spent in steps.
 
     Args:
-        rollback: Where the run has to go back from; None goes on from the newest checkpoint.
+        rollback: Why and from where the run rolls back; None continues from the newest checkpoint.
     """
     module = _build_module(parts)
     throughput = Throughput(parts.tokens_per_step, parts.objective.sequence_length)
@@ -71,7 +71,7 @@ def fit(parts: Parts, rollback: Rollback | None) -> tuple[int, float]:
 
 
 class _BatchesFromStep(Iterable[Batch]):
-    """The batches from the module's place in the data on: by the time that Lightning asks, a checkpoint has set it."""
+    """The batches from the module's step on; a checkpoint has set it by the time that Lightning asks for the first."""
 
     def __init__(self, module: GPTModule) -> None:
         self._module = module
@@ -112,7 +112,7 @@ def _build_trainer(parts: Parts, callbacks: list[Callback]) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # Lightning's handler of SIGTERM broadcasts from within the signal: in the middle of another collective that aborts
+    # Lightning's SIGTERM handler broadcasts inside the signal handler, which aborts during another collective
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
@@ -168,7 +168,7 @@ def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) 
 
 
 def _sampling(parts: Parts) -> Sampling | None:
-    """Return how samples are made after each validation; None where none are."""
+    """Return the settings of the samples after each validation; None if there are none."""
     tracking = parts.config.tracking
     if not tracking.num_samples or tracking.mode == "disabled":
         return None
@@ -177,7 +177,7 @@ def _sampling(parts: Parts) -> Sampling | None:
 
 
 def _storage_of_saves(parts: Parts) -> Storage:
-    """Return the store of this rank's saves: one that fails if that was ordered."""
+    """Return the store of this rank's saves, which refuses them if that fault was requested."""
     faults, storage = parts.config.faults, parts.storage
     if faults is None or not faults.fails_saves or faults.rank != parts.runtime.rank:
         return storage

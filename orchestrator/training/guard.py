@@ -1,4 +1,4 @@
-"""Whether a step may move the weights: a decision from its loss, its gradient norm and the norms before it."""
+"""Decide whether a step may change the weights, from its loss, its gradient norm and earlier norms."""
 
 import math
 from collections import deque
@@ -11,30 +11,30 @@ from orchestrator.distributed.runtime import Event
 
 @dataclass(frozen=True)
 class Rollback:
-    """Where a run stands when too many steps in a row were bad, and it goes back to before them."""
+    """The state of a run that rolls back because too many steps in a row were bad."""
 
     step: int
-    """Finished steps, the bad ones among them."""
+    """Finished steps, including the bad ones."""
     good_step: int
-    """Finished steps before the bad ones: no later checkpoint is gone back to."""
+    """Finished steps before the bad ones; later checkpoints are not used."""
     data_offset: int
-    """Of those steps, as in `Progress`."""
+    """Data offset of those steps, as in `Progress`."""
     global_batch_size: int
     """Samples in a step."""
     number: int
-    """Counted from 1 through the whole run."""
+    """Number of this rollback in the run, counted from 1."""
     reason: str
     """Which steps were bad, and why."""
 
     def offset_from(self, step: int) -> int:
-        """Return the data offset with which the run goes on after `step`: behind all data that it has seen."""
+        """Return the data offset for continuing after `step`, so that no data is seen twice."""
         return self.step + self.data_offset - step
 
     def event(self, step: int, data_step: int, max_rollbacks: int) -> Event:
-        """Return what is told when the run goes on after `step`.
+        """Return the event of a run that continues after `step`.
 
         Args:
-            data_step: Whose data would have come next there before the run went back.
+            data_step: The data step that came next at `step` before the rollback.
         """
         last_data_step = self.step + self.data_offset
         first, last = data_step * self.global_batch_size, last_data_step * self.global_batch_size - 1
@@ -51,7 +51,7 @@ class Rollback:
 
 
 class RollbackError(Exception):
-    """Ends a fit on all ranks alike; the training itself goes on with another one."""
+    """Ends the fit on all ranks; the training continues with another fit."""
 
     def __init__(self, rollback: Rollback) -> None:
         super().__init__(rollback.reason)
@@ -59,14 +59,14 @@ class RollbackError(Exception):
 
 
 class StepGuard:
-    """Judges step after step. The same figures after the same state give the same verdicts."""
+    """Judges each step. The same losses and norms after the same state give the same decisions."""
 
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
         self.restore(GuardState())
 
     def restore(self, state: GuardState) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self._norms = deque(state.grad_norms, maxlen=self._config.window_steps)
         self._num_skipped, self._num_in_a_row = state.num_skipped, state.num_in_a_row
         self._num_rollbacks = state.num_rollbacks
@@ -86,14 +86,14 @@ class StepGuard:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether so many steps in a row were bad that the next ones will hardly be better."""
+        """Whether too many steps in a row were bad."""
         return self._num_in_a_row >= self._config.max_consecutive
 
     def judge(self, loss: float, grad_norm: float | None) -> str | None:
         """Return why the step must be skipped, or None for a good one; each step is judged once.
 
         Args:
-            grad_norm: None where nobody measures it; then the loss decides alone.
+            grad_norm: None if it is not measured; the loss decides alone then.
         """
         reason = self._fault(loss, grad_norm)
         if reason is not None:
@@ -120,7 +120,7 @@ class StepGuard:
         sigma, count = self._config.spike_sigma, len(self._norms)
         if sigma is None or count < LEAST_NORMS:
             return math.inf
-        # from the whole window each time: running sums would depend on where a resumed run began to sum
+        # computed from the whole window each time, since running sums would differ after a resume
         mean = math.fsum(self._norms) / count
         variance = math.fsum((norm - mean) ** 2 for norm in self._norms) / count
         return mean + sigma * math.sqrt(variance)

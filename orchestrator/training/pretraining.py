@@ -1,4 +1,4 @@
-"""Where the workers of `orchestrator pretrain` get their objective from."""
+"""The objective of `orchestrator pretrain`, in a form that can be sent to workers."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ class PreparedText:
     config: PretrainConfig
 
     def open(self, storage: Storage) -> "Objective":
-        # here, so that the driver imports no torch for it
+        # imported here, so that the driver does not import torch for it
         from modules.data.shards import TokenData
         from modules.pretraining import Pretraining
 

@@ -1,4 +1,4 @@
-"""After which steps a run is saved: every so many, or as often as the cost of a save and the rate of faults advise."""
+"""After which steps a run is saved: at a fixed interval, or at one computed from the costs of saves and faults."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,9 +9,9 @@ from orchestrator.planning.save_interval import young_seconds
 from orchestrator.runs.goodput import goodput
 
 FIRST_STEPS = 10
-"""With `interval=auto` the first save, whose cost is measured, comes after so many steps."""
+"""With `interval=auto` the first save comes after this many steps; its cost is measured."""
 _UNSEEN_MTBF_SECONDS = 24 * 3600.0
-"""Taken for a run that has seen no fault and is younger than this."""
+"""Assumed for a run without faults that is younger than this."""
 
 
 def seen_mtbf_seconds(events: Sequence[Event]) -> float:
@@ -22,11 +22,11 @@ def seen_mtbf_seconds(events: Sequence[Event]) -> float:
 
 
 class SaveSchedule:
-    """Tells when a save is due; all ranks ask it alike.
+    """Decides when a save is due; all ranks use it in the same way.
 
     Args:
-        seen_mtbf_seconds: Mean time between the faults of the run; asked once, with `interval=auto` alone and on rank 0
-            alone, where the user has not given it.
+        seen_mtbf_seconds: Returns the mean time between the faults of the run. Called once, on rank 0, only with
+            `interval=auto` and if the user has not set it.
     """
 
     def __init__(self, config: CheckpointConfig, seen_mtbf_seconds: Callable[[], float]) -> None:
@@ -36,7 +36,7 @@ class SaveSchedule:
         self._cost_seconds = self._num_saves = 0.0
 
     def is_due(self, step: int) -> bool:
-        """Whether a save follows the step just finished."""
+        """Whether to save after the step just finished."""
         if self._interval_steps:
             return step % self._interval_steps == 0
         if self._next_step is None:
@@ -44,11 +44,11 @@ class SaveSchedule:
         return step >= self._next_step
 
     def saved(self, step: int, cost_seconds: float, step_seconds: float) -> None:
-        """Learn what a save has cost, and agree on the next one; rank 0's clock decides.
+        """Record the cost of a save, and agree on the next one by rank 0's clock.
 
         Args:
-            cost_seconds: Time that training has waited.
-            step_seconds: Time that a step takes.
+            cost_seconds: Time that training waited for it.
+            step_seconds: Duration of a step.
         """
         if self._interval_steps:
             return

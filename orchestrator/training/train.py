@@ -1,4 +1,4 @@
-"""One worker's way through a training: open what it needs, fit, hand over the results; alike under each launcher."""
+"""What one worker does in a training, the same under each launcher: open the inputs, fit, write the results."""
 
 import gc
 import logging
@@ -28,7 +28,7 @@ def train(job: Job, runtime: Runtime) -> None:
         OrchestratorError: a checkpoint or the data is damaged, or a store cannot be written.
         BadStepsError: too many steps in a row were bad, once too often; raised on all workers.
         StoppedError: a notice of termination reached some worker; raised on all of them, after a last checkpoint.
-        MovedError: the run shall go on with other workers; raised in the same way.
+        MovedError: the run continues with other workers; raised in the same way.
     """
     _quiet_libraries()
     config, storage = job.config, Storage(job.config.storage.root)
@@ -54,14 +54,15 @@ def train(job: Job, runtime: Runtime) -> None:
 
 
 def _train(parts: Parts) -> tuple[int, float]:
-    """Fit to the last step, and anew after each rollback; return that step, and the last fit's seconds in steps."""
+    """Fit to the last step, again after each rollback; return that step, and the last fit's seconds spent in steps."""
     rollback: Rollback | None = None
     while True:
         try:
             return fit(parts, rollback)
         except RollbackError as error:
             rollback = error.rollback
-        # Lightning ties a model into cycles, and two may not fit into memory; one pass left it in half of the runs
+        # Lightning holds a model in reference cycles, and two models may not fit into memory. After a single pass the
+        # old model was left in half of the runs.
         for _ in range(2):
             gc.collect()
 
@@ -80,7 +81,7 @@ def _tracker(job: Job, storage: Storage, runtime: Runtime) -> Tracker:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' notices off the terminal: what a user should know, we say."""
+    """Keep the libraries' messages off the terminal; what a user should know, we print ourselves."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|deepspeed|torch)\b")

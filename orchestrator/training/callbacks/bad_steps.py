@@ -1,4 +1,4 @@
-"""Skips a bad step on all ranks alike: weights and moments stay, the step counter and the data go on."""
+"""Skip a bad step on all ranks: weights and moments stay, the step counter and the data advance."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from orchestrator.training.guard import Rollback, RollbackError, StepGuard
 
 
 class SkipBadSteps(Callback):
-    """Asks `guard` once a step, before the optimizer moves; put it before callbacks that save.
+    """Asks `guard` once per step, before the optimizer changes the weights.
 
     Args:
         global_batch_size: Sequences in a step, over all workers.
@@ -25,11 +25,11 @@ class SkipBadSteps(Callback):
         self._is_judged, self._reason, self._grad_norm = False, None, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
-        """Stand between the training and the weights."""
+        """Let the guard decide before each optimizer step."""
         guard_steps(trainer, lambda: self._admits(trainer, pl_module))
 
     def _admits(self, trainer: Trainer, module: GPTModule) -> bool:
-        # ZeRO asks for every group of parameters
+        # ZeRO calls this for every group of parameters
         if not self._is_judged:
             loss, self._grad_norm = self._agreed(trainer, module)
             self._reason = self._guard.judge(loss, self._grad_norm)
@@ -44,25 +44,25 @@ class SkipBadSteps(Callback):
         device = trainer.strategy.root_device
         figures = [module.last_metrics["train/loss"], *([] if norm is None else [norm])]
         worst = torch.stack([torch.as_tensor(figure, dtype=torch.float32, device=device) for figure in figures])
-        # a maximum over ranks may lose a NaN
+        # a maximum over ranks can drop a NaN
         worst = torch.nan_to_num(worst, nan=math.inf, posinf=math.inf, neginf=math.inf)
         if self._runtime.world_size > 1:
             torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-        # the one wait for the GPU in a step: the verdict is needed before the weights move
+        # the only wait for the GPU in a step: the decision is needed before the weights change
         loss, *norms = worst.tolist()
-        # DeepSpeed calls a norm -1 that is not finite
+        # DeepSpeed reports -1 for a norm that is not finite
         return loss, (norms[0] if norms[0] >= 0 else math.inf) if norms else None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
-        """Tell a skipped step, and end the fit after too many.
+        """Report a skipped step, and end the fit after too many.
 
         Raises:
-            RollbackError: the run shall go back.
-            BadStepsError: it has gone back too often.
+            RollbackError: the run has to roll back.
+            BadStepsError: it has no rollback left.
         """
         if not pl_module.ends_step(index):
             return
-        # not judged yet: the gradient overflowed, and DeepSpeed skipped the step itself on all ranks
+        # not judged yet if the gradient overflowed: DeepSpeed has skipped the step itself on all ranks
         if not self._admits(trainer, pl_module):
             self._report(pl_module)
         self._is_judged = False
@@ -75,7 +75,7 @@ class SkipBadSteps(Callback):
             "kind": "skip",
             "step": module.step - 1,
             "reason": self._reason,
-            "grad_norm": norm if norm is not None and math.isfinite(norm) else None,  # JSON knows no infinity
+            "grad_norm": norm if norm is not None and math.isfinite(norm) else None,  # JSON has no infinity
             "samples": list(self._newest_samples(module, num_steps=1)),
         }
         if self._runtime.rank == 0:

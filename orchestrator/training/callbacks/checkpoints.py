@@ -1,4 +1,4 @@
-"""Continues from the newest whole checkpoint when a fit starts, and saves as it goes on."""
+"""Restore the newest complete checkpoint when a fit starts, and save during the fit."""
 
 import time
 from contextlib import suppress
@@ -27,7 +27,7 @@ from orchestrator.training.save_schedule import SaveSchedule
 
 @dataclass
 class _Save:
-    """A save in hand."""
+    """A save in progress."""
 
     step: int
     loss: float
@@ -38,13 +38,13 @@ class _Save:
 
 
 class Checkpoints(Callback):
-    """Owns the way between the training state and its checkpoints.
+    """Moves the training state to and from checkpoints.
 
     Args:
-        throughput: Leaves the time of a save out, and tells the time in steps.
-        guard: Is a part of what is saved.
-        schedule: Tells after which steps to save.
-        rollback: Where the run has to go back from; None goes on from the newest checkpoint.
+        throughput: Excludes the time of saves, and knows the time spent in steps.
+        guard: Its state is saved, too.
+        schedule: Decides after which steps to save.
+        rollback: Why and from where the run rolls back; None continues from the newest checkpoint.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Checkpoints(Callback):
         self._throughput, self._guard, self._schedule, self._rollback = throughput, guard, schedule, rollback
         self._scores: dict[int, float] = {}
         self.stall_seconds = 0.0
-        """Time that training has waited for saves, since it began here or went back."""
+        """Time that training has waited for saves in this fit."""
         self._saves: Saves | None = None
         self._save: _Save | None = None
         self._saved_step, self._num_failed, self._begun_step = -1, 0, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
-        """Fill weights and moments, from the newest checkpoint or from the seed; set the step everywhere."""
+        """Fill weights and moments from the newest checkpoint or from the seed, and set the step everywhere."""
         state, shapes = training_state(trainer, pl_module.model), _shapes(pl_module)
         progress = self._restored(state, shapes)
         if progress is None:
@@ -95,14 +95,14 @@ class Checkpoints(Callback):
         return progress
 
     def _gone_back(self, progress: Progress, rollback: Rollback) -> Progress:
-        """Return with which data and guard the run goes on from `progress`, and tell it."""
+        """Return `progress` with the data offset and guard after the rollback, and report it."""
         step = progress.step
         self._emit(rollback.event(step, step + progress.data_offset, self._guard.max_rollbacks))
         guard = replace(progress.guard, num_rollbacks=rollback.number)
         return replace(progress, data_offset=rollback.offset_from(step), guard=guard)
 
     def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
-        """Tell from where the training goes on."""
+        """Report the step from which the training continues."""
         self._begun_step = pl_module.step
         self._emit({"kind": "begin", "step": pl_module.step, "world_size": self._runtime.world_size})
 
@@ -116,13 +116,13 @@ class Checkpoints(Callback):
             self.save_now(trainer, pl_module, must_last=is_last)
 
     def save_now(self, trainer: Trainer, module: GPTModule, must_last: bool) -> None:
-        """Save after the step that has just finished, unless that is done; all ranks call it together.
+        """Save after the step that has just finished, unless it is saved already; all ranks call this together.
 
         Args:
-            must_last: Wait for the commit, without which the run cannot end.
+            must_last: Wait for the commit; the run cannot end without it.
 
         Raises:
-            StorageError: it was not saved and must be, or too many saves have failed; raised on all ranks.
+            StorageError: a required save failed, or too many saves in a row; raised on all ranks.
         """
         if module.step != self._saved_step:
             loss = float(trainer.strategy.reduce(module.last_metrics["train/loss"], reduce_op="mean"))
@@ -188,7 +188,7 @@ class Checkpoints(Callback):
             self._emit({"kind": "checkpoint", **what, **figures, "flush_seconds": flush_seconds})
 
     def validated(self, step: int, metrics: dict[str, float]) -> None:
-        """Note how good the checkpoint after that step is, if there is one."""
+        """Record the score of the checkpoint after `step`, if there is one."""
         name = self._config.best_metric
         if step == self._saved_step and name in metrics:
             self._scores[step] = -metrics[name] if name.endswith("accuracy") else metrics[name]
@@ -199,13 +199,13 @@ class Checkpoints(Callback):
         return Retention(config.keep_last, config.keep_every_steps, config.keep_best, progress.scores, good_step)
 
     def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
-        """End the process that writes; a save in hand after an error is not waited for."""
+        """End the writer process; after an error a save in progress is not waited for."""
         if self._saves is not None:
             self._saves.close()
             self._saves = None
 
     def on_exception(self, trainer: Trainer, pl_module: GPTModule, exception: BaseException) -> None:
-        """Do the same when the fit ends so."""
+        """End the writer process when the fit ends with an error."""
         if isinstance(exception, BadStepsError | RollbackError):  # on all ranks, so that they can finish together
             with suppress(StorageError):
                 self._finish()
@@ -220,12 +220,12 @@ class Checkpoints(Callback):
 
 
 def _shapes(module: GPTModule) -> checkpoint.Shapes:
-    # under ZeRO-3 a parameter's own shape is that of an empty shard
+    # under ZeRO-3 `p.shape` is that of an empty shard
     return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.model.named_parameters()}
 
 
 def _set_step(trainer: Trainer, module: GPTModule, step: int) -> None:
-    """Set our step, which decides everything, and make Lightning's own counters equal to it."""
+    """Set the module's step, and set Lightning's own counters to the same value."""
     module.step = step
     loop = trainer.fit_loop.epoch_loop
     progress = loop.automatic_optimization.optim_progress.optimizer.step.total

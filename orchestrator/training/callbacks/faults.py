@@ -1,4 +1,4 @@
-"""Fires a fault that was ordered, on its rank and in the middle of a step."""
+"""Inject a requested fault, on its rank and in the middle of a step."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ from orchestrator.storage.store import Storage
 from orchestrator.training.faults import FaultOrder, damaged
 
 _SIGNALS = {"stop_rank": signal.SIGSTOP, "terminate_rank": signal.SIGTERM}
-"""What its kind sends to the rank's process; all others but a spoilt loss kill it."""
+"""Signal that each kind sends to the rank's process; other kinds but `nan_loss` send SIGKILL."""
 
 
 class OrderedFault(Callback):
-    """Strikes between the forward and the backward pass, while the other ranks wait for this one's gradients.
+    """Acts between the forward and the backward pass, while the other ranks wait for this one's gradients.
 
-    A spoilt loss is one that the output head gives, so that gradients and figures follow from it as from any other.
+    `nan_loss` changes the output head's loss, so gradients and metrics follow from it as from any other loss.
     """
 
     def __init__(self, order: FaultOrder, storage: Storage, run_name: str, runtime: Runtime) -> None:
@@ -30,7 +30,7 @@ class OrderedFault(Callback):
         self._corrupts = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
-        """Find out how often it is still to fire; rank 0 says so."""
+        """Find out how often the fault has still to fire; rank 0 reports it."""
         config, rank = self._order.config, self._runtime.rank
         if rank not in (0, config.rank):
             return
@@ -44,15 +44,15 @@ class OrderedFault(Callback):
                 pl_module.model.head.register_forward_hook(self._corrupt)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: GPTModule, batch: Any, batch_idx: int) -> None:
-        """Spoil the loss of this micro-batch if that was ordered."""
+        """Make the loss of this micro-batch NaN if that was requested."""
         self._corrupts = self._order.config.kind == "nan_loss" and self._fires(pl_module.step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
-        """Leave validation alone."""
+        """Stop changing the loss, so that a validation is not affected."""
         self._corrupts = False
 
     def on_before_backward(self, trainer: Trainer, pl_module: GPTModule, loss: torch.Tensor) -> None:
-        """Do to the checkpoints and to this process what was ordered."""
+        """Damage a checkpoint or signal this process, as requested."""
         kind = self._order.config.kind
         if kind == "nan_loss" or not self._fires(pl_module.step):
             return
@@ -61,10 +61,10 @@ class OrderedFault(Callback):
         os.kill(os.getpid(), _SIGNALS.get(kind, signal.SIGKILL))
 
     def _fires(self, step: int) -> bool:
-        """Whether it is due in the step after `step` finished ones; it is counted then."""
+        """Return whether the fault fires in the step after `step` finished ones; if so, it is recorded."""
         if not self._num_left or step + 1 < self._order.config.at_step or step == self._last_step:
             return False
-        # with one alone nothing would be left to go on from
+        # with a single checkpoint nothing would be left to continue from
         if self._order.config.damages_checkpoint and len(self._saved_steps()) < 2:
             return False
         if not self._order.count(step):
@@ -78,7 +78,7 @@ class OrderedFault(Callback):
     def _damage_newest(self) -> None:
         name = name_of(self._run_name, self._saved_steps()[-1])
         entries = artifact.file_entries(artifact.read_manifest(self._storage, name))
-        # any of them makes the checkpoint unusable, and the whole file passes through memory
+        # damage to any file makes the checkpoint unusable; the smallest one needs the least memory
         smallest = min((file for file in entries if file.endswith(".safetensors")), key=lambda f: entries[f].num_bytes)
         data = self._storage.read_bytes(f"{name}/{smallest}")
         self._storage.write_bytes(f"{name}/{smallest}", damaged(data, self._order.config.kind))

@@ -1,4 +1,4 @@
-"""The norm of the whole gradient: measured each step, and clipped where DeepSpeed does not do it itself."""
+"""The norm of the whole gradient: measured in each step, and clipped unless DeepSpeed does it."""
 
 import math
 from typing import Any
@@ -13,31 +13,31 @@ from orchestrator.distributed.strategy import gradient_norm
 
 
 class ClipGradients(Callback):
-    """One process and DDP: clips the gradient to `max_norm` (None only measures it)."""
+    """Clips the gradient to `max_norm` (None only measures it); for one process and DDP."""
 
     def __init__(self, max_norm: float | None) -> None:
         self._max_norm = math.inf if max_norm is None else max_norm
         self._parameters: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
-        """Look the parameters up once: it costs more than the norm of a small model."""
+        """Collect the parameters once: for a small model that costs more than the norm."""
         self._parameters = list(pl_module.parameters())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: GPTModule, optimizer: Optimizer) -> None:
-        """Clip after accumulation and unscaling, just before the weights move."""
+        """Clip after accumulation and unscaling, just before the optimizer step."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            # Lightning leaves it to a fused optimizer, which would do it after the clip
+            # Lightning leaves the unscaling to a fused optimizer, which would do it after clipping
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         pl_module.last_metrics["optimizer/grad_norm"] = norm
 
 
 class DeepSpeedGradientNorm(Callback):
-    """ZeRO: DeepSpeed clips by its own configuration and tells the norm afterwards."""
+    """Reports the norm under ZeRO, where DeepSpeed clips by its own configuration."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, *args: Any) -> None:
-        """Take over the norm of the step that has just finished."""
+        """Store the norm of the step that has just finished."""
         norm = gradient_norm(trainer)
         if norm is not None:
             pl_module.last_metrics["optimizer/grad_norm"] = norm

@@ -1,4 +1,4 @@
-"""Gathers the figures of a step over all workers when they are due, and hands them to tracking and progress."""
+"""Average a step's metrics over all workers when they are due, and pass them to tracking and progress display."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Metrics(Callback):
 
     Args:
         tokens_per_step: Over all workers.
-        extra: Gives this process's further figures, such as throughput, by metric name.
+        extra: Returns this process's further metrics, such as throughput, by name.
         report: Receives step and metrics, on rank 0 only.
     """
 
@@ -52,19 +52,19 @@ def _counted(module: GPTModule) -> dict[str, float]:
 
 
 def _check_targets(module: GPTModule, counted: dict[str, float]) -> None:
-    """Refuse an objective that was wrong about its targets: every loss and gradient was divided by their number.
+    """Check the objective's number of targets, by which every loss and gradient was divided.
 
     Raises:
-        RuntimeError: the workers' batches held another number; raised on all workers.
+        RuntimeError: the workers' batches held another number of targets; raised on all workers.
     """
     for name, (_, expected) in module.num_targets.items():
         found = counted[f"num_targets/{name}"]
-        if not math.isclose(found, expected, rel_tol=1e-5):  # they were added up in float32
+        if not math.isclose(found, expected, rel_tol=1e-5):  # the counts were summed in float32
             raise RuntimeError(f"step {module.step}: {found:g} targets of {name}, and the objective said {expected:g}")
 
 
 def _mean_over_workers(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, float]:
-    # learning rate and gradient norm are equal on all workers, so one mean serves all
+    # learning rate and gradient norm are equal on all workers, so averaging does not change them
     device = trainer.strategy.root_device
     values = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in metrics.values()])
     return dict(zip(metrics, trainer.strategy.reduce(values, reduce_op="mean").tolist(), strict=True))

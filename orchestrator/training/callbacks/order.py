@@ -1,22 +1,22 @@
-"""The order in which callbacks act after a step, and why: each hook runs through this list from its start."""
+"""The order in which callbacks run after a step, with the reasons. Each hook runs in the order of this list."""
 
 from collections.abc import Iterable
 
 from pytorch_lightning import Callback
 
 ORDER: tuple[tuple[str, str], ...] = (
-    ("ClipGradients", "the gradient's norm is known before anybody judges or reports it"),
-    ("DeepSpeedGradientNorm", "as above, where DeepSpeed clips"),
-    ("SkipBadSteps", "a bad step is counted, or the run goes back, before the step is saved or reported as a good one"),
+    ("ClipGradients", "the gradient norm must be known before it is judged or reported"),
+    ("DeepSpeedGradientNorm", "the same where DeepSpeed clips"),
+    ("SkipBadSteps", "a bad step is counted, or a rollback begins, before the step is saved or reported as good"),
     ("Throughput", "the step is counted before saves and validations stop the clock"),
-    ("Checkpoints", "the step is safe before anything below can fail"),
-    ("Metrics", "figures hold what the save of this step has cost"),
-    ("Validation", "its figures rate a checkpoint that is there already, for checkpoint.keep_best"),
-    ("Preemption", "a run that is told to stop ends after everything that belongs to its last step"),
-    ("Watchdog", "a step has ended when all of the above has: a save that hangs is found"),
-    ("OrderedFault", "a fault that was ordered strikes a step that is otherwise complete"),
+    ("Checkpoints", "the step is saved before anything below can fail"),
+    ("Metrics", "the metrics include the cost of saving this step"),
+    ("Validation", "its metrics score a checkpoint that exists already, for checkpoint.keep_best"),
+    ("Preemption", "a run that has to stop ends after everything that belongs to its last step"),
+    ("Watchdog", "a step ends when all of the above has ended, so that a hanging save is detected"),
+    ("OrderedFault", "a requested fault does not keep the others from finishing the step"),
 )
-"""Name of each callback's class, and why it stands before those below it."""
+"""Class name of each callback, and the reason why it runs before those below it."""
 
 _PLACES = {name: place for place, (name, _) in enumerate(ORDER)}
 

@@ -1,4 +1,4 @@
-"""A notice of termination to any process of the run: all ranks agree at a step boundary, save, and end together."""
+"""After a notice of termination to any process, all ranks agree at a step boundary, save and end together."""
 
 import signal
 import threading
@@ -15,9 +15,9 @@ from orchestrator.training.callbacks.checkpoints import Checkpoints
 
 
 class StopNotices:
-    """Hears notices of termination through all fits of a run: one that comes while it goes back is not lost.
+    """Receives notices of termination during all fits of a run, so that none is lost during a rollback.
 
-    Where the run shall go on with other workers, it is `MovedError`.
+    A request to continue with other workers (`MOVE`) is received in the same way.
 
     A handler only sets a number; Lightning's own broadcasts from within the signal, which froze or aborted runs of
     two processes (pytorch-lightning 2.6.6). A second SIGINT to a run of one process stops at once.
@@ -29,7 +29,7 @@ class StopNotices:
         self._asked = 0
 
     def __enter__(self) -> Self:
-        """Listen; only the main thread may, and Ray trains on another one."""
+        """Install the handlers; only the main thread can, and Ray trains on another thread."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
@@ -37,7 +37,7 @@ class StopNotices:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the signals to those who had them."""
+        """Restore the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -48,18 +48,18 @@ class StopNotices:
         self._asked = number
 
     def asked(self) -> int:
-        """Return the number of the signal by which this process or the run was asked to stop, or 0."""
+        """Return the number of the signal by which this process or the run was asked to stop, `MOVE`, or 0."""
         return self._asked or self._runtime.stop_asked()
 
 
 class Preemption(Callback):
-    """Ends a fit by raising `StoppedError` on every rank, after the same step and a last checkpoint."""
+    """Ends a fit with `StoppedError` or `MovedError` on every rank, after the same step and a last checkpoint."""
 
     def __init__(self, checkpoints: Checkpoints, notices: StopNotices, runtime: Runtime) -> None:
         self._checkpoints, self._notices, self._runtime = checkpoints, notices, runtime
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
-        """Ask all ranks after every step; whoever was told tells the others."""
+        """Agree with all ranks after every step on whether one of them has received a notice."""
         if not pl_module.ends_step(index) or pl_module.step >= trainer.max_steps:
             return
         asked = self._agreed(trainer)

@@ -1,4 +1,4 @@
-"""Tokens per second, MFU, waiting for data and peak memory of the training process."""
+"""Tokens per second, MFU, time waiting for data and peak memory of the training process."""
 
 import re
 import resource
@@ -39,7 +39,7 @@ _PEAK_FLOPS = (
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
-    """Returns floating-point operations that a training step needs for one token, forward and backward.
+    """Return the floating-point operations that a training step needs for one token, forward and backward.
 
     `6 N + 12 L D T`, N the weights of all matrix products, the output head among them; embeddings are looked up.
     As usual for MFU it counts the whole T x T attention, of which causal attention needs half, and the head at
@@ -55,7 +55,7 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
 
 
 def peak_flops(device_name: str) -> float:
-    """Returns the highest half-precision rate of a GPU in operations per second; 0 where it is not known."""
+    """Return the highest half-precision rate of a GPU in operations per second; 0 if it is not known."""
     for pattern, flops in _PEAK_FLOPS:
         if re.search(pattern, device_name):
             return flops
@@ -63,7 +63,7 @@ def peak_flops(device_name: str) -> float:
 
 
 class ThroughputMeter:
-    """Measures stretches of training; a step costs one addition.
+    """Measures intervals of training; a step costs one addition.
 
     Time is taken from one `metrics()` to the next, so that work still queued on a GPU is never missed: ask after
     something that waits for the device, such as reading a loss.
@@ -93,7 +93,7 @@ class ThroughputMeter:
         self.start()
 
     def start(self) -> None:
-        """Begin a stretch."""
+        """Begin an interval."""
         self._started = self._clock()
         self._steps = 0
         self._data_seconds = self._paused_seconds = 0.0
@@ -103,7 +103,7 @@ class ThroughputMeter:
         self._steps += 1
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield `batches`, counting the time that each takes to come as waiting for data."""
+        """Yield `batches`, counting the time until each arrives as waiting for data."""
         iterator = iter(batches)
         while True:
             asked = self._clock()
@@ -116,7 +116,7 @@ class ThroughputMeter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave out what happens within: a validation or a save is no training."""
+        """Exclude the time inside this context, as for a validation or a save."""
         began = self._clock()
         try:
             yield
@@ -130,9 +130,9 @@ class ThroughputMeter:
         return self._clock() - self._began - self._all_paused_seconds
 
     def metrics(self) -> dict[str, float]:
-        """Return the figures since the last call, by metric name, and begin a new stretch.
+        """Return the figures since the last call, by metric name, and begin a new interval.
 
-        Without a finished step since then they are those of the stretch before; empty before the first step.
+        Without a finished step since then they are those of the interval before; empty before the first step.
         """
         if self._steps:
             seconds = max(self._clock() - self._started - self._paused_seconds, 1e-9)
@@ -148,7 +148,7 @@ class ThroughputMeter:
 
 
 class Throughput(Callback):
-    """A `ThroughputMeter` for Lightning; put it before callbacks that validate or save.
+    """A `ThroughputMeter` for Lightning.
 
     Args:
         tokens_per_step: Over all workers.
@@ -161,7 +161,7 @@ class Throughput(Callback):
         self.meter = ThroughputMeter(tokens_per_step)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Learn what a token costs and what the devices can do."""
+        """Compute the operations per token and the peak rate of the devices."""
         self._device = trainer.strategy.root_device
         on_gpu = self._device.type == "cuda"
         peak = peak_flops(torch.cuda.get_device_name(self._device)) if on_gpu else 0.0
@@ -178,24 +178,24 @@ class Throughput(Callback):
             self.meter.end_step()
 
     def watch(self, batches: Iterable[T]) -> Iterable[T]:
-        """Return `batches` with the time that they take to come counted as waiting for data."""
+        """Return `batches` and count the time until each arrives as waiting for data."""
         return _Watched(self, batches)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave out a validation or a save, after what is still queued on the GPU."""
+        """Exclude the time inside this context, after waiting for work that is still queued on the GPU."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         with self.meter.pause():
             yield
 
     def metrics(self) -> dict[str, float]:
-        """Return the figures since the last call, by metric name."""
+        """Return the metrics since the last call, by name."""
         return {**self.meter.metrics(), "memory/peak_bytes": float(peak_memory_bytes(self._device))}
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Returns the most memory that this process has held: on its GPU, else in main memory."""
+    """Return the peak memory of this process: on its GPU, or in main memory without one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # ru_maxrss is in KiB on Linux and in bytes on macOS
@@ -208,5 +208,5 @@ class _Watched(Iterable[T]):
         self._throughput, self._batches = throughput, batches
 
     def __iter__(self) -> Iterator[T]:
-        # asked for here: the meter is made anew when the fit starts
+        # the meter is looked up here, because it is replaced when the fit starts
         return self._throughput.meter.watch(self._batches)

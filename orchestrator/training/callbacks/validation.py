@@ -1,4 +1,4 @@
-"""Validates at an interval, at the end of each phase and at the end, and shows generated samples beside it."""
+"""Validate at an interval, at the objective's milestones and at the end, and generate samples."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -14,13 +14,13 @@ from modules.gpt_module import GPTModule
 
 
 class Validation(Callback):
-    """Measures the objectives of all phases on the same held-out batches each time, whatever the phase.
+    """Measures the objective on the same held-out batches each time.
 
-    Lightning's own loop knows only one interval; phases end where they end.
+    Lightning's own loop has a single interval and no milestones.
 
     Args:
         batches: This rank's micro-batches of every validation.
-        due: Tells whether a validation follows the step just finished.
+        due: Returns whether to validate after a step.
         sampling: How the objective's prompt is continued after each validation; None samples nothing.
         report: Receives the metrics, by name, and the sampled token ids, int64 [num_sequences, T].
         pause: Keeps the time of a validation out of the throughput.
@@ -38,7 +38,7 @@ class Validation(Callback):
         self._report, self._pause = report, pause
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
-        """A run that was complete but for its last figures gets them now."""
+        """Validate a run that had finished all steps but not its last validation."""
         if pl_module.step >= trainer.max_steps:
             self._validate(trainer, pl_module)
 

@@ -1,4 +1,4 @@
-"""Finds a worker that hangs: no step in time, so its stacks are kept and it ends, and the run is started anew."""
+"""Detect a worker that hangs: its stacks are stored and the process ends, so that the run restarts."""
 
 import faulthandler
 import json
@@ -22,14 +22,14 @@ from orchestrator.storage.store import Storage
 
 EXIT_CODE = 86
 _LAST_RESORT_SECONDS = 30
-"""After the timeout itself: a thread that never gets the interpreter's lock cannot end the process; C can."""
+"""After the timeout: if this thread never gets the interpreter's lock, faulthandler ends the process from C."""
 
 
 class Watchdog(Callback):
     """Ends this process when a step, a validation or a save has not ended for `timeout_seconds`.
 
-    A rank that waits for a stopped one hangs as well, so each keeps its own stacks below `runs/NAME/stacks`. A
-    process that was stopped by a signal is woken to do the same.
+    A rank that waits for a stopped one hangs as well, so each rank stores its own stacks below `runs/NAME/stacks`. A
+    process that was stopped by a signal is continued, so that it stores its stacks, too.
     """
 
     def __init__(self, storage: Storage, run_folder: str, runtime: Runtime, timeout_seconds: float) -> None:
@@ -44,11 +44,11 @@ class Watchdog(Callback):
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, *args: Any) -> None:
-        """Note the life of this worker."""
+        """Record that this worker is alive."""
         self.beat()
 
     def beat(self) -> None:
-        """Count the time from here."""
+        """Restart the timeout."""
         self._beat = time.monotonic()
 
     def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
@@ -56,7 +56,7 @@ class Watchdog(Callback):
         self._done.set()
 
     def on_exception(self, trainer: Trainer, pl_module: GPTModule, exception: BaseException) -> None:
-        """Do the same when the fit ends so."""
+        """End watching when the fit ends with an error."""
         self._done.set()
 
     def _watch(self) -> None:
@@ -74,7 +74,7 @@ class Watchdog(Callback):
             self._storage.write_bytes(name, f"{worker}: {text}\n\n{stacks()}".encode())
             text += f"; its stacks are in {self._storage.url(name)}"
         if not _leave_for_agent(text):
-            with suppress(Exception):  # whoever should hear it may be gone
+            with suppress(Exception):  # the receiver may be gone
                 self._runtime.emit({"kind": "hang", "text": f"{worker}: {text}"})
         _wake_stopped_siblings()
         os._exit(EXIT_CODE)
@@ -89,7 +89,7 @@ def stacks() -> str:
 
 
 def _leave_for_agent(text: str) -> bool:
-    """Leave the message where torch's elastic agent looks for that of a failed worker; return whether there is one."""
+    """Write the message where torch's elastic agent reads a failed worker's error; return whether there is an agent."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
