@@ -54,6 +54,8 @@ def shared_file() -> Callable[[str], Path]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the number of skipped tests for each reason, since a skipped test has shown nothing."""
-    reasons = Counter(str(report.longrepr[-1]) for report in terminalreporter.stats.get("skipped", []))
+    reasons = Counter(
+        str(report.longrepr[-1]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
     for reason, number in reasons.items():
         terminalreporter.write_line(f"not run: {number} test{'s' if number > 1 else ''} ({reason})", yellow=True)
