@@ -105,7 +105,7 @@ def restore(
         first = next((other for other in errors if not isinstance(other, ArtifactError)), errors[0])
         if not isinstance(first, ArtifactError):
             raise first
-        notify(f"passed over a damaged checkpoint: {first}")
+        notify(f"skipped a damaged checkpoint: {first}")
         faults.append(str(first))
     if faults:
         raise ArtifactError("no checkpoint of this run is whole: " + "; ".join(faults))

@@ -91,7 +91,7 @@ def fault_text(error: TrainingFailedError) -> str:
     """Return the message of the worker that failed first, as far as that is known, instead of Ray's pages."""
     if isinstance(error, PreemptionError):
         ranks = ", ".join(map(str, error.preemption_info.preempted_ranks))
-        return f"preempted: the node of worker rank {ranks} is about to go"
+        return f"preempted: the node of worker rank {ranks} will be taken away"
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         return ("preempted: " if _is_preemption_failure(error) else "") + _failure_text(error.worker_failures)
     cause = error.controller_failure if isinstance(error, ControllerError) else error

@@ -92,10 +92,10 @@ def _times(state: RunState) -> dict[str, str]:
     return {
         "began": f"{_moment(began)}, {age(time.time() - began)} ago",
         "goodput": f"{percent(goodput.fraction)} of {duration(goodput.wall_seconds)}",
-        "in steps that lasted": duration(goodput.lasting_seconds),
+        "in steps that count": duration(goodput.lasting_seconds),
         "waiting for checkpoints": duration(goodput.stall_seconds),
         "restarts": f"{len(goodput.recovery_seconds)}{preempted}",
-        **({"faults to order": "; ".join(map(_injection, state.injected))} if state.injected else {}),
+        **({"requested faults": "; ".join(map(_injection, state.injected))} if state.injected else {}),
         **_bad_steps(state),
         **counts,
     }
@@ -129,7 +129,7 @@ def _saved(checkpoints: Mapping[int, bool]) -> dict[str, str]:
     complete = [str(step) for step, is_complete in checkpoints.items() if is_complete]
     others = [str(step) for step, is_complete in checkpoints.items() if not is_complete]
     saved = {"checkpoints after steps": "  ".join(complete) or "none"}
-    return {**saved, "not committed, not whole": "  ".join(others)} if others else saved
+    return {**saved, "incomplete checkpoints": "  ".join(others)} if others else saved
 
 
 def _faults_table(console: Console, state: RunState) -> Table:

@@ -1,4 +1,4 @@
-"""What compiles: the compiler, ninja, DeepSpeed's extensions, and the locks of compiles that were killed."""
+"""Checks of everything that compiles: compiler, ninja, DeepSpeed's extensions, and locks of killed compiles."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ _COMPILE = "from orchestrator.distributed.strategy import compile_cpu_adam; comp
 
 
 def compiler() -> Finding:
-    """Look for the C++ compiler and Python's headers; only compiled models on CPU and extensions want them."""
+    """Look for the C++ compiler and Python's headers; only compiled models on CPU and extensions need them."""
     name = os.environ.get("CXX", "g++")
     path = shutil.which(name)
     needed_for = "training.compile=true on CPU and DeepSpeed's own extensions do not work"
@@ -39,10 +39,10 @@ def ninja() -> Finding:
 
 
 def extensions(build: bool) -> Finding:
-    """Compile DeepSpeed's Adam for the CPU if that is asked for."""
+    """Compile DeepSpeed's Adam for the CPU if requested."""
     if not build:
         return Finding("ok", "none is compiled by our strategies; build=true tries it")
-    # in a process of its own: it talks, and it may be ended in the middle
+    # in a process of its own, because it prints, and may have to be killed
     try:
         done = subprocess.run(
             [sys.executable, "-c", _COMPILE], capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
@@ -55,7 +55,7 @@ def extensions(build: bool) -> Finding:
 
 
 def locks(fix: bool) -> Finding:
-    """Look for locks of compiles that were killed, and remove them if that is asked for."""
+    """Look for locks of compiles that were killed, and remove them if requested."""
     own = own_folder()
     with ExitStack() as stack:
         folders = {own, Path(os.environ.get(FOLDER_VARIABLE, own))}
@@ -73,7 +73,7 @@ def locks(fix: bool) -> Finding:
 
 
 def _reason(output: str) -> str:
-    """Return the compiler's own first complaint, or else the last line."""
+    """Return the compiler's first error, or else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     complaint = next((line for line in lines if "error:" in line.lower() or "requires" in line), "")
     return (complaint or (lines[-1] if lines else "it said nothing"))[:300]

@@ -1,4 +1,4 @@
-"""Finds the input files that a user names by path, folder, glob or URL."""
+"""Find the input files that a user names by path, folder, glob or URL."""
 
 import hashlib
 import os
@@ -37,11 +37,11 @@ class StoredFile:
     num_bytes: int
 
     def open(self) -> BufferedReader:
-        """The raw bytes, from the start."""
+        """Return the raw bytes, from the start."""
         return open_url(self.url)
 
     def identity(self) -> str:
-        """What changes when the content does: the digest of a local file, the version mark of a remote one."""
+        """Return what changes with the content: the digest of a local file, the version of a remote one."""
         if is_local(self.url):
             with self.open() as file:
                 return f"xxh3_128:{hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()}"
@@ -49,7 +49,7 @@ class StoredFile:
 
 
 def find_files(paths: Sequence[str]) -> list[StoredFile]:
-    """The files that `paths` name, each once, in the order of `paths` and by name within each.
+    """Return the files that `paths` name, each once, in the order of `paths` and by name within each.
 
     Args:
         paths: files, folders (searched to the bottom, hidden names skipped), globs, and URLs of all three.
@@ -83,10 +83,10 @@ def _matches(path: str) -> list[StoredFile]:
 
 def _entries(fs: Any, inner: str, path: str) -> list[tuple[Any, dict[str, Any]]]:
     try:
-        # Not `isdir`: over http it would fetch the file and look for links in it.
+        # not `isdir`, which over http would fetch the file and search it for links
         entry = fs.info(inner)
     except FileNotFoundError:
-        # Only now a glob: a name, and a signed query, may hold its letters.
+        # a glob only if there is no such file: names and signed queries may contain the same characters
         if not has_magic(path):
             raise
         root, entries = _fixed_part(inner), fs.glob(inner, detail=True)
@@ -98,7 +98,7 @@ def _entries(fs: Any, inner: str, path: str) -> list[tuple[Any, dict[str, Any]]]
 
 
 def _is_file(entry: dict[str, Any]) -> bool:
-    # fsspec calls a local link "other" when it meets it in a folder.
+    # fsspec reports a local link in a folder as "other"
     return entry["type"] == "file" or (bool(entry.get("islink")) and os.path.isfile(entry["name"]))
 
 
@@ -120,7 +120,7 @@ def _stored(fs: Any, entry: dict[str, Any], path: str) -> StoredFile:
         relative = os.path.relpath(absolute)
         name = absolute if os.path.isabs(path_of(path)) or relative.startswith("..") else relative
         return StoredFile(absolute, Path(name).as_posix(), int(entry["size"]))
-    # A signed query belongs to a single file, and fsspec keeps it in the name.
+    # a signed query belongs to a single file, and fsspec keeps it in the name
     url = fs.unstrip_protocol(entry["name"])
     return StoredFile(url, redact(url), int(entry["size"]))
 

@@ -164,7 +164,7 @@ def test_preemptions_beyond_their_limit_fail_the_run(text: Path, tmp_path: Path,
         run.wait_for_step(25)
         nodes.drain(nodes.nodes[1], seconds=300)
         assert run.end() == 1, run.said
-    assert re.fullmatch(r"error: preempted: the node of worker rank [01] is about to go", run.lines[-1])
+    assert re.fullmatch(r"error: preempted: the node of worker rank [01] will be taken away", run.lines[-1])
 
 
 @pytest.mark.long

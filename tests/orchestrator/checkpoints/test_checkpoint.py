@@ -92,7 +92,7 @@ def test_the_newest_whole_checkpoint_is_taken_whatever_the_damage(storage: Stora
     said: list[str] = []
     assert restored(storage, said) == 10
     assert len(said) == 1
-    assert "passed over a damaged checkpoint" in said[0]
+    assert "skipped a damaged checkpoint" in said[0]
     assert "step_00000020" in said[0]
 
 

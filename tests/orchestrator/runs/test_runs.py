@@ -151,7 +151,7 @@ def test_ordered_faults_are_shown_in_the_steps_that_they_struck(
     refused = {**injected, "fault": "full_disk", "step": 60, "time": 95}
     write_run(storage, "tiny", [LAUNCH, BEGIN, SAVE, injected, FAULT, RESTART, AGAIN, refused])
     shown = " ".join(said_by(capsys, storage, "show", "tiny").replace("│", " ").split())
-    assert "faults to order kill_rank on rank 1 in step 60; full_disk on rank 1 in the save after step 60" in shown
+    assert "requested faults kill_rank on rank 1 in step 60; full_disk on rank 1 in the save after step 60" in shown
     assert len(state_of(storage, "tiny").faults) == 1
 
 
@@ -213,11 +213,11 @@ def test_one_run_is_shown_with_times_faults_checkpoints_and_places(
         "last loss 2.5000",
         "2 h ago",
         "goodput 54.3 % of 1 min 32 s",
-        "in steps that lasted 50.0 s",
+        "in steps that count 50.0 s",
         "waiting for checkpoints 1.0 s",
         "restarts 1",
         "checkpoints after steps 40 50",
-        "not committed, not whole 60 70",
+        "incomplete checkpoints 60 70",
         f"{FAULT['text']} 12.0 s",
         "model: none yet",
         "metrics: none yet",
