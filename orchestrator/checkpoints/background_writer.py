@@ -46,7 +46,7 @@ class BackgroundWriter:
         self._preparing.start()
 
     def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
-        """Begin to write; the result of the save before must have been received."""
+        """Begin to write; the result of the previous save must have been received."""
         self._end_preparing()
         self._part, self._answers = part, {what: Future() for what in (STORED, COMMITTED)}
         try:
@@ -68,7 +68,7 @@ class BackgroundWriter:
 
     @property
     def is_committed(self) -> bool:
-        """Whether it is committed already."""
+        """Whether the save is committed already."""
         answer = self._answers[COMMITTED]
         return answer.done() and answer.result() is None
 
@@ -110,7 +110,7 @@ class BackgroundWriter:
             text=True,
             env=child_environment(),
             pass_fds=self._image.inherited,
-            # Ctrl-C is for the training, which then ends this process; a session of its own would void its low priority
+            # Ctrl-C is for the training, which then ends the writer; a session of its own would void its low priority
             process_group=0,
         )
         self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
@@ -119,9 +119,8 @@ class BackgroundWriter:
     def _send(self, order: Mapping[str, Any]) -> None:
         assert self._process is not None
         stdin = cast(IO[str], self._process.stdin)
-        with suppress(
-            OSError, ValueError
-        ):  # broken or closed pipe: the listener thread reports why the process is gone
+        # the pipe is broken or closed: the listener thread reports why the process has ended
+        with suppress(OSError, ValueError):
             stdin.write(json.dumps(order) + "\n")
             stdin.flush()
 
@@ -141,7 +140,7 @@ class _Image:
 
     def __init__(self) -> None:
         self.inherited: tuple[int, ...] = ()
-        """Descriptors that the other process must inherit."""
+        """Descriptors that the writer process must inherit."""
         if hasattr(os, "memfd_create"):
             self._file = os.memfd_create("checkpoint")
             self.inherited, self.path = (self._file,), f"/proc/self/fd/{self._file}"

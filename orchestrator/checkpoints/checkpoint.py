@@ -58,7 +58,7 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
     """Open a committed checkpoint.
 
     Raises:
-        ArtifactError: manifest or state are damaged.
+        ArtifactError: manifest or state is missing or damaged.
     """
     manifest = artifact.read_manifest(storage, name)
     check_format(manifest, storage.url(name))
@@ -81,10 +81,10 @@ def restore(
 ) -> Progress | None:
     """Fill `state` from the newest complete checkpoint; all ranks call this together.
 
-    Each rank reads and verifies what it needs. If one rank finds damage, all ranks use the checkpoint before.
+    Each rank reads and verifies what it needs. If one rank finds damage, all ranks use the previous checkpoint.
 
     Args:
-        notify: Is told of each that was passed over, and why.
+        notify: Receives a message for each checkpoint that is skipped, with the reason.
         at_most: Checkpoints after this step are ignored.
 
     Returns:
@@ -125,7 +125,7 @@ def _load(
 
 
 def discard_after(storage: Storage, run_name: str, step: int) -> None:
-    """Remove the commit of all checkpoints after `step`, from which the run continues and writes them again."""
+    """Remove the commits of all checkpoints after `step`: the run continues from there and writes them again."""
     for later in committed_steps(storage, run_name):
         if later > step:
             storage.remove(f"{name_of(run_name, later)}/{artifact.COMMITTED}")

@@ -39,7 +39,7 @@ class FragmentReader:
     """Reads ranges of any parameter's state from the files of a committed checkpoint that hold them.
 
     Args:
-        manifest: The checkpoint's.
+        manifest: Manifest of the checkpoint.
     """
 
     def __init__(self, storage: Storage, name: str, manifest: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ class FragmentReader:
         files = sorted({file for file, _ in pieces})
         with ThreadPoolExecutor(_NUM_LOCAL_READERS if self._storage.is_local else _NUM_REMOTE_READERS) as pool:
             _all(pool.map(self._check_size, files))
-            _all(pool.map(lambda item: self._place(item[0], item[1]), sorted(pieces.items(), key=itemgetter(0))))
+            _all(pool.map(lambda item: self._copy_from(item[0], item[1]), sorted(pieces.items(), key=itemgetter(0))))
 
     def _pieces(self, fragment: Fragment) -> Iterator[tuple[tuple[str, int], _Piece]]:
         position, view = fragment.start, fragment.view.detach().view(-1)
@@ -80,8 +80,8 @@ class FragmentReader:
             while byte < end:
                 number, within = divmod(byte, CHUNK_BYTES)
                 count = min(end - byte, CHUNK_BYTES - within) // 4
-                place = position - fragment.start
-                yield (file, number), _Piece(within, view[place : place + count])
+                element = position - fragment.start
+                yield (file, number), _Piece(within, view[element : element + count])
                 byte, position = byte + 4 * count, position + count
         if position < fragment.stop:
             raise ArtifactError(
@@ -100,7 +100,7 @@ class FragmentReader:
                 f"{self._storage.url(self._name)}: {file} has {found} bytes; the manifest says {listed}"
             )
 
-    def _place(self, chunk: tuple[str, int], pieces: list[_Piece]) -> None:
+    def _copy_from(self, chunk: tuple[str, int], pieces: list[_Piece]) -> None:
         file, number = chunk
         start = number * CHUNK_BYTES
         stop = min(start + CHUNK_BYTES, self._num_bytes[file])

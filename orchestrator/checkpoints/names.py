@@ -29,6 +29,6 @@ def begun_steps(storage: Storage, run_name: str) -> list[int]:
 
 
 def committed_steps(storage: Storage, run_name: str) -> list[int]:
-    """Return the steps of a run's committed checkpoints, ascending; reading them shows whether they are complete."""
+    """Return the steps of a run's committed checkpoints, ascending; only reading one shows whether it is complete."""
     steps = begun_steps(storage, run_name)
     return [step for step in steps if storage.exists(f"{name_of(run_name, step)}/{artifact.COMMITTED}")]

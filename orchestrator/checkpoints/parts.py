@@ -155,7 +155,7 @@ def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, lis
     """Commit a save once every rank has stored its file.
 
     Args:
-        part: Any of them.
+        part: Any rank's part of the save.
         state: Content of `state.json`.
     """
     with ThreadPoolExecutor(_NUM_READERS) as pool:
@@ -173,7 +173,7 @@ def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, lis
         "fragments": merge_indexes(record["index"] for record in records),
     }
     artifact.commit(storage, part.checkpoint, files, extra)
-    with suppress(OrchestratorError):  # they are not needed any more
+    with suppress(OrchestratorError):  # the records are not needed any more
         storage.remove(part.folder)
 
 

@@ -48,9 +48,9 @@ class Retention:
 
 def prune(storage: Storage, run_name: str, retention: Retention) -> None:
     """Remove the checkpoints that are not kept, and unfinished ones before the newest; a failure is only logged."""
-    with _told_as_warning():
+    with _errors_as_warnings():
         for name in _not_kept(storage, run_name, retention):
-            with _told_as_warning():
+            with _errors_as_warnings():
                 artifact.remove(storage, name)
 
 
@@ -62,7 +62,7 @@ def _not_kept(storage: Storage, run_name: str, retention: Retention) -> list[str
 
 
 @contextmanager
-def _told_as_warning() -> Iterator[None]:
+def _errors_as_warnings() -> Iterator[None]:
     try:
         yield
     except OrchestratorError as error:

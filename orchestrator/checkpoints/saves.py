@@ -39,7 +39,7 @@ class Writer(Protocol):
 
     @property
     def is_committed(self) -> bool:
-        """Whether it is committed already."""
+        """Whether the save is committed already."""
         ...
 
     def abandon(self) -> None:
@@ -55,12 +55,12 @@ class Saves:
     """Begins and finishes saves; all ranks call each method together.
 
     Args:
-        mode: `async`: training waits for a copy in memory; `sync`: for the store.
+        mode: `async`: training waits until the state is copied in memory; `sync`: until it is stored.
     """
 
     def __init__(self, storage: Storage, run_name: str, mode: Literal["sync", "async"]) -> None:
         self._storage, self._run_name = storage, run_name
-        # another process cannot write to a store in the memory of this one
+        # the writer process could not write to a store in the memory of this process
         self._writer: Writer = BackgroundWriter(storage) if mode == "async" and storage.is_shared else _Inline(storage)
         self._attempt_id, self._number = from_rank_0(lambda: secrets.token_hex(3)), 0
 
@@ -69,7 +69,7 @@ class Saves:
         self._writer.prepare(Snapshot.of(state.owned()).num_bytes_with_moments)
 
     def begin(self, state: TrainingState, shapes: Shapes, progress: Progress, retention: Retention) -> None:
-        """Begin a save; the one before is finished. The state may change afterwards."""
+        """Begin a save; the previous one must be finished. The state may change afterwards."""
         self._number += 1
         save_id = f"{self._attempt_id}-{self._number}"
         snapshot = Snapshot.of(state.owned())
@@ -93,7 +93,7 @@ class Saves:
         return errors[0] if errors else committed
 
     def close(self) -> None:
-        """End a save in progress without a commit; each rank does this for itself."""
+        """End a save in progress without waiting for its commit; each rank does this independently."""
         self._writer.close()
 
 
@@ -101,7 +101,7 @@ class _Inline:
     """Writes while training waits; needs no memory for a copy."""
 
     is_committed = False
-    """False until `committed` has returned; it is not asked for after that."""
+    """Only read until `committed` has returned, so it stays False."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage

@@ -13,7 +13,7 @@ from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment
 
 _ALIGNMENT = 8
 _ORDER = (MASTER, *MOMENTS)
-"""Order of the kinds in a file; reading only the weights takes a third of it."""
+"""Order of the kinds in a file; reading only the weights reads a third of it."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Its command line names the storage root and the file with the image of the rank's part. Each line on standard input is a
 save, or the order to abandon one. It answers on standard output with one line when this rank's file is stored and, on
-rank 0, with another when the save is committed. It ends when its standard input is closed, so also when the training is
-killed; the store then holds files without a commit.
+rank 0, with another when the save is committed. It ends when its standard input is closed, which also happens when the
+training is killed; an unfinished save then leaves files in the store, but no commit.
 """
 
 import json
@@ -34,7 +34,7 @@ _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.02, 1.0
 def main() -> None:
     """Write saves until the training closes standard input."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the training decides when the last save is finished
+        signal.signal(number, signal.SIG_IGN)  # the training process ends this one after the last save
     with suppress(OSError):
         os.nice(_NICENESS)
     storage, image = Storage(sys.argv[1]), Path(sys.argv[2])
@@ -79,7 +79,7 @@ class _Orders:
     def __init__(self) -> None:
         self._saves: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.abandon: set[str] = set()
-        """Folders of parts that are not waited for any longer."""
+        """Record folders of abandoned saves."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:

@@ -1,4 +1,4 @@
-"""Faults on request: how often one has still to fire, according to the run's events, and a store that refuses saves."""
+"""Requested faults: how many times one must still fire, by the run's events, and a store that refuses saves."""
 
 import errno
 import os
@@ -26,20 +26,20 @@ class FaultOrder:
         self._fields = {"fault": config.kind, "at_step": config.at_step, "rank": config.rank}
 
     def num_left(self) -> int:
-        """Return how often it has still to fire; events of other faults do not count."""
+        """Return how many times it must still fire; events of other faults do not count."""
         fired = sum(self._fields.items() <= event.items() for event in self._events.read(INJECTED))
         return max(0, self.config.times - fired)
 
     def count(self, step: int) -> bool:
-        """Record an injection after `step` finished steps; False if that failed and the fault must not happen."""
+        """Record an injection after `step` finished steps; False if not recorded, and the fault must not fire."""
         return self._events.record({"kind": INJECTED, **self._fields, "step": step})
 
 
 class FailingStorage(Storage):
     """A store that refuses saves from `faults.at_step` on, as many as were requested.
 
-    A save ends with its first write that fails, so each counts once. Trouble that passes by itself outlasts all
-    attempts. The process that trains must write to it: the one beside it opens the store by its URL.
+    A save ends at its first failed write, so each save counts once. A transient error is raised in every attempt of
+    that write. Only writes of the training process fail: the writer process opens the store by its URL.
     """
 
     def __init__(self, root: str, order: FaultOrder) -> None:
@@ -48,7 +48,7 @@ class FailingStorage(Storage):
 
     @property
     def is_shared(self) -> bool:
-        """False: another process that opens the store would not refuse anything."""
+        """False: the store that a writer process opens by its URL would not refuse anything."""
         return False
 
     def local_path(self, name: str = "") -> Path | None:
@@ -67,7 +67,7 @@ class FailingStorage(Storage):
     def _refuse(self, fs: Any, path: str) -> Any:
         if self._order.config.kind == "full_disk":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        raise ConnectionResetError(errno.ECONNRESET, "the fault that was ordered")
+        raise ConnectionResetError(errno.ECONNRESET, "the fault that was requested")
 
 
 def damaged(data: bytes, kind: str) -> bytes:

@@ -71,7 +71,7 @@ def fit(parts: Parts, rollback: Rollback | None) -> tuple[int, float]:
 
 
 class _BatchesFromStep(Iterable[Batch]):
-    """The batches from the module's step on; a checkpoint has set it by the time that Lightning asks for the first."""
+    """The batches from the module's step on, which a checkpoint has set before Lightning requests the first batch."""
 
     def __init__(self, module: GPTModule) -> None:
         self._module = module
@@ -132,9 +132,9 @@ def _callbacks(parts: Parts, throughput: Throughput, rollback: Rollback | None) 
             "faults/rollbacks": guard.state.num_rollbacks,
         }
 
-    clips_itself = config.strategy.zero_stage > 0
+    deepspeed_clips = config.strategy.zero_stage > 0
     return [
-        DeepSpeedGradientNorm() if clips_itself else ClipGradients(config.optimizer.gradient_clip_norm),
+        DeepSpeedGradientNorm() if deepspeed_clips else ClipGradients(config.optimizer.gradient_clip_norm),
         SkipBadSteps(guard, runtime, parts.objective.global_batch_size),
         throughput,
         checkpoints,

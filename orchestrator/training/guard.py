@@ -80,7 +80,7 @@ class StepGuard:
         return self._config.max_rollbacks
 
     @property
-    def may_go_back(self) -> bool:
+    def may_roll_back(self) -> bool:
         """Whether the run has a rollback left."""
         return self._num_rollbacks < self._config.max_rollbacks
 
@@ -93,9 +93,9 @@ class StepGuard:
         """Return why the step must be skipped, or None for a good one; each step is judged once.
 
         Args:
-            grad_norm: None if it is not measured; the loss decides alone then.
+            grad_norm: None if it is not measured; the decision then depends on the loss alone.
         """
-        reason = self._fault(loss, grad_norm)
+        reason = self._reason_to_skip(loss, grad_norm)
         if reason is not None:
             self._num_skipped += 1
             self._num_in_a_row += 1
@@ -105,7 +105,7 @@ class StepGuard:
             self._norms.append(grad_norm)
         return None
 
-    def _fault(self, loss: float, grad_norm: float | None) -> str | None:
+    def _reason_to_skip(self, loss: float, grad_norm: float | None) -> str | None:
         if not math.isfinite(loss):
             return "the loss is not finite"
         if grad_norm is None:

@@ -26,7 +26,7 @@ class SaveSchedule:
 
     Args:
         seen_mtbf_seconds: Returns the mean time between the faults of the run. Called once, on rank 0, only with
-            `interval=auto` and if the user has not set it.
+            `interval=auto` and without `mtbf_seconds` in the configuration.
     """
 
     def __init__(self, config: CheckpointConfig, seen_mtbf_seconds: Callable[[], float]) -> None:

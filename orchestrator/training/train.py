@@ -26,8 +26,8 @@ def train(job: Job, runtime: Runtime) -> None:
 
     Raises:
         OrchestratorError: a checkpoint or the data is damaged, or a store cannot be written.
-        BadStepsError: too many steps in a row were bad, once too often; raised on all workers.
-        StoppedError: a notice of termination reached some worker; raised on all of them, after a last checkpoint.
+        BadStepsError: too many steps in a row were bad and no rollback is left; raised on all workers.
+        StoppedError: a worker received a notice of termination; raised on all workers, after a last checkpoint.
         MovedError: the run continues with other workers; raised in the same way.
     """
     _quiet_libraries()
@@ -81,7 +81,7 @@ def _tracker(job: Job, storage: Storage, runtime: Runtime) -> Tracker:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' messages off the terminal; what a user should know, we print ourselves."""
+    """Keep the libraries' messages off the terminal; the program itself prints what a user should know."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|deepspeed|torch)\b")

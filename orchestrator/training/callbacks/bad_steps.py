@@ -14,7 +14,7 @@ from orchestrator.training.guard import Rollback, RollbackError, StepGuard
 
 
 class SkipBadSteps(Callback):
-    """Asks `guard` once per step, before the optimizer changes the weights.
+    """Lets `guard` judge each step once, before the optimizer changes the weights.
 
     Args:
         global_batch_size: Sequences in a step, over all workers.
@@ -67,7 +67,7 @@ class SkipBadSteps(Callback):
             self._report(pl_module)
         self._is_judged = False
         if self._guard.is_exhausted:
-            raise self._way_out(pl_module)
+            raise self._error_after_bad_steps(pl_module)
 
     def _report(self, module: GPTModule) -> None:
         norm = self._grad_norm
@@ -86,13 +86,14 @@ class SkipBadSteps(Callback):
         data_step = module.step + module.data_offset
         return (data_step - num_steps) * self._global_batch_size, data_step * self._global_batch_size - 1
 
-    def _way_out(self, module: GPTModule) -> RollbackError | BadStepsError:
+    def _error_after_bad_steps(self, module: GPTModule) -> RollbackError | BadStepsError:
         step, state, guard = module.step, self._guard.state, self._guard
-        if not guard.may_go_back:
+        if not guard.may_roll_back:
             return BadStepsError(
-                f"{self._too_many(module)}: guard.max_consecutive allows no more in a row, and guard.max_rollbacks no "
-                f"more than {guard.max_rollbacks} rollbacks; begin another run with a lower optimizer.learning_rate or "
-                "other data, or raise guard.max_consecutive or guard.max_rollbacks and go on with this one"
+                f"{self._describe_bad_steps(module)}: guard.max_consecutive allows no more in a row, and "
+                f"guard.max_rollbacks no more than {guard.max_rollbacks} rollbacks; begin another run with a lower "
+                "optimizer.learning_rate or other data, or raise guard.max_consecutive or guard.max_rollbacks and "
+                "continue this one"
             )
         return RollbackError(
             Rollback(
@@ -101,11 +102,11 @@ class SkipBadSteps(Callback):
                 data_offset=module.data_offset,
                 global_batch_size=self._global_batch_size,
                 number=state.num_rollbacks + 1,
-                reason=self._too_many(module),
+                reason=self._describe_bad_steps(module),
             )
         )
 
-    def _too_many(self, module: GPTModule) -> str:
+    def _describe_bad_steps(self, module: GPTModule) -> str:
         last, count = module.step, self._guard.state.num_in_a_row
         steps = f"steps {last - count + 1} to {last} were" if count > 1 else f"step {last} was"
         first_sample, last_sample = self._newest_samples(module, count)

@@ -41,7 +41,7 @@ class Checkpoints(Callback):
     """Moves the training state to and from checkpoints.
 
     Args:
-        throughput: Excludes the time of saves, and knows the time spent in steps.
+        throughput: Is paused during saves; provides the time spent in steps.
         guard: Its state is saved, too.
         schedule: Decides after which steps to save.
         rollback: Why and from where the run rolls back; None continues from the newest checkpoint.
@@ -75,7 +75,7 @@ class Checkpoints(Callback):
             state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, pl_module.seed), 0)
             progress = Progress(step=0, tokens=0)
         if self._rollback is not None:
-            progress = self._gone_back(progress, self._rollback)
+            progress = self._rolled_back(progress, self._rollback)
         self._guard.restore(progress.guard)
         self._scores = dict(progress.scores)
         if progress.loss_scale:
@@ -94,7 +94,7 @@ class Checkpoints(Callback):
             from_rank_0(lambda: checkpoint.discard_after(storage, run_name, step))
         return progress
 
-    def _gone_back(self, progress: Progress, rollback: Rollback) -> Progress:
+    def _rolled_back(self, progress: Progress, rollback: Rollback) -> Progress:
         """Return `progress` with the data offset and guard after the rollback, and report it."""
         step = progress.step
         self._emit(rollback.event(step, step + progress.data_offset, self._guard.max_rollbacks))
@@ -199,14 +199,14 @@ class Checkpoints(Callback):
         return Retention(config.keep_last, config.keep_every_steps, config.keep_best, progress.scores, good_step)
 
     def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
-        """End the writer process; after an error a save in progress is not waited for."""
+        """End the writer process, without waiting for a save in progress."""
         if self._saves is not None:
             self._saves.close()
             self._saves = None
 
     def on_exception(self, trainer: Trainer, pl_module: GPTModule, exception: BaseException) -> None:
         """End the writer process when the fit ends with an error."""
-        if isinstance(exception, BadStepsError | RollbackError):  # on all ranks, so that they can finish together
+        if isinstance(exception, BadStepsError | RollbackError):  # raised on all ranks, so they finish together
             with suppress(StorageError):
                 self._finish()
         self.teardown(trainer, pl_module, "fit")

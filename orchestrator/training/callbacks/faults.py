@@ -15,7 +15,7 @@ from orchestrator.storage.store import Storage
 from orchestrator.training.faults import FaultOrder, damaged
 
 _SIGNALS = {"stop_rank": signal.SIGSTOP, "terminate_rank": signal.SIGTERM}
-"""Signal that each kind sends to the rank's process; other kinds but `nan_loss` send SIGKILL."""
+"""Signal that a kind sends to its rank; `kill_rank` and the kinds that damage a checkpoint send SIGKILL."""
 
 
 class OrderedFault(Callback):
@@ -30,7 +30,7 @@ class OrderedFault(Callback):
         self._corrupts = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
-        """Find out how often the fault has still to fire; rank 0 reports it."""
+        """Read how many times the fault must still fire; rank 0 reports it."""
         config, rank = self._order.config, self._runtime.rank
         if rank not in (0, config.rank):
             return

@@ -55,12 +55,13 @@ def _check_targets(module: GPTModule, counted: dict[str, float]) -> None:
     """Check the objective's number of targets, by which every loss and gradient was divided.
 
     Raises:
-        RuntimeError: the workers' batches held another number of targets; raised on all workers.
+        RuntimeError: the workers' batches held a different number of targets; raised on all workers.
     """
     for name, (_, expected) in module.num_targets.items():
         found = counted[f"num_targets/{name}"]
         if not math.isclose(found, expected, rel_tol=1e-5):  # the counts were summed in float32
-            raise RuntimeError(f"step {module.step}: {found:g} targets of {name}, and the objective said {expected:g}")
+            text = f"{found:g} targets of {name}, but the objective reported {expected:g}"
+            raise RuntimeError(f"step {module.step}: {text}")
 
 
 def _mean_over_workers(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, float]:

@@ -18,19 +18,19 @@ ORDER: tuple[tuple[str, str], ...] = (
 )
 """Class name of each callback, and the reason why it runs before those below it."""
 
-_PLACES = {name: place for place, (name, _) in enumerate(ORDER)}
+_POSITIONS = {name: position for position, (name, _) in enumerate(ORDER)}
 
 
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
     """Return callbacks in the order of `ORDER`.
 
     Raises:
-        ValueError: one of them has no place in it.
+        ValueError: one of them is not in `ORDER`.
     """
     found = list(callbacks)
     for callback in found:
-        if type(callback).__name__ not in _PLACES:
+        if type(callback).__name__ not in _POSITIONS:
             raise ValueError(
-                f"{type(callback).__name__} has no place in callbacks/order.py; give it one, with the reason"
+                f"{type(callback).__name__} is not in ORDER of callbacks/order.py; add it there, with the reason"
             )
-    return sorted(found, key=lambda callback: _PLACES[type(callback).__name__])
+    return sorted(found, key=lambda callback: _POSITIONS[type(callback).__name__])

@@ -19,8 +19,8 @@ class StopNotices:
 
     A request to continue with other workers (`MOVE`) is received in the same way.
 
-    A handler only sets a number; Lightning's own broadcasts from within the signal, which froze or aborted runs of
-    two processes (pytorch-lightning 2.6.6). A second SIGINT to a run of one process stops at once.
+    The handler only stores a number. Lightning's own handler broadcasts inside the signal handler, which froze or
+    aborted runs of two processes (pytorch-lightning 2.6.6). A second SIGINT to a run of one process stops at once.
     """
 
     def __init__(self, runtime: Runtime) -> None:

@@ -43,7 +43,7 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
 
     `6 N + 12 L D T`, N the weights of all matrix products, the output head among them; embeddings are looked up.
     As usual for MFU it counts the whole T x T attention, of which causal attention needs half, and the head at
-    every position, of which masked prediction needs few: nothing that a kernel saves is counted against it.
+    every position, of which masked prediction needs few: operations that a kernel skips count as done.
 
     Source: PaLM (Chowdhery et al. 2022, appendix B); nanoGPT `model.py`, `estimate_mfu`.
     """
@@ -65,7 +65,7 @@ def peak_flops(device_name: str) -> float:
 class ThroughputMeter:
     """Measures intervals of training; a step costs one addition.
 
-    Time is taken from one `metrics()` to the next, so that work still queued on a GPU is never missed: ask after
+    Time is taken from one `metrics()` to the next, so that work still queued on a GPU is never missed. Call it after
     something that waits for the device, such as reading a loss.
 
     Args:
@@ -106,12 +106,12 @@ class ThroughputMeter:
         """Yield `batches`, counting the time until each arrives as waiting for data."""
         iterator = iter(batches)
         while True:
-            asked = self._clock()
+            requested = self._clock()
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self._data_seconds += self._clock() - asked
+            self._data_seconds += self._clock() - requested
             yield batch
 
     @contextmanager
@@ -132,7 +132,7 @@ class ThroughputMeter:
     def metrics(self) -> dict[str, float]:
         """Return the figures since the last call, by metric name, and begin a new interval.
 
-        Without a finished step since then they are those of the interval before; empty before the first step.
+        If no step has finished since then, they are those of the previous interval; empty before the first step.
         """
         if self._steps:
             seconds = max(self._clock() - self._started - self._paused_seconds, 1e-9)

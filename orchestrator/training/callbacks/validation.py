@@ -23,7 +23,7 @@ class Validation(Callback):
         due: Returns whether to validate after a step.
         sampling: How the objective's prompt is continued after each validation; None samples nothing.
         report: Receives the metrics, by name, and the sampled token ids, int64 [num_sequences, T].
-        pause: Keeps the time of a validation out of the throughput.
+        pause: Excludes the time of a validation from the throughput.
     """
 
     def __init__(

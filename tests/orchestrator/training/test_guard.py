@@ -1,4 +1,4 @@
-"""The decision to skip a step: from its figures and the window of those before, whoever resumes where."""
+"""The decision to skip a step depends on its loss and norm and on earlier norms, also after a resume."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def test_what_is_not_finite_is_always_skipped(value: float) -> None:
     assert guard([]).judge(value, None) == "the loss is not finite"
 
 
-def test_a_spike_lies_beyond_the_deviations_that_were_chosen() -> None:
+def test_a_spike_lies_beyond_the_configured_number_of_deviations() -> None:
     assert guard(NORMS, spike_sigma=3).judge(1.0, 1.31) == "gradient norm 1.31, limit 1.3"
     assert guard(NORMS, spike_sigma=3).judge(1.0, 1.29) is None
     assert guard(NORMS, spike_sigma=4).judge(1.0, 1.31) is None
@@ -55,7 +55,7 @@ def test_the_window_holds_the_newest_norms() -> None:
     assert guard([9.0] * 5 + NORMS, window_steps=20).state.grad_norms == tuple(NORMS)
 
 
-def test_a_good_step_ends_a_row_of_bad_ones_and_the_count_goes_on() -> None:
+def test_a_good_step_ends_a_row_of_bad_ones_and_the_total_is_kept() -> None:
     judge = guard([], max_consecutive=2)
     for loss in (math.nan, 1.0, math.nan):
         judge.judge(loss, 1.0)
@@ -82,16 +82,16 @@ def test_skipped_steps_have_not_moved_the_optimizer() -> None:
     assert json.loads(progress.to_json())["guard"]["num_skipped"] == 3
 
 
-def test_a_run_goes_back_as_often_as_it_may() -> None:
+def test_a_run_rolls_back_at_most_max_rollbacks_times() -> None:
     judge = guard([], max_rollbacks=2)
-    for number, may_go_back in ((0, True), (1, True), (2, False), (3, False)):
+    for number, may_roll_back in ((0, True), (1, True), (2, False), (3, False)):
         judge.restore(GuardState(num_rollbacks=number))
-        assert (judge.may_go_back, judge.state.num_rollbacks) == (may_go_back, number)
-    assert not guard([], max_rollbacks=0).may_go_back
+        assert (judge.may_roll_back, judge.state.num_rollbacks) == (may_roll_back, number)
+    assert not guard([], max_rollbacks=0).may_roll_back
 
 
-def test_a_rollback_leaves_all_data_since_its_checkpoint_behind() -> None:
-    # steps 20 to 29 with the data of steps 27 to 36; seven steps of data were passed over before
+def test_a_rollback_skips_all_data_since_its_checkpoint() -> None:
+    # steps 20 to 29 with the data of steps 27 to 36; the data of seven steps was skipped before
     rollback = Rollback(step=30, good_step=28, data_offset=7, global_batch_size=8, number=2, reason="bad")
     assert rollback.offset_from(20) == 17
     event = rollback.event(step=20, data_step=27, max_rollbacks=3)
@@ -101,7 +101,7 @@ def test_a_rollback_leaves_all_data_since_its_checkpoint_behind() -> None:
     )
 
 
-def test_a_second_rollback_to_the_same_checkpoint_leaves_the_data_of_the_first_behind_too() -> None:
+def test_a_second_rollback_to_the_same_checkpoint_also_skips_the_data_of_the_first() -> None:
     first = Rollback(step=30, good_step=28, data_offset=0, global_batch_size=8, number=1, reason="bad")
     second = Rollback(step=25, good_step=23, data_offset=10, global_batch_size=8, number=2, reason="bad")
     assert (first.offset_from(20), second.offset_from(20)) == (10, 15)

@@ -1,4 +1,4 @@
-"""A step divides its losses by the targets of the global batch, whoever computes them and in how many pieces."""
+"""A step divides its losses by the targets of the global batch, for any number of workers and micro-batches."""
 
 import itertools
 from pathlib import Path
@@ -47,7 +47,7 @@ def train(pools: Pools, root: Path, way: tuple[str, int], num_pieces: int, toy: 
 
 
 def gradients(root: Path) -> torch.Tensor:
-    """Return the gradient of the first step, of all parameters: the first moment after it is a share of it."""
+    """Return the gradient of all parameters in the first step, after which the first moment is 1 - BETA times it."""
     saved = open_checkpoint(Storage(str(root)), name_of("toy", 1))
     sizes = {name: torch.Size(shape).numel() for name, shape in sorted(saved.shapes.items())}
     moments = [saved.reader.read(name, "exp_avg", 0, size) for name, size in sizes.items()]
@@ -56,7 +56,7 @@ def gradients(root: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def whole(pools: Pools, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """Losses and gradients of one worker that computes a batch in one piece."""
+    """Return the losses and gradients of one worker that computes a batch in one piece."""
     root = tmp_path_factory.mktemp("whole")
     outcome = train(pools, root, ("single", 1), 1, ToyObjective())
     assert outcome.error is None, outcome.error
@@ -85,14 +85,14 @@ def test_first_loss_is_the_mean_over_all_targets_of_the_batch(
     whole: Whole,
 ) -> None:
     losses, _ = whole
-    # an untrained model knows nothing of 263 tokens in rows for 320
+    # an untrained model predicts its 263 tokens almost uniformly; the 57 rows of padding get no probability
     assert losses["loss_first"][1] == pytest.approx(torch.tensor(263.0).log().item(), rel=0.02)
     assert losses["loss"][1] == pytest.approx(losses["loss_first"][1] + 0.5 * losses["loss_last"][1], rel=1e-6)
 
 
 @pytest.mark.parametrize("way", [("single", 1), ("zero2", 2)], ids=str)
-def test_an_objective_that_is_wrong_about_its_targets_ends_the_run(
+def test_an_objective_that_reports_a_wrong_number_of_targets_ends_the_run(
     pools: Pools, tmp_path: Path, way: tuple[str, int]
 ) -> None:
     outcome = train(pools, tmp_path, way, 2, ToyObjective(claims=1.25))
-    assert "targets of first, and the objective said" in (outcome.error or "")
+    assert "targets of first, but the objective reported" in (outcome.error or "")

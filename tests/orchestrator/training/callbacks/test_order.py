@@ -1,4 +1,4 @@
-"""The order in which callbacks act is written down once, with its reason, and kept."""
+"""The order of the callbacks is written down once, with its reasons, and training follows it."""
 
 import importlib
 import itertools
@@ -17,7 +17,7 @@ NAMES = [name for name, _ in ORDER]
 
 
 def own_callbacks() -> dict[str, type[Callback]]:
-    """Return every callback class that a file in the room of callbacks defines."""
+    """Return every callback class that a module of the `callbacks` package defines."""
     here = callbacks.__name__
     modules = [importlib.import_module(f"{here}.{info.name}") for info in pkgutil.iter_modules(callbacks.__path__)]
     classes = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
@@ -25,11 +25,11 @@ def own_callbacks() -> dict[str, type[Callback]]:
 
 
 def unmade(name: str) -> Callback:
-    """Return an instance without running its constructor: only its class counts here."""
+    """Return an instance without running its constructor: `in_order` looks only at its class."""
     return object.__new__(own_callbacks()[name])
 
 
-def test_every_callback_has_its_place_and_every_place_its_callback() -> None:
+def test_order_lists_exactly_the_callbacks_that_exist() -> None:
     assert sorted(NAMES) == sorted(own_callbacks())
     assert all(reason for _, reason in ORDER)
 
@@ -39,8 +39,8 @@ def test_callbacks_act_in_the_written_order_however_they_are_given() -> None:
         assert [type(one).__name__ for one in in_order(map(unmade, turn))] == NAMES
 
 
-def test_callback_without_a_place_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^Callback has no place in callbacks/order\.py"):
+def test_callback_that_is_not_in_the_order_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^Callback is not in ORDER of callbacks/order\.py"):
         in_order([Callback()])
 
 
