@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which is the newest whole one, and which are kept."""
+"""Checkpoints of a run: which is the newest complete one, and which are kept."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def committed(storage: Storage, *steps: int) -> None:
-    """Save a state at each step whose weights are its number; all are kept."""
+    """Save at each step a state whose weights equal the step; all are kept."""
     saves = Saves(storage, RUN, "sync")
     for step in steps:
         saves.begin(State(step), SHAPES, Progress(step, 10 * step), Retention(keep_last=100))
@@ -48,7 +48,7 @@ def committed(storage: Storage, *steps: int) -> None:
 
 
 def restored(storage: Storage, said: list[str] | None = None, at_most: int | None = None) -> float | None:
-    """Return the value of the weights that a run goes on from."""
+    """Return the value of the weights that a run continues from."""
     state = State(-1)
     progress = checkpoint.restore(storage, RUN, state, SHAPES, (said if said is not None else []).append, at_most)
     return None if progress is None else state.weights.unique().item()
@@ -81,12 +81,13 @@ DAMAGES = [
     (file, change)
     for file in ("rank_00000", "state.json", "manifest.json", "COMMITTED")
     for change in ("cut off", "emptied", "longer", "with a flipped bit", "foreign", "missing")
-    if (file, change) not in {("COMMITTED", "longer"), ("COMMITTED", "missing")}  # blank space; no commit at all
+    # white space after the digest is ignored, and without COMMITTED there is no checkpoint
+    if (file, change) not in {("COMMITTED", "longer"), ("COMMITTED", "missing")}
 ]
 
 
 @pytest.mark.parametrize(("file", "change"), DAMAGES)
-def test_the_newest_whole_checkpoint_is_taken_whatever_the_damage(storage: Storage, file: str, change: str) -> None:
+def test_the_newest_complete_checkpoint_is_used_whatever_the_damage(storage: Storage, file: str, change: str) -> None:
     committed(storage, 10, 20)
     damage(storage, 20, file, change)
     said: list[str] = []
@@ -113,7 +114,7 @@ def test_no_whole_checkpoint_is_an_error_and_no_new_start(storage: Storage, file
         restored(storage)
 
 
-def test_a_store_that_cannot_be_read_says_nothing_against_a_checkpoint(
+def test_a_store_that_cannot_be_read_is_not_a_damaged_checkpoint(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     committed(storage, 10, 20)
@@ -142,7 +143,7 @@ def test_progress_survives_its_file(storage: Storage) -> None:
     assert checkpoint.open_checkpoint(storage, name_of(RUN, 10)).progress == Progress(10, 100)
 
 
-def test_what_is_no_checkpoint_is_not_looked_at(storage: Storage) -> None:
+def test_other_paths_are_not_taken_for_checkpoints(storage: Storage) -> None:
     committed(storage, 10)
     for name in ("latest", "step_final", "step_20", "step_00000030.tmp"):
         storage.write_bytes(f"{folder_of(RUN)}/{name}/COMMITTED", b"")
@@ -162,7 +163,7 @@ def test_a_run_without_checkpoints_starts_anew(storage: Storage) -> None:
         (Retention(keep_last=1, keep_best=2, scores={100: 0.1, 15: 0.0}), {100}),
     ],
 )
-def test_the_newest_is_kept_and_what_else_was_asked_for(storage: Storage, retention: Retention, kept: set[int]) -> None:
+def test_the_newest_is_kept_and_what_else_was_requested(storage: Storage, retention: Retention, kept: set[int]) -> None:
     assert retention.keeps(list(range(10, 110, 10))) == kept
 
 
@@ -175,7 +176,7 @@ def test_what_is_not_kept_is_removed_and_unfinished_saves_before_the_newest(stor
     assert begun_steps(storage, RUN) == [40, 80, 90, 100]
 
 
-def test_the_newest_from_before_bad_steps_are_kept_as_long_as_these_last(storage: Storage) -> None:
+def test_the_newest_before_bad_steps_are_kept_until_a_good_step(storage: Storage) -> None:
     committed(storage, *range(10, 110, 10))
     prune(storage, RUN, Retention(keep_last=2, good_step=65))
     assert committed_steps(storage, RUN) == [50, 60, 90, 100]
@@ -195,7 +196,7 @@ def test_a_failed_removal_stops_nothing(storage: Storage, monkeypatch: pytest.Mo
     assert committed_steps(storage, RUN) == [10, 40]
 
 
-def test_no_checkpoint_after_the_last_good_step_is_gone_back_to(storage: Storage) -> None:
+def test_no_checkpoint_after_the_last_good_step_is_restored(storage: Storage) -> None:
     committed(storage, 10, 20, 30)
     assert [restored(storage, at_most=step) for step in (25, 20, 9)] == [20, 20, None]
     damage(storage, 20, "rank_00000", "missing")
@@ -205,7 +206,7 @@ def test_no_checkpoint_after_the_last_good_step_is_gone_back_to(storage: Storage
         restored(storage, at_most=25)
 
 
-def test_steps_after_the_one_gone_back_to_lose_their_commit(storage: Storage) -> None:
+def test_steps_after_the_restored_one_lose_their_commit(storage: Storage) -> None:
     committed(storage, 10, 20, 30)
     checkpoint.discard_after(storage, RUN, 10)
     assert committed_steps(storage, RUN) == [10]

@@ -1,4 +1,4 @@
-"""Files of fragments: any range is read from whatever files hold it, and nothing that is damaged."""
+"""Files of fragments: any range is read from the files that hold it, and damaged data is never used."""
 
 import itertools
 import json
@@ -51,7 +51,7 @@ def committed(storage: Storage, *ranks: Iterable[Fragment]) -> FragmentReader:
 
 
 def cut(values: Tensor) -> list[list[Fragment]]:
-    """One parameter in uneven ranges over three ranks."""
+    """Return one parameter in uneven ranges over three ranks."""
     return [[Fragment("w", MASTER, start, stop, values[start:stop])] for start, stop in itertools.pairwise(CUTS)]
 
 
@@ -65,7 +65,7 @@ def test_any_range_is_read_from_whatever_files_hold_it(storage: Storage, values:
     assert torch.equal(reader.read("w", MASTER, start, stop), values[start:stop])
 
 
-def test_what_is_wanted_is_filled_whatever_its_type_of_number(storage: Storage, values: Tensor) -> None:
+def test_requested_ranges_are_filled_in_any_dtype(storage: Storage, values: Tensor) -> None:
     reader = committed(storage, *cut(values))
     weights, half = torch.empty(SIZE), torch.empty(30, dtype=torch.bfloat16)
     reader.fill([Fragment("w", MASTER, 0, SIZE, weights), Fragment("w", MASTER, 20, 50, half)])
@@ -73,7 +73,7 @@ def test_what_is_wanted_is_filled_whatever_its_type_of_number(storage: Storage, 
     assert torch.equal(half, values[20:50].bfloat16())
 
 
-def test_each_chunk_is_read_once_however_often_it_is_wanted(
+def test_each_chunk_is_read_once_for_several_ranges(
     tmp_path: Path, values: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(tmp_path))
@@ -131,7 +131,7 @@ def test_memory_for_moments_is_enough_before_there_are_any(values: Tensor) -> No
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize("where", ["first byte", "last byte"])
-def test_nothing_of_a_damaged_chunk_is_taken(storage: Storage, values: Tensor, rank: int, where: str) -> None:
+def test_nothing_of_a_damaged_chunk_is_copied(storage: Storage, values: Tensor, rank: int, where: str) -> None:
     reader = committed(storage, *cut(values))
     name = f"{NAME}/{file_of(rank, 'a1-1')}"
     data = bytearray(storage.read_bytes(name))
@@ -142,7 +142,7 @@ def test_nothing_of_a_damaged_chunk_is_taken(storage: Storage, values: Tensor, r
         with pytest.raises(ArtifactError, match=f"rank_0000{rank}.*damaged"):
             reader.fill([Fragment("w", MASTER, 0, SIZE, taken)])
         assert taken[CUTS[rank + 1] - 1] == 7.0
-    else:  # of the header nothing is needed: the manifest says where everything is
+    else:  # the header is not used: the manifest holds the offset of each range
         reader.fill([Fragment("w", MASTER, 0, SIZE, taken)])
 
 

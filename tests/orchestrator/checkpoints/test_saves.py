@@ -1,4 +1,4 @@
-"""Saves in the foreground and beside the training: the same checkpoints, and a failed one harms nobody."""
+"""Saves in the training process and in the writer process: the same checkpoints, and a failed one does no damage."""
 
 import os
 import signal
@@ -84,7 +84,7 @@ def test_what_is_saved_is_the_state_at_its_step(saves: Saves, storage: Storage) 
     assert restored(storage) == (1, [10, 11, 12])
 
 
-def test_save_after_save_and_no_more_are_kept_than_asked_for(saves: Saves, storage: Storage) -> None:
+def test_repeated_saves_keep_no_more_than_requested(saves: Saves, storage: Storage) -> None:
     for step in range(1, 5):
         begin(saves, State(step), step)
         assert saves.finish() is None
@@ -92,7 +92,7 @@ def test_save_after_save_and_no_more_are_kept_than_asked_for(saves: Saves, stora
     assert restored(storage) == (4, [4, 5, 6])
 
 
-def test_failed_save_is_told_and_the_next_one_succeeds(saves: Saves, storage: Storage) -> None:
+def test_failed_save_is_reported_and_the_next_one_succeeds(saves: Saves, storage: Storage) -> None:
     begin(saves, State(1), 1)
     assert saves.finish() is None
     storage.write_bytes(name_of(RUN, 2), b"a file where a folder should be")
@@ -106,7 +106,7 @@ def test_failed_save_is_told_and_the_next_one_succeeds(saves: Saves, storage: St
 
 
 @pytest.mark.parametrize("mode", ["async"], indirect=True)
-def test_killed_writer_is_a_failed_save_and_another_one_takes_its_place(saves: Saves, storage: Storage) -> None:
+def test_killed_writer_is_a_failed_save_and_is_replaced(saves: Saves, storage: Storage) -> None:
     (writer,) = writers()
     writer.suspend()
     begin(saves, State(1), 1)
@@ -139,8 +139,8 @@ def test_closed_writer_leaves_no_process_and_no_commit(saves: Saves, storage: St
 
 
 @pytest.mark.parametrize("mode", ["async"], indirect=True)
-def test_memory_is_taken_once(saves: Saves) -> None:
-    """The kernel lists what is mapped: address, size and file of the memory that both processes share."""
+def test_memory_is_allocated_once(saves: Saves) -> None:
+    """The mappings that the kernel lists show address, size and file of the memory that both processes share."""
 
     def shared_memory() -> list[str]:
         return [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:checkpoint" in line]

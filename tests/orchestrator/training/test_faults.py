@@ -1,4 +1,4 @@
-"""Faults to order: the rules about them, how often they fire, and the store that refuses saves."""
+"""Requested faults: the rules about them, how many times they fire, and the store that refuses saves."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_damaged_only_where_another_is_kept(kind: str) -> None:
     assert mistake.startswith(f"faults={kind}: the run continues from the checkpoint before the damaged one")
 
 
-def test_no_fault_is_ordered_unless_asked_for_and_none_changes_the_recipe() -> None:
+def test_no_fault_fires_by_default_and_none_changes_the_recipe() -> None:
     without = PretrainConfig()
     assert without.faults is None
     assert training_recipe(without, "data") == training_recipe(PretrainConfig(faults=ordered()), "data")
@@ -84,7 +84,7 @@ def test_the_step_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error: faults.at_step: must be given, as faults.at_step=VALUE" in capsys.readouterr().err
 
 
-def test_firings_are_counted_over_restarts_and_for_each_order_apart(storage: Storage) -> None:
+def test_firings_are_counted_over_restarts_and_separately_for_each_fault(storage: Storage) -> None:
     order = FaultOrder(ordered(times=2), storage, FOLDER)
     assert order.num_left() == 2
     assert order.count(29)
@@ -98,7 +98,7 @@ def test_firings_are_counted_over_restarts_and_for_each_order_apart(storage: Sto
     assert event == {"kind": "fault_injected", "fault": "kill_rank", "at_step": 30, "rank": 0, "step": 29}
 
 
-def test_faults_that_nobody_ordered_count_for_nothing(storage: Storage) -> None:
+def test_faults_that_were_not_requested_are_not_counted(storage: Storage) -> None:
     EventLog(storage, FOLDER, frozenset({"fault"})).record({"kind": "fault", "text": "killed", "step": 29})
     assert FaultOrder(ordered(), storage, FOLDER).num_left() == 1
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_counted_must_not_fire(tmp_path: Path) -> None:
 
 
 class Training:
-    """What a callback sees of a training: a head that gives losses, and steps of two micro-batches."""
+    """The part of a training that a callback uses: a head that returns losses, and steps of two micro-batches."""
 
     def __init__(self, order: FaultOrder, storage: Storage, rank: int = 0) -> None:
         self.said: list[str] = []
@@ -120,7 +120,7 @@ class Training:
         self.callback.on_fit_start(None, self.module)
 
     def bad_steps(self, *steps: int) -> list[int]:
-        """Go through `steps`, counted from 0, and return those with a loss that is no number."""
+        """Run `steps`, counted from 0, and return those whose loss is not finite."""
         return [step for step in steps if not all([self._is_finite(step), self._is_finite(step)])]
 
     def _is_finite(self, step: int) -> bool:
@@ -129,11 +129,11 @@ class Training:
         loss = self.head(torch.ones(()))
         self.callback.on_before_backward(None, self.module, loss)
         self.callback.on_train_batch_end(None, self.module, None, None, 0)
-        assert self.head(torch.ones(())).isfinite(), "validation is left alone"
+        assert self.head(torch.ones(())).isfinite(), "validation is not affected"
         return bool(loss.isfinite())
 
 
-def test_each_of_so_many_steps_has_a_bad_loss_whatever_restarts(storage: Storage) -> None:
+def test_the_requested_number_of_steps_has_a_bad_loss_across_restarts(storage: Storage) -> None:
     order = FaultOrder(ordered("nan_loss", at_step=3, times=3), storage, FOLDER)
     assert Training(order, storage).bad_steps(0, 1, 2, 3) == [2, 3]
     assert Training(order, storage).bad_steps(2, 3, 4) == [2]
@@ -141,11 +141,11 @@ def test_each_of_so_many_steps_has_a_bad_loss_whatever_restarts(storage: Storage
     assert len(EventLog(storage, FOLDER).read("fault_injected")) == 3
 
 
-def test_rank_0_says_what_is_still_to_come_and_the_struck_rank_alone_fires(storage: Storage) -> None:
+def test_rank_0_reports_the_fault_and_only_the_requested_rank_fires(storage: Storage) -> None:
     order = FaultOrder(ordered("nan_loss", at_step=1, rank=1), storage, FOLDER)
-    told, struck = Training(order, storage, rank=0), Training(order, storage, rank=1)
-    assert told.said == ["faults=nan_loss: rank 1 from step 1 on, 1 left to fire"]
-    assert (told.bad_steps(0, 1), struck.bad_steps(0, 1), struck.said) == ([], [0], [])
+    rank_0, rank_1 = Training(order, storage, rank=0), Training(order, storage, rank=1)
+    assert rank_0.said == ["faults=nan_loss: rank 1 from step 1 on, 1 left to fire"]
+    assert (rank_0.bad_steps(0, 1), rank_1.bad_steps(0, 1), rank_1.said) == ([], [0], [])
     assert Training(order, storage, rank=0).said == []
 
 
@@ -196,7 +196,7 @@ def failing(storage: Storage, kind: str, **fields: Any) -> FailingStorage:
     return FailingStorage(storage.url(), FaultOrder(ordered(kind, **fields), storage, FOLDER))
 
 
-def test_saves_from_the_step_on_fail_as_often_as_ordered_also_in_another_process(storage: Storage) -> None:
+def test_saves_from_the_step_on_fail_the_requested_number_of_times_also_in_another_process(storage: Storage) -> None:
     saves = failing(storage, "full_disk", times=2)
     saves.write_bytes(f"{name_of('tiny', 20)}/state.json", b"a")
     for step in (30, 40):
@@ -255,6 +255,6 @@ def test_step_is_read_off_the_name_of_a_checkpoint_and_of_nothing_else(name: str
     assert step_of(name) == step
 
 
-def test_order_is_kept_with_what_was_asked() -> None:
+def test_requested_fault_survives_json() -> None:
     config = PretrainConfig(faults=ordered(rank=1))
     assert PretrainConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config

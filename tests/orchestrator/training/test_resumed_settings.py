@@ -1,4 +1,4 @@
-"""Settings that change what a step computes, or where its state lies: a run goes on with them bit for bit."""
+"""Settings that change what a step computes, or where its state is held: a run continues with them bit for bit."""
 
 import shutil
 from pathlib import Path
@@ -44,7 +44,7 @@ def config(root: Path, text: Path, strategy: str, workers: int, changes: dict[st
 
 
 @pytest.mark.parametrize(("what", "strategy", "workers", "changes"), CASES, ids=lambda value: str(value))
-def test_run_goes_on_bit_for_bit(
+def test_resumed_run_continues_bit_for_bit(
     pools: Pools, tmp_path: Path, what: str, strategy: str, workers: int, changes: dict[str, Any]
 ) -> None:
     folder = tmp_path / "texts"

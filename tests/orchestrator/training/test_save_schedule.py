@@ -1,4 +1,4 @@
-"""When a run is saved."""
+"""After which steps a run is saved."""
 
 import math
 
@@ -11,12 +11,12 @@ from orchestrator.training.save_schedule import FIRST_STEPS, SaveSchedule, seen_
 AUTO = CheckpointConfig(interval="auto", mtbf_seconds=3600)
 
 
-def never_asked() -> float:
-    raise AssertionError("asked for the faults that the run has seen")
+def never_called() -> float:
+    raise AssertionError("the mean time between faults was requested")
 
 
-def test_every_so_many_steps_whatever_a_save_costs() -> None:
-    schedule = SaveSchedule(CheckpointConfig(interval_steps=10), never_asked)
+def test_a_fixed_interval_ignores_the_cost_of_saves() -> None:
+    schedule = SaveSchedule(CheckpointConfig(interval_steps=10), never_called)
     due = []
     for step in range(1, 31):
         if schedule.is_due(step):
@@ -26,7 +26,7 @@ def test_every_so_many_steps_whatever_a_save_costs() -> None:
 
 
 def test_interval_follows_youngs_formula_from_the_first_measured_save() -> None:
-    schedule = SaveSchedule(AUTO, never_asked)
+    schedule = SaveSchedule(AUTO, never_called)
     due = []
     for step in range(101, 1000):
         if schedule.is_due(step):
@@ -48,5 +48,5 @@ def test_mtbf_is_what_the_run_has_seen(num_faults: int) -> None:
     assert [schedule.is_due(10 + apart - 1), schedule.is_due(10 + apart)] == [False, True]
 
 
-def test_a_young_run_without_faults_counts_on_one_a_day() -> None:
+def test_a_young_run_without_faults_assumes_one_a_day() -> None:
     assert seen_mtbf_seconds([]) == 86400

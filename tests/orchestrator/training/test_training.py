@@ -35,7 +35,7 @@ def workshop(tmp_path_factory, pools):
 
 
 class Workshop:
-    """Trains the same tiny model on the same text in every way; what was trained once is kept."""
+    """Trains the same tiny model on the same text in every way; each whole training runs once."""
 
     def __init__(self, folder, pools):
         self.folder, self.pools = folder, pools
@@ -45,7 +45,7 @@ class Workshop:
         self._done = {}
 
     def trained(self, way, objective="clm"):
-        """Outcome and storage of a whole training."""
+        """Return outcome and storage of a whole training."""
         key = (way, objective)
         if key not in self._done:
             root = self.folder / f"{objective}-{way[0]}-{way[1]}"
@@ -53,7 +53,7 @@ class Workshop:
         return self._done[key]
 
     def continued(self, saved, way, objective="clm"):
-        """Outcome and storage of the second half, trained from the checkpoint that another way saved at ten."""
+        """Return outcome and storage of the second half, trained from the checkpoint that another way saved at ten."""
         root = self.folder / f"from-{saved[0]}-{saved[1]}-to-{way[0]}-{way[1]}-{objective}"
         shutil.copytree(self.trained(saved, objective)[1].local_path(), root)
         run = root / "runs" / "tiny"
@@ -90,7 +90,7 @@ class Workshop:
                 },
                 "strategy": {"name": name},
                 "cluster": {"num_workers": world_size},
-                # nobody waits for a process to start: saves beside the training have tests of their own
+                # no writer process has to start; `async` saves have tests of their own
                 "checkpoint": {"mode": "sync", "interval_steps": 10, "keep_last": 5},
                 "tracking": {"mode": "disabled"},
             }
@@ -101,7 +101,7 @@ class Workshop:
 
 
 def differences(outcome, reference, name="train/loss"):
-    """Relative difference of each step's loss."""
+    """Return the relative difference of each step's loss."""
     expected = reference.losses(name)
     return {step: abs(loss - expected[step]) / expected[step] for step, loss in outcome.losses(name).items()}
 
@@ -153,7 +153,7 @@ def _validations(outcome):
     return {event["step"]: event["metrics"] for event in outcome.events if event["kind"] == "validation"}
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(workshop, tmp_path):
+def test_a_damaged_newest_checkpoint_is_skipped(workshop, tmp_path):
     root = tmp_path / "root"
     reference, storage = workshop.trained(SINGLE)
     shutil.copytree(storage.local_path(), root)

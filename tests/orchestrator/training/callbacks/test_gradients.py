@@ -1,4 +1,4 @@
-"""The norm of the gradient is that of the gradient, whatever it was scaled by for the sake of its precision."""
+"""The gradient is measured and clipped after the loss scale of float16 has been removed."""
 
 from types import SimpleNamespace
 from typing import Any

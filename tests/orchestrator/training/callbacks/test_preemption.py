@@ -1,4 +1,4 @@
-"""Notices of termination are noted, and the signals left to those who had them."""
+"""Notices of termination are recorded, and the earlier signal handlers are restored."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def test_signal_is_noted_and_the_handlers_are_restored(number: signal.Signals) -
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
-def test_what_another_process_was_told_counts() -> None:
+def test_a_notice_to_another_process_counts() -> None:
     with StopNotices(Runtime(stop_asked=lambda: int(signal.SIGTERM))) as notices:
         assert notices.asked() == signal.SIGTERM
 

@@ -43,7 +43,7 @@ def test_figures_follow_from_steps_time_and_waiting() -> None:
     assert metrics["throughput/data_wait_fraction"] == pytest.approx(0.25)
 
 
-def test_each_stretch_stands_alone() -> None:
+def test_each_interval_is_measured_alone() -> None:
     clock = Clock()
     meter = ThroughputMeter(100, clock=clock)
     for seconds in (1.0, 4.0):
@@ -63,7 +63,7 @@ def test_pauses_count_as_no_training() -> None:
     assert meter.metrics()["throughput/step_seconds"] == pytest.approx(2.0)
 
 
-def test_without_a_step_nothing_new_is_told() -> None:
+def test_without_a_step_nothing_new_is_reported() -> None:
     meter = ThroughputMeter(100)
     assert meter.metrics() == {}
     meter.end_step()
