@@ -10,12 +10,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from modules.config import Config, DataConfig
+from modules.data.batches import Share
 from orchestrator.cli import COMMANDS, conf_folder
 from orchestrator.configuration import commands as config
 from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig
 from orchestrator.configuration.faults import FaultKind
 from orchestrator.configuration.mistakes import validated
-from orchestrator.configuration.rules import accumulation_steps, micro_batch_size
+from orchestrator.configuration.rules import micro_batch_size
 from orchestrator.configuration.schema import leaves
 
 CONF = conf_folder()
@@ -120,4 +121,5 @@ def test_shakespeare_is_the_published_setting() -> None:
 def test_gpt2_recipe_fits_its_eight_workers() -> None:
     made = composed("pretrain", "experiment=gpt2_124m", "data.path=text.txt")
     assert isinstance(made, PretrainConfig)
-    assert accumulation_steps(made, 8) * 8 * micro_batch_size(made, 8) == 480
+    share = Share(made.training.global_batch_size, micro_batch_size(made, 8), world_size=8)
+    assert share.accumulation_steps * 8 * share.micro_batch_size == 480

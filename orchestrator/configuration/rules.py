@@ -8,11 +8,6 @@ from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfi
 from orchestrator.configuration.faults import fault_mistakes
 
 
-def accumulation_steps(config: TrainingRunConfig, num_workers: int) -> int:
-    """Return the number of micro-batches that each of `num_workers` computes in a step (CONTRIBUTING, invariant 1)."""
-    return config.training.global_batch_size // (num_workers * micro_batch_size(config, num_workers))
-
-
 def micro_batch_size(config: TrainingRunConfig, num_workers: int) -> int:
     """Return the number of sequences that each of `num_workers` computes at once."""
     return config.training.micro_batch_size or config.training.global_batch_size // num_workers

@@ -11,7 +11,7 @@ from modules.generation import Sampling
 from modules.gpt_module import GPTModule
 from modules.objective import Objective
 from orchestrator.configuration.commands import TrainingRunConfig
-from orchestrator.configuration.rules import accumulation_steps, micro_batch_size
+from orchestrator.configuration.rules import micro_batch_size
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.distributed.strategy import build_strategy
 from orchestrator.runs.results import Results
@@ -51,11 +51,6 @@ class Parts:
         micro_size = micro_batch_size(self.config, self.runtime.world_size)
         return Share(self.objective.global_batch_size, micro_size, self.runtime.rank, self.runtime.world_size)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens in a step, over all workers."""
-        return self.objective.global_batch_size * self.objective.sequence_length
-
 
 def fit(parts: Parts, rollback: Rollback | None) -> tuple[int, float]:
     """Train to the last step; return it, and the seconds spent in steps.
@@ -64,7 +59,7 @@ def fit(parts: Parts, rollback: Rollback | None) -> tuple[int, float]:
         rollback: Why and from where the run rolls back; None continues from the newest checkpoint.
     """
     module = _build_module(parts)
-    throughput = Throughput(parts.tokens_per_step, parts.objective.sequence_length)
+    throughput = Throughput(module.tokens_per_step, parts.objective.sequence_length)
     trainer = _build_trainer(parts, in_order(_callbacks(parts, throughput, rollback)))
     trainer.fit(module, throughput.watch(_BatchesFromStep(module)))
     return module.step, throughput.meter.training_seconds()
@@ -103,7 +98,7 @@ def _build_trainer(parts: Parts, callbacks: list[Callback]) -> Trainer:
         precision=_LIGHTNING_PRECISION[config.training.precision],  # type: ignore[arg-type]
         max_steps=config.training.num_steps,
         max_epochs=-1,
-        accumulate_grad_batches=accumulation_steps(config, runtime.world_size),
+        accumulate_grad_batches=parts.share.accumulation_steps,
         callbacks=callbacks,
         limit_val_batches=0,
         use_distributed_sampler=False,
@@ -138,7 +133,7 @@ def _callbacks(parts: Parts, throughput: Throughput, rollback: Rollback | None) 
         SkipBadSteps(guard, runtime, parts.objective.global_batch_size),
         throughput,
         checkpoints,
-        Metrics(config.training.log_interval_steps, parts.tokens_per_step, own_figures, parts.results.step),
+        Metrics(config.training.log_interval_steps, own_figures, parts.results.step),
         *_validation(parts, throughput, checkpoints),
         Preemption(checkpoints, parts.notices, runtime),
         Watchdog(parts.storage, run.folder, runtime, config.cluster.hang_timeout_seconds),

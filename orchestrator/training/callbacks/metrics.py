@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
+from torch import Tensor
 
 from modules.gpt_module import GPTModule
 
@@ -14,7 +15,6 @@ class Metrics(Callback):
     """Logs every `interval_steps` and after the first and the last step; other steps cost no synchronisation.
 
     Args:
-        tokens_per_step: Over all workers.
         extra: Returns this process's further metrics, such as throughput, by name.
         report: Receives step and metrics, on rank 0 only.
     """
@@ -22,23 +22,23 @@ class Metrics(Callback):
     def __init__(
         self,
         interval_steps: int,
-        tokens_per_step: int,
         extra: Callable[[], dict[str, float]],
         report: Callable[[int, dict[str, float]], None],
     ) -> None:
-        self._interval_steps, self._tokens_per_step = interval_steps, tokens_per_step
-        self._extra, self._report = extra, report
+        self._interval_steps, self._extra, self._report = interval_steps, extra, report
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Report when it is due; all ranks take part in the mean of the losses."""
         if not pl_module.ends_step(index) or not self._is_due(pl_module.step, trainer.max_steps):
             return
-        metrics = _mean_over_workers(trainer, {**pl_module.last_metrics, **_counted(pl_module)})
-        _check_targets(pl_module, {name: metrics.pop(name) * trainer.world_size for name in _counted(pl_module)})
+        own, targets = pl_module.last_metrics, pl_module.num_targets
+        means = _mean_over_workers(trainer, [*own.values(), *(counted for counted, _ in targets.values())])
+        _check_targets(pl_module, [mean * trainer.world_size for mean in means[len(own) :]])
         if trainer.is_global_zero:
-            metrics |= {
+            metrics = {
+                **dict(zip(own, means, strict=False)),
                 "progress/step": pl_module.step,
-                "progress/tokens": pl_module.step * self._tokens_per_step,
+                "progress/tokens": pl_module.step * pl_module.tokens_per_step,
                 **self._extra(),
             }
             self._report(pl_module.step, metrics)
@@ -47,25 +47,23 @@ class Metrics(Callback):
         return step % self._interval_steps == 0 or step in (1, num_steps)
 
 
-def _counted(module: GPTModule) -> dict[str, float]:
-    return {f"num_targets/{name}": counted for name, (counted, _) in module.num_targets.items()}
-
-
-def _check_targets(module: GPTModule, counted: dict[str, float]) -> None:
+def _check_targets(module: GPTModule, counted: list[float]) -> None:
     """Check the objective's number of targets, by which every loss and gradient was divided.
+
+    Args:
+        counted: Targets of each loss in the step, over all workers.
 
     Raises:
         RuntimeError: the workers' batches held a different number of targets; raised on all workers.
     """
-    for name, (_, expected) in module.num_targets.items():
-        found = counted[f"num_targets/{name}"]
+    for (name, (_, expected)), found in zip(module.num_targets.items(), counted, strict=True):
         if not math.isclose(found, expected, rel_tol=1e-5):  # the counts were summed in float32
             text = f"{found:g} targets of {name}, but the objective reported {expected:g}"
             raise RuntimeError(f"step {module.step}: {text}")
 
 
-def _mean_over_workers(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, float]:
+def _mean_over_workers(trainer: Trainer, own: list[Tensor | float]) -> list[float]:
     # learning rate and gradient norm are equal on all workers, so averaging does not change them
     device = trainer.strategy.root_device
-    values = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in metrics.values()])
-    return dict(zip(metrics, trainer.strategy.reduce(values, reduce_op="mean").tolist(), strict=True))
+    values = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in own])
+    return trainer.strategy.reduce(values, reduce_op="mean").tolist()

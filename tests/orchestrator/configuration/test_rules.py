@@ -5,13 +5,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from modules.data.batches import Share
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.groups import ClusterConfig, RunConfig, StrategyConfig
-from orchestrator.configuration.rules import accumulation_steps, cross_group_mistakes, micro_batch_size
+from orchestrator.configuration.rules import cross_group_mistakes, micro_batch_size
 
 
 def pretrain(**groups: Any) -> PretrainConfig:
     return PretrainConfig.model_validate(groups)
+
+
+def accumulation_steps(config: PretrainConfig, num_workers: int) -> int:
+    micro_size = micro_batch_size(config, num_workers)
+    return Share(config.training.global_batch_size, micro_size, world_size=num_workers).accumulation_steps
 
 
 def test_defaults_break_no_rule() -> None:
