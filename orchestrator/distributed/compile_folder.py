@@ -11,8 +11,8 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -62,9 +62,8 @@ def prepare_to_compile(notify: Callable[[str], None]) -> None:
         fcntl.flock(held[folder], fcntl.LOCK_SH)
 
 
-@contextmanager
-def stale_locks(folder: Path) -> Iterator[list[Path]]:
-    """Give the locks whose owners are gone; until the end of the context no process of ours takes one.
+def stale_locks(folder: Path, remove: bool = False) -> list[Path]:
+    """Return the locks whose owners are gone, and remove them if requested; no process of ours takes one meanwhile.
 
     In a folder of ours that no other process of ours uses, every lock is stale. Otherwise a lock is stale when nothing
     beside it has changed for `IDLE_SECONDS`.
@@ -75,14 +74,15 @@ def stale_locks(folder: Path) -> Iterator[list[Path]]:
             file = stack.enter_context((folder / FLOCK_FILE).open("a"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_alone = folder == own_folder()
-        yield [path for path in _torch_locks(folder) if is_alone or _idle_seconds(path) > IDLE_SECONDS]
+        stale = [path for path in _torch_locks(folder) if is_alone or _idle_seconds(path) > IDLE_SECONDS]
+        for path in stale if remove else []:
+            path.unlink(missing_ok=True)
+    return stale
 
 
 def _remove_stale(folder: Path, notify: Callable[[str], None]) -> None:
-    with stale_locks(folder) as stale:
-        for path in stale:
-            path.unlink(missing_ok=True)
-            notify(f"removed the lock of a compile that was killed: {path}")
+    for path in stale_locks(folder, remove=True):
+        notify(f"removed the lock of a compile that was killed: {path}")
 
 
 def _torch_locks(folder: Path) -> list[Path]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Event = dict[str, Any]
-_HEARS_HANGUP = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-"""Not under `nohup`: whoever starts a process with SIGHUP ignored wants it to outlive the terminal."""
+_HANGUP_IS_NOTICE = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+"""False if this process was started with SIGHUP ignored, as `nohup` does, so that it outlives the terminal."""
 STOP_SIGNALS = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2),
-    *([signal.SIGHUP] if _HEARS_HANGUP else []),
+    *([signal.SIGHUP] if _HANGUP_IS_NOTICE else []),
 )
 """Notices of termination: the run saves once more before it ends. Slurm is asked to send SIGUSR1 or SIGUSR2."""
 MOVE = -1

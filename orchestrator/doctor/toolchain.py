@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator.distributed.compile_folder import FOLDER_VARIABLE, own_folder, stale_locks
@@ -57,12 +56,8 @@ def extensions(build: bool) -> Finding:
 def locks(fix: bool) -> Finding:
     """Look for locks of compiles that were killed, and remove them if requested."""
     own = own_folder()
-    with ExitStack() as stack:
-        folders = {own, Path(os.environ.get(FOLDER_VARIABLE, own))}
-        stale = [path for folder in sorted(folders) for path in stack.enter_context(stale_locks(folder))]
-        if fix:
-            for path in stale:
-                path.unlink(missing_ok=True)
+    folders = {own, Path(os.environ.get(FOLDER_VARIABLE, own))}
+    stale = [path for folder in sorted(folders) for path in stale_locks(folder, remove=fix)]
     paths = ", ".join(map(str, stale))
     if not stale:
         return Finding("ok", "none")

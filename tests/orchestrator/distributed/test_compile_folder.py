@@ -73,11 +73,6 @@ def aged(path: Path, seconds: float) -> None:
         os.utime(place, (time.time() - seconds,) * 2)
 
 
-def found(folder: Path) -> list[Path]:
-    with stale_locks(folder) as stale:
-        return stale
-
-
 def said_on_preparing() -> list[str]:
     said: list[str] = []
     prepare_to_compile(said.append)
@@ -100,7 +95,7 @@ def compiling(lock: Path) -> Iterator[subprocess.Popen]:
 def test_lock_is_left_alone_while_its_process_lives_and_removed_once_it_is_killed() -> None:
     lock = own_folder() / "cpu_adam" / "lock"
     with compiling(lock) as process:
-        assert found(own_folder()) == []
+        assert stale_locks(own_folder()) == []
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert said_on_preparing() == [f"removed the lock of a compile that was killed: {lock}"]
@@ -110,15 +105,15 @@ def test_lock_is_left_alone_while_its_process_lives_and_removed_once_it_is_kille
 def test_lock_is_left_alone_while_any_other_process_of_ours_may_have_taken_it() -> None:
     with compiling(own_folder() / "other" / "lock"):
         lock = left_behind(own_folder())
-        assert found(own_folder()) == []
+        assert stale_locks(own_folder()) == []
         aged(lock, IDLE_SECONDS + 5)
-        assert found(own_folder()) == [lock]
+        assert stale_locks(own_folder()) == [lock]
 
 
 def test_this_process_keeps_others_from_removing_locks_once_it_has_prepared() -> None:
     prepare_to_compile(print)
     left_behind(own_folder())
-    assert found(own_folder()) == []
+    assert stale_locks(own_folder()) == []
 
 
 def test_lock_that_may_be_in_use_is_waited_for_until_nothing_changes_any_more(users_folder: Path) -> None:
@@ -148,16 +143,16 @@ def test_files_called_lock_that_are_not_torchs_are_left_alone(users_folder: Path
     path = left_behind(users_folder, *([] if content else ["package.json"]))
     path.write_text(content or "")
     aged(path, IDLE_SECONDS + 5)
-    assert found(users_folder) == []
+    assert stale_locks(users_folder) == []
 
 
 def test_lock_in_the_users_folder_is_stale_only_after_nothing_has_changed_for_long(users_folder: Path) -> None:
     path = left_behind(users_folder, "build.ninja")
-    assert found(users_folder) == []
+    assert stale_locks(users_folder) == []
     aged(path, IDLE_SECONDS + 5)
-    assert found(users_folder) == [path]
+    assert stale_locks(users_folder) == [path]
     (path.parent / "cpu_adam.o").touch()
-    assert found(users_folder) == []
+    assert stale_locks(users_folder) == []
 
 
 def test_only_age_counts_where_the_file_system_has_no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +161,9 @@ def test_only_age_counts_where_the_file_system_has_no_flock(monkeypatch: pytest.
 
     monkeypatch.setattr(compile_folder.fcntl, "flock", refuse)
     path = left_behind(own_folder())
-    assert found(own_folder()) == []
+    assert stale_locks(own_folder()) == []
     aged(path, IDLE_SECONDS + 5)
-    assert found(own_folder()) == [path]
+    assert stale_locks(own_folder()) == [path]
 
 
 def test_folder_that_cannot_be_written_is_no_obstacle(users_folder: Path) -> None:
