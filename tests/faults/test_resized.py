@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 from jobs import begun_job
 from planted_faults import Planted, PlantedLoss
-from tiny_run import write_text
+from tiny_run import go_back, write_text
 from worker_pool import Outcome, Pools
 
 from orchestrator.checkpoints.background_writer import BackgroundWriter
@@ -55,10 +55,7 @@ class Workshop:
         """Train the second half, from the checkpoint that another way has saved in the middle."""
         root = self.root(saved, precision, way)
         shutil.copytree(self.trained(saved, precision)[1], root)
-        run = root / "runs" / "tiny"
-        shutil.rmtree(run / "checkpoints" / f"step_{STEPS:08d}")
-        shutil.rmtree(run / "model")
-        (run / "metrics.json").unlink()
+        go_back(root / "runs/tiny", STEPS // 2)
         return self.train(root, way, precision)
 
     def train(self, root: Path, way: Way, precision: str, around: Any = None, **checkpoint: Any) -> Outcome:

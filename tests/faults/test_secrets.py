@@ -2,13 +2,12 @@
 
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import psutil
 import pytest
 from broken_run import TERMINATE, BrokenRun
-from tiny_run import arguments, write_text
+from tiny_run import arguments, go_back, write_text
 
 from orchestrator.cli import main
 
@@ -62,9 +61,7 @@ def test_no_pickle_is_read_wherever_one_lies(text: Path, tmp_path: Path, capsys:
     same = arguments(text, root, "run.name=tiny", "tracking.mode=disabled")
     assert main(same) == 0
     run = root / "runs/tiny"
-    shutil.rmtree(run / "model")
-    shutil.rmtree(run / "checkpoints/step_00000020")
-    (run / "metrics.json").unlink()
+    go_back(run, 10)
     canary = pickle.dumps(Canary(trace))
     folders = [path for path in root.rglob("*") if path.is_dir()]
     names = ("pytorch_model.bin", "latest", "mp_rank_00_model_states.pt", "optimizer.pkl", "rank_00001.safetensors")
@@ -84,8 +81,7 @@ def test_a_checkpoint_that_is_a_pickle_is_refused(text: Path, tmp_path: Path) ->
     same = arguments(text, root, "run.name=tiny", "tracking.mode=disabled")
     assert main(same) == 0
     run = root / "runs/tiny"
-    (run / "metrics.json").unlink()
-    shutil.rmtree(run / "model")
+    go_back(run, 20)
     for shard in run.glob("checkpoints/*/rank_*.safetensors"):
         shard.write_bytes(pickle.dumps(Canary(trace)))
     assert main(same) == 1

@@ -1,12 +1,12 @@
 """A tiny training by workers of a `WorkerPool`, whose steps, state and metrics are inspected from outside."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from jobs import begun_job
 from planted_faults import Plant, Planted
+from tiny_run import go_back
 from worker_pool import Outcome, WorkerPool
 
 from orchestrator.configuration.commands import PretrainConfig
@@ -55,11 +55,7 @@ class PoolRun:
 
     def go_back_to(self, step: int) -> None:
         """Remove the checkpoints after `step` and the results of the run."""
-        for folder in self._run.glob("checkpoints/step_*"):
-            if int(folder.name[5:]) > step:
-                shutil.rmtree(folder)
-        shutil.rmtree(self._run / "model", ignore_errors=True)
-        (self._run / "metrics.json").unlink(missing_ok=True)
+        go_back(self._run, step)
 
     @property
     def _run(self) -> Path:

@@ -1,6 +1,7 @@
-"""The smallest whole run: its text and its arguments on the command line."""
+"""The smallest whole run: its text, its arguments on the command line, and how to take it back to an earlier step."""
 
 import random
+import shutil
 from pathlib import Path
 
 TINY = (
@@ -34,3 +35,12 @@ def write_text(path: Path, num_words: int = 6000) -> Path:
 def arguments(text: Path, root: Path, *others: str) -> list[str]:
     """Return the arguments of `pretrain` on that text, stored below `root`; later arguments win."""
     return ["pretrain", *TINY, f"data.path={text}", f"storage.root={root}", *others]
+
+
+def go_back(run_folder: Path, step: int) -> None:
+    """Remove the checkpoints after `step` and the results of a run, as if it had been interrupted there."""
+    for folder in run_folder.glob("checkpoints/step_*"):
+        if int(folder.name.removeprefix("step_")) > step:
+            shutil.rmtree(folder)
+    shutil.rmtree(run_folder / "model", ignore_errors=True)
+    (run_folder / "metrics.json").unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_run import arguments, write_text
+from tiny_run import arguments, go_back, write_text
 
 from orchestrator.cli import main
 
@@ -129,9 +129,7 @@ def test_an_interrupted_run_goes_on_where_its_checkpoint_is(
     text: Path, copied: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = copied / "runs/tiny"
-    shutil.rmtree(run / "checkpoints/step_00000020")
-    shutil.rmtree(run / "model")
-    (run / "metrics.json").unlink()
+    go_back(run, 10)
     assert main(arguments(text, copied, "run.name=tiny", "tracking.mode=disabled")) == 0
     said = capsys.readouterr().out
     assert "continues from the checkpoint after step 10" in said

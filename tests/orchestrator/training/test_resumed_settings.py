@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from jobs import begun_job
-from tiny_run import write_text
+from tiny_run import go_back, write_text
 from worker_pool import Outcome, Pools
 
 from orchestrator.configuration.commands import PretrainConfig
@@ -58,11 +58,9 @@ def test_resumed_run_continues_bit_for_bit(
         return outcome, (root / "runs/tiny/model/model.safetensors").read_bytes()
 
     whole, weights = trained(tmp_path / "whole")
-    half = shutil.copytree(tmp_path / "whole", tmp_path / "half") / "runs/tiny"
-    shutil.rmtree(half / f"checkpoints/step_{STEPS:08d}")
-    shutil.rmtree(half / "model")
-    (half / "metrics.json").unlink()
-    resumed, again = trained(tmp_path / "half")
+    half = shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    go_back(half / "runs/tiny", STEPS // 2)
+    resumed, again = trained(half)
     assert again == weights
     expected = {step: loss for step, loss in whole.losses().items() if step > STEPS // 2}
     assert resumed.losses() == expected

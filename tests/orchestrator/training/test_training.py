@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from jobs import begun_job
+from tiny_run import go_back
 
 from orchestrator.artifacts import artifact
 from orchestrator.configuration.commands import PretrainConfig
@@ -56,10 +57,7 @@ class Workshop:
         """Return outcome and storage of the second half, trained from the checkpoint that another way saved at ten."""
         root = self.folder / f"from-{saved[0]}-{saved[1]}-to-{way[0]}-{way[1]}-{objective}"
         shutil.copytree(self.trained(saved, objective)[1].local_path(), root)
-        run = root / "runs" / "tiny"
-        shutil.rmtree(run / "checkpoints" / f"step_{STEPS:08d}")
-        shutil.rmtree(run / "model")
-        (run / "metrics.json").unlink()
+        go_back(root / "runs/tiny", STEPS // 2)
         return self.train(root, way, objective), Storage(str(root))
 
     def train(self, root, way, objective, **training):
@@ -157,8 +155,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(workshop, tmp_path):
     root = tmp_path / "root"
     reference, storage = workshop.trained(SINGLE)
     shutil.copytree(storage.local_path(), root)
-    (root / "runs/tiny/metrics.json").unlink()
-    shutil.rmtree(root / "runs/tiny/model")
+    go_back(root / "runs/tiny", STEPS)
     (shard,) = root.glob(f"runs/tiny/checkpoints/step_{STEPS:08d}/rank_00000-*.safetensors")
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
