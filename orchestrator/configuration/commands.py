@@ -95,15 +95,15 @@ class GenerateConfig(Config):
     prompt: Identity[str] = ""
     """Text to continue; empty starts from the end-of-text token."""
     num_sequences: Identity[PositiveInt] = 1
-    """Continuations."""
+    """Number of continuations."""
     max_new_tokens: Identity[PositiveInt] = 50
     """Longest continuation in tokens."""
     temperature: Identity[NonNegativeFloat] = 1.0
-    """Divides the logits; 0 always takes the likeliest token."""
+    """Divides the logits; 0 always takes the most likely token."""
     top_k: Identity[PositiveInt | None] = None
-    """Sample among the k likeliest tokens only."""
+    """Sample among the k most likely tokens only."""
     top_p: Identity[Annotated[float, Field(gt=0, le=1)] | None] = None
-    """Sample among the likeliest tokens that together reach this probability."""
+    """Sample among the most likely tokens that together reach this probability."""
     seed: Identity[Annotated[int, Field(ge=0, lt=2**63)]] = 1234
     """The same seed gives the same text."""
 
@@ -120,9 +120,9 @@ class DoctorConfig(Config):
     """`orchestrator doctor`: checks of what a run needs from this machine, the store and the services."""
 
     fix: Runtime[bool] = False
-    """Remove the locks that killed compiles have left."""
+    """Remove the locks that killed compilations have left."""
     build: Runtime[bool] = False
-    """Compile DeepSpeed's CPU Adam, which tries compiler, headers and ninja."""
+    """Compile DeepSpeed's CPU Adam, which tests the compiler, the headers and ninja."""
     storage: StorageConfig = StorageConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

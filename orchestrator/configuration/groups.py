@@ -116,9 +116,7 @@ class CheckpointConfig(Config):
     """Checkpoints at multiples of this many steps are kept for good."""
     keep_best: Runtime[NonNegativeInt] = 0
     """This many checkpoints with the best `best_metric` are kept, of those with a validation after their step."""
-    best_metric: Runtime[Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]] = (
-        "val/loss_clm"
-    )
+    best_metric: Runtime[BestMetric] = "val/loss_clm"
     """What decides which checkpoints are best."""
     max_failed_saves: Runtime[NonNegativeInt] = 3
     """Saves in a row that may fail, each one reported; the next failed save, or a failed last save, fails the run."""

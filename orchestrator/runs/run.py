@@ -54,8 +54,8 @@ class Run:
 
     def write_identity(self, storage: Storage, where_to_look: list[str]) -> None:
         """Write what stays the same across all restarts."""
-        identity = {"wandb_run_id": self.wandb_run_id, "where_to_look": where_to_look}
-        write_object(storage, f"{self.folder}/{_IDENTITY}", identity)
+        content = {"wandb_run_id": self.wandb_run_id, "where_to_look": where_to_look}
+        write_object(storage, f"{self.folder}/{_IDENTITY}", content)
 
     def write_metrics(self, storage: Storage, metrics: dict[str, float]) -> None:
         """Write the final metrics, which a run does last."""
