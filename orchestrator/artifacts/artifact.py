@@ -8,21 +8,21 @@ A file that the manifest does not list is never read, so it does no harm.
 """
 
 import errno
-import hashlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from io import BufferedReader
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import xxhash
-
-from orchestrator.artifacts.staging import staging_folder
+from orchestrator.artifacts.digests import FileEntry, digest, digest_bytes, digest_file
+from orchestrator.artifacts.node_cache import fetch_file
+from orchestrator.artifacts.staging import STAGING_PREFIX, staging_folder
 from orchestrator.errors import ArtifactError
 from orchestrator.storage.errors import NotFoundError, explain
 from orchestrator.storage.local import sync
@@ -32,32 +32,6 @@ MANIFEST = "manifest.json"
 COMMITTED = "COMMITTED"
 
 _NUM_READERS = 4
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size and content of one file, as the manifest lists it."""
-
-    num_bytes: int
-    xxh3_128: str
-    """Hexadecimal digest; fast and for accidents, no defence against a forger."""
-
-
-def digest(stream: BufferedReader) -> FileEntry:
-    """Size and digest of `stream`, which is at its start, read piece by piece."""
-    state = hashlib.file_digest(stream, xxhash.xxh3_128)
-    return FileEntry(stream.tell(), state.hexdigest())
-
-
-def digest_bytes(data: bytes) -> FileEntry:
-    """Size and digest of `data`."""
-    return FileEntry(len(data), xxhash.xxh3_128_hexdigest(data))
-
-
-def digest_file(path: Path) -> FileEntry:
-    """Size and digest of a local file."""
-    with open(path, "rb") as file:
-        return digest(file)
 
 
 def digest_folder(folder: Path) -> dict[str, FileEntry]:
@@ -73,22 +47,22 @@ def publish(storage: Storage, local_folder: Path, name: str, extra: Mapping[str,
     """Make a local folder the committed artifact `name`, and return its manifest.
 
     An artifact that is committed already stays as it is, and the folder is not used. In a local store the folder is
-    moved, not copied (across file systems it is copied): do not use it afterwards.
+    moved, not copied (across file systems it is copied): do not use it afterwards. Several processes may publish the
+    same artifact at the same time: the first one commits it, and the others find it committed.
 
     Args:
         local_folder: a finished folder, from `staging_folder`.
         extra: further fields of the manifest.
+
+    Raises:
+        ArtifactError: another process has committed other files under this name, which the same recipe never makes.
     """
     if is_committed(storage, name):
         return read_manifest(storage, name)
     files = digest_folder(local_folder)
     if storage.is_local:
         return _publish_by_rename(storage, local_folder, name, files, extra)
-    storage.remove(name)
-    for file in files:
-        _check_name(file)
-    storage.upload(local_folder, name)
-    return commit(storage, name, files, extra)
+    return _publish_by_upload(storage, local_folder, name, files, extra)
 
 
 def commit(storage: Storage, name: str, files: Mapping[str, FileEntry], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,6 +137,18 @@ def verify(storage: Storage, name: str) -> dict[str, Any]:
     return manifest
 
 
+def verify_sizes(storage: Storage, name: str) -> None:
+    """Checks that every file of artifact `name` is there and has its size; no content is read.
+
+    Raises:
+        ArtifactError: names the first file, by name, that is wrong, and what is wrong with it.
+    """
+    entries = file_entries(read_manifest(storage, name))
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        for _ in pool.map(lambda file: _verify_size(storage, name, file, entries[file]), entries):
+            pass
+
+
 def file_entries(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     """Return the entry of each file of a manifest, by name."""
     return {file: FileEntry(**entry) for file, entry in manifest["files"].items()}
@@ -171,7 +157,7 @@ def file_entries(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
 def local_copy(storage: Storage, name: str, cache: Path) -> Path:
     """A local folder that holds the verified artifact `name`: the artifact itself in a local store, else a copy.
 
-    Copies are kept below `cache` under the manifest's digest, so that another process or run finds them.
+    Copies are kept below `cache` under the manifest's digest, so that other processes and runs find them.
 
     Raises:
         ArtifactError: the artifact is not committed or damaged.
@@ -180,22 +166,35 @@ def local_copy(storage: Storage, name: str, cache: Path) -> Path:
     if place is not None:
         verify(storage, name)
         return place
-    read_manifest(storage, name)
+    entries = file_entries(read_manifest(storage, name))
     key = storage.read_bytes(f"{name}/{COMMITTED}").decode().strip()
-    kept, copy = Storage(str(cache)), f"{PurePosixPath(name).name}-{key[:16]}"
-    if is_committed(kept, copy):
-        with suppress(ArtifactError):
-            verify(kept, copy)
-            return cache / copy
-        remove(kept, copy)
-    _fetch(storage, name, kept, copy)
-    return cache / copy
+    folder = cache / f"{PurePosixPath(name).name}-{key[:16]}"
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        for _ in pool.map(lambda file: fetch_file(storage, f"{name}/{file}", entries[file], folder / file), entries):
+            pass
+    return folder
 
 
 def remove(storage: Storage, name: str) -> None:
     """Remove artifact `name`, its commit first, so that a partly removed artifact is never read."""
     storage.remove(f"{name}/{COMMITTED}")
     storage.remove(name)
+
+
+def _publish_by_upload(
+    storage: Storage, folder: Path, name: str, files: Mapping[str, FileEntry], extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Upload over files that another process may be uploading as well: the same recipe makes the same bytes."""
+    for file in files:
+        _check_name(file)
+    if not is_committed(storage, name):
+        storage.upload(folder, name)
+    if not is_committed(storage, name):
+        return commit(storage, name, files, extra)
+    manifest = read_manifest(storage, name)
+    if file_entries(manifest) != files:
+        raise ArtifactError(f"{storage.url(name)}: another process has committed other files made from the same recipe")
+    return manifest
 
 
 def _publish_by_rename(
@@ -206,16 +205,46 @@ def _publish_by_rename(
     manifest = commit(Storage(str(folder)), "", files, extra)
     try:
         _sync_folder(folder)
-        storage.remove(name)
         place.parent.mkdir(parents=True, exist_ok=True)
-        _move(storage, folder, name, place)
+        if not _is_moved(storage, folder, name, place):
+            with _locked(place.parent):
+                if is_committed(storage, name):
+                    return read_manifest(storage, name)
+                _set_aside(place)
+                _move(storage, folder, name, place)
         sync(place.parent)
     except OSError as error:
-        # Another process was faster: both made it from the same recipe, and its own is committed.
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_committed(storage, name):
-            return read_manifest(storage, name)
         raise explain(error, "write", storage.url(name)) from None
     return manifest
+
+
+def _is_moved(storage: Storage, folder: Path, name: str, place: Path) -> bool:
+    """Move the folder to its place; return False if something is there: a commit, or what an interruption left."""
+    try:
+        _move(storage, folder, name, place)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _set_aside(place: Path) -> None:
+    """Rename what has no commit, and remove it under its new name; only while the parent folder is locked."""
+    aside = place.with_name(f"{STAGING_PREFIX}{place.name}-{uuid.uuid4().hex[:8]}")
+    os.rename(place, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _move(storage: Storage, folder: Path, name: str, place: Path) -> None:
@@ -235,35 +264,18 @@ def _sync_folder(folder: Path) -> None:
         sync(path)
 
 
-def _fetch(storage: Storage, name: str, kept: Storage, copy: str) -> None:
-    manifest = read_manifest(storage, name)
-    entries = file_entries(manifest)
-    with staging_folder(kept, copy) as folder:
-        for file in entries:
-            storage.download(f"{name}/{file}", folder / file)
-        found = digest_folder(folder)
-        for file, entry in entries.items():
-            _compare(storage.url(name), file, found[file], entry)
-        publish(kept, folder, copy, {field: value for field, value in manifest.items() if field != "files"})
-
-
 def _verify_file(storage: Storage, name: str, file: str, entry: FileEntry) -> None:
-    url = storage.url(name)
+    _verify_size(storage, name, file, entry)
+    with storage.open_read(f"{name}/{file}") as stream:
+        entry.check(digest(stream), f"{storage.url(name)}: {file}")
+
+
+def _verify_size(storage: Storage, name: str, file: str, entry: FileEntry) -> None:
     try:
         num_bytes = storage.num_bytes(f"{name}/{file}")
-        if num_bytes != entry.num_bytes:
-            raise ArtifactError(f"{url}: {file} has {num_bytes} bytes; the manifest says {entry.num_bytes}")
-        with storage.open_read(f"{name}/{file}") as stream:
-            _compare(url, file, digest(stream), entry)
     except NotFoundError:
-        raise ArtifactError(f"{url}: {file} is missing") from None
-
-
-def _compare(url: str, file: str, found: FileEntry, entry: FileEntry) -> None:
-    if found.num_bytes != entry.num_bytes:
-        raise ArtifactError(f"{url}: {file} has {found.num_bytes} bytes; the manifest says {entry.num_bytes}")
-    if found.xxh3_128 != entry.xxh3_128:
-        raise ArtifactError(f"{url}: {file} is damaged (its digest is not the one in the manifest)")
+        raise ArtifactError(f"{storage.url(name)}: {file} is missing") from None
+    entry.check(FileEntry(num_bytes, entry.xxh3_128), f"{storage.url(name)}: {file}")
 
 
 def _parsed(data: bytes, url: str) -> dict[str, Any]:

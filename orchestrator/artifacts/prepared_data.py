@@ -1,6 +1,7 @@
 """Prepared data: found by the recipe's fingerprint, or made. The same text and settings give the same artifact."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,10 +12,12 @@ from modules.data.prepare import OnProgress, prepare_tokens
 from modules.data.shards import TokenData, check_length
 from modules.data.stdlib import stdlib_files
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.staging import staging_folder
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ArtifactError, ConfigError
 from orchestrator.storage.input_files import find_files
+from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
 _FORMAT = 2
@@ -74,6 +77,37 @@ def prepared_data(
     return name
 
 
+def local_data(storage: Storage, name: str) -> Path:
+    """Return a local folder that holds the prepared data `name`, verified.
+
+    Raises:
+        ArtifactError: it is damaged; the message names the remedy.
+    """
+    with _remedy(storage, name):
+        return artifact.local_copy(storage, name, cache_folder())
+
+
+def check_data(storage: Storage, name: str) -> None:
+    """Raise ArtifactError, with the remedy, unless the prepared data `name` is whole.
+
+    In a remote store only presence and size of each file are checked; who uses the data verifies its content.
+    """
+    with _remedy(storage, name):
+        if storage.is_local:
+            artifact.verify(storage, name)
+        else:
+            artifact.verify_sizes(storage, name)
+
+
+@contextmanager
+def _remedy(storage: Storage, name: str) -> Iterator[None]:
+    try:
+        yield
+    except ArtifactError as error:
+        text = f"{error}; when no run uses it, remove {storage.url(name)}, and the same command prepares it anew"
+        raise ArtifactError(text) from None
+
+
 def _facts(folder: Path) -> dict[str, Any]:
     data = TokenData.open(folder)
     return {
@@ -91,7 +125,7 @@ def data_recipe(
         "format": _FORMAT,
         "data": identity(data),
         "tokenizer": identity(tokenizer),
-        "tokenizer_file": artifact.digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
+        "tokenizer_file": digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
         # by content and not by path, so that the same text prepared elsewhere is the same data
         "files": [[PurePosixPath(file.name).name, file.identity()] for file in files] or list(data.path),
     }

@@ -8,6 +8,7 @@ from torch import Tensor
 from modules.config import ModelConfig
 from modules.model import initial_values
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.fragments import FragmentReader
 from orchestrator.checkpoints.names import committed_steps, name_of
 from orchestrator.checkpoints.parts import STATE, check_format, check_shapes
@@ -66,7 +67,7 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
         state = storage.read_bytes(f"{name}/{STATE}")
     except NotFoundError:
         raise ArtifactError(f"{storage.url(name)}: {STATE} is missing") from None
-    if artifact.digest_bytes(state) != artifact.file_entries(manifest).get(STATE):
+    if digest_bytes(state) != artifact.file_entries(manifest).get(STATE):
         raise ArtifactError(f"{storage.url(name)}: {STATE} is damaged (its digest is not the one in the manifest)")
     return Checkpoint(name, Progress.from_json(state), FragmentReader(storage, name, manifest), manifest["shapes"])
 

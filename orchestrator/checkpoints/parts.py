@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.artifact import FileEntry
+from orchestrator.artifacts.digests import FileEntry, digest_bytes
 from orchestrator.errors import ArtifactError, OrchestratorError
 from orchestrator.storage.errors import explain
 from orchestrator.storage.local import sync
@@ -163,7 +163,7 @@ def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, lis
         records: list[dict[str, Any]] = [json.loads(data) for data in pool.map(storage.read_bytes, names)]
     files = {record["file"]: FileEntry(**record["entry"]) for record in records}
     storage.write_bytes(f"{part.checkpoint}/{STATE}", state.encode())
-    files[STATE] = artifact.digest_bytes(state.encode())
+    files[STATE] = digest_bytes(state.encode())
     extra = {
         "kind": "checkpoint",
         "format": FORMAT,

@@ -4,12 +4,11 @@ from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from modules.data.shards import TokenData, TokenStream
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.models import TrainedModel, load_model
-from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, local_data, prepared_data
 from orchestrator.configuration.commands import EvaluateConfig
 from orchestrator.display.progress import evaluate_progress, prepare_progress
 from orchestrator.display.results import show_evaluation
 from orchestrator.errors import UserError
-from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 from orchestrator.training.evaluation import Windows, compression, evaluate
 
@@ -40,7 +39,7 @@ def _text(config: EvaluateConfig, trained: TrainedModel) -> TokenStream:
             )
     else:
         name = _prepared(config.data, config, trained, storage)
-    data = TokenData.open(artifact.local_copy(storage, name, cache_folder()))
+    data = TokenData.open(local_data(storage, name))
     return data.train if config.data is not None and config.part == "all" else data.val
 
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.artifacts import artifact
+from orchestrator.artifacts.prepared_data import local_data
 from orchestrator.configuration.commands import PretrainConfig
-from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
 if TYPE_CHECKING:
@@ -24,5 +23,5 @@ class PreparedText:
         from modules.data.shards import TokenData
         from modules.pretraining import Pretraining
 
-        data = TokenData.open(artifact.local_copy(storage, self.data_name, cache_folder()))
+        data = TokenData.open(local_data(storage, self.data_name))
         return Pretraining(data, self.config.objective, self.config.training, self.config.run.seed)

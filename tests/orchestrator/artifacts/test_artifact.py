@@ -3,14 +3,17 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import fsspec
 import pytest
 
 from orchestrator.artifacts import artifact, staging
-from orchestrator.artifacts.artifact import FileEntry, commit, is_committed, local_copy, publish, staging_folder, verify
+from orchestrator.artifacts.artifact import commit, is_committed, local_copy, publish, verify
+from orchestrator.artifacts.digests import FileEntry, digest, digest_bytes, digest_file
+from orchestrator.artifacts.staging import staging_folder
 from orchestrator.errors import ArtifactError, StorageError
 from orchestrator.storage.store import Storage
 
@@ -52,7 +55,7 @@ def test_published_artifact_is_committed_and_verified(storage: Storage) -> None:
 
 def test_digest_is_the_known_one_of_xxh3() -> None:
     # Source: the test vector of the empty input in xxHash's own documentation (XXH3 128 bits, seed 0).
-    assert artifact.digest_bytes(b"").xxh3_128 == "99aa06d3014798d86001c324468d497f"
+    assert digest_bytes(b"").xxh3_128 == "99aa06d3014798d86001c324468d497f"
 
 
 def test_digest_of_a_file_read_in_pieces_is_that_of_its_content(storage: Storage, tmp_path: Path) -> None:
@@ -60,8 +63,8 @@ def test_digest_of_a_file_read_in_pieces_is_that_of_its_content(storage: Storage
     (tmp_path / "file").write_bytes(content)
     storage.write_bytes("file", content)
     with storage.open_read("file") as stream:
-        found = artifact.digest(stream)
-    assert artifact.digest_file(tmp_path / "file") == found == artifact.digest_bytes(content)
+        found = digest(stream)
+    assert digest_file(tmp_path / "file") == found == digest_bytes(content)
 
 
 def test_publishing_again_keeps_the_committed_one(storage: Storage) -> None:
@@ -76,8 +79,8 @@ def test_leftovers_without_a_commit_are_replaced(storage: Storage) -> None:
     storage.write_bytes(f"{NAME}/manifest.json", b"{}")
     assert not is_committed(storage, NAME)
     publish_files(storage)
-    verify(storage, NAME)
-    assert not storage.exists(f"{NAME}/torn.bin")
+    assert "torn.bin" not in verify(storage, NAME)["files"]
+    assert storage.list("data", hidden=True) == ["corpus-1"]
 
 
 def damage(name: str, change: Callable[[bytes], bytes]) -> Callable[[Storage], None]:
@@ -117,7 +120,7 @@ def test_file_that_the_manifest_does_not_list_does_no_harm(storage: Storage) -> 
 def test_manifest_that_leads_out_of_the_artifact_is_refused(storage: Storage, name: str) -> None:
     data = json.dumps({"files": {name: {"num_bytes": 0, "xxh3_128": ""}}}).encode()
     storage.write_bytes(f"{NAME}/manifest.json", data)
-    storage.write_bytes(f"{NAME}/COMMITTED", artifact.digest_bytes(data).xxh3_128.encode())
+    storage.write_bytes(f"{NAME}/COMMITTED", digest_bytes(data).xxh3_128.encode())
     with pytest.raises(ArtifactError, match="leads out of the artifact"):
         verify(storage, NAME)
     with pytest.raises(ArtifactError, match="leads out of the artifact"):
@@ -127,7 +130,7 @@ def test_manifest_that_leads_out_of_the_artifact_is_refused(storage: Storage, na
 @pytest.mark.parametrize("data", [b"[]", b"{}", b"not json", b'{"files": {"a": {"size": 1}}}', b'{"files": 3}'])
 def test_manifest_of_another_form_is_refused(storage: Storage, data: bytes) -> None:
     storage.write_bytes(f"{NAME}/manifest.json", data)
-    storage.write_bytes(f"{NAME}/COMMITTED", artifact.digest_bytes(data).xxh3_128.encode())
+    storage.write_bytes(f"{NAME}/COMMITTED", digest_bytes(data).xxh3_128.encode())
     with pytest.raises(ArtifactError, match=r"manifest.json is not a manifest"):
         verify(storage, NAME)
 
@@ -136,7 +139,7 @@ def test_files_of_several_writers_count_after_the_commit(storage: Storage) -> No
     entries = {}
     for rank in range(3):
         storage.write_bytes(f"{NAME}/rank{rank}.bin", bytes([rank]) * 10)
-        entries[f"rank{rank}.bin"] = artifact.digest_bytes(bytes([rank]) * 10)
+        entries[f"rank{rank}.bin"] = digest_bytes(bytes([rank]) * 10)
     artifact.write_manifest(storage, NAME, entries, {"step": 7})
     assert not is_committed(storage, NAME)
     artifact.write_commit(storage, NAME)
@@ -186,16 +189,71 @@ def test_local_publish_copies_from_another_file_system(local: Storage, monkeypat
     assert local.list("data", hidden=True) == ["corpus-1"]
 
 
-def test_faster_publisher_wins(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def beaten(source: Path, target: Path) -> NoReturn:
-        monkeypatch.undo()
-        publish_files(local, {"theirs.bin": b"theirs"})
-        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+LOCAL_MOMENTS = ["digest_folder", "_publish_by_rename", "commit", "_move"]
+REMOTE_MOMENTS = ["digest_folder", "_publish_by_upload", "_check_name"]
 
-    monkeypatch.setattr(artifact.os, "rename", beaten)
-    manifest = publish_files(local)
-    assert manifest["files"].keys() == {"theirs.bin"}
-    verify(local, NAME)
+
+@pytest.mark.parametrize(
+    ("root", "moment"),
+    [("local", each) for each in LOCAL_MOMENTS] + [("memory://raced", each) for each in REMOTE_MOMENTS],
+)
+def test_slower_publisher_leaves_what_the_faster_one_committed(
+    root: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(root if "://" in root else str(tmp_path / root))
+    storage.remove(NAME)
+    theirs = commit_before(moment, storage, FILES, monkeypatch)
+    manifest = publish_files(storage)
+    assert verify(storage, NAME) == manifest
+    assert [storage.modified_seconds(f"{NAME}/weights.bin")] == theirs
+    assert storage.list("data", hidden=True) == ["corpus-1"]
+
+
+def commit_before(
+    moment: str, storage: Storage, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> list[float]:
+    """Let another publisher commit when this one calls a function of `artifact`; after that nothing may be removed.
+
+    Returns a list that will hold the time at which the other one wrote its first file.
+    """
+    original, written = getattr(artifact, moment), []
+
+    def call(*values: Any) -> Any:
+        monkeypatch.undo()
+        publish_files(storage, files)
+        written.extend(storage.modified_seconds(f"{NAME}/{file}") for file in sorted(files)[-1:])
+        monkeypatch.setattr(Storage, "remove", lambda *_: pytest.fail("removed"))
+        return original(*values)
+
+    monkeypatch.setattr(artifact, moment, call)
+    return written
+
+
+def test_other_files_committed_under_the_same_name_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage("memory://other-files")
+    commit_before("digest_folder", storage, {"theirs.bin": b"theirs"}, monkeypatch)
+    with pytest.raises(ArtifactError, match="other files made from the same recipe"):
+        publish_files(storage)
+    verify(storage, NAME)
+
+
+@pytest.mark.parametrize("delay_seconds", [0, 0.05])
+def test_publishers_at_the_same_time_never_take_a_commit_away(local: Storage, delay_seconds: float) -> None:
+    local.write_bytes(f"{NAME}/torn.bin", b"left by an interruption")
+    files = {"tokens.bin": os.urandom(2**24)}
+
+    def published(number: int) -> dict[str, object]:
+        time.sleep(number * delay_seconds)
+        return publish_files(local, files)
+
+    with ThreadPoolExecutor(4) as pool:
+        manifests = [pool.submit(published, number) for number in range(4)]
+        while not is_committed(local, NAME):
+            pass
+        while not all(each.done() for each in manifests):
+            assert is_committed(local, NAME)
+    assert [each.result() for each in manifests] == 4 * [verify(local, NAME)]
+    assert local.list("data", hidden=True) == ["corpus-1"]
 
 
 def test_failed_staging_leaves_nothing(storage: Storage, tmp_path: Path) -> None:
@@ -246,23 +304,23 @@ def test_remote_artifact_is_copied_once(tmp_path: Path, monkeypatch: pytest.Monk
     publish_files(remote)
     copy = local_copy(remote, NAME, tmp_path / "cache")
     assert {name: (copy / name).read_bytes() for name in FILES} == FILES
-    monkeypatch.setattr(Storage, "download", lambda *_: pytest.fail("downloaded again"))
+    monkeypatch.setattr(Storage, "read_range", lambda *_: pytest.fail("fetched again"))
     assert local_copy(remote, NAME, tmp_path / "cache") == copy
 
 
-def test_damaged_copy_is_fetched_again(tmp_path: Path) -> None:
-    remote = Storage("memory://copied-again")
-    publish_files(remote)
-    copy = local_copy(remote, NAME, tmp_path / "cache")
-    (copy / "weights.bin").write_bytes(b"damaged")
-    assert local_copy(remote, NAME, tmp_path / "cache") == copy
-    assert (copy / "weights.bin").read_bytes() == FILES["weights.bin"]
-
-
-def test_damaged_remote_artifact_is_never_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (damage("weights.bin", lambda data: b"1" + data[1:]), "weights.bin is damaged"),
+        (damage("weights.bin", lambda data: data[:-1]), "weights.bin has 9999 bytes; the manifest says 10000"),
+        (lambda storage: storage.remove(f"{NAME}/deep/part.bin"), "deep/part.bin is missing"),
+    ],
+)
+def test_damaged_remote_artifact_is_never_kept(harm: Callable[[Storage], None], message: str, tmp_path: Path) -> None:
     remote = Storage("memory://damaged")
     publish_files(remote)
-    damage("weights.bin", lambda data: b"1" + data[1:])(remote)
-    with pytest.raises(ArtifactError, match="memory://damaged/data/corpus-1: weights.bin is damaged"):
+    harm(remote)
+    with pytest.raises(ArtifactError, match=f"memory://damaged/data/corpus-1/{message}"):
         local_copy(remote, NAME, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert not (kept / message.split(" ")[0]).exists()

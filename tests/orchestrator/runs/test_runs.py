@@ -14,6 +14,7 @@ import pytest
 from living_driver import living_driver
 
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.names import name_of
 from orchestrator.cli import main
 from orchestrator.runs.run import find_run
@@ -69,7 +70,7 @@ def write_lease(storage: Storage, folder: str, **changes: Any) -> None:
 def write_checkpoint(storage: Storage, name: str, step: int) -> str:
     folder = name_of(name, step)
     storage.write_bytes(f"{folder}/state.json", b"{}")
-    artifact.commit(storage, folder, {"state.json": artifact.digest_bytes(b"{}")}, {"kind": "checkpoint"})
+    artifact.commit(storage, folder, {"state.json": digest_bytes(b"{}")}, {"kind": "checkpoint"})
     return folder
 
 

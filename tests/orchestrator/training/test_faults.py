@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.names import name_of, step_of
 from orchestrator.cli import main
 from orchestrator.configuration.commands import PretrainConfig
@@ -153,7 +154,7 @@ def save(storage: Storage, step: int) -> None:
     files = {"rank_00000.safetensors": b"weights of rank 0", "rank_00001.safetensors": b"those of rank 1"}
     for file, data in files.items():
         storage.write_bytes(f"{name_of('tiny', step)}/{file}", data)
-    entries = {file: artifact.digest_bytes(data) for file, data in files.items()}
+    entries = {file: digest_bytes(data) for file, data in files.items()}
     artifact.commit(storage, name_of("tiny", step), entries, {"kind": "checkpoint"})
 
 
