@@ -6,6 +6,9 @@ import signal
 class OrchestratorError(Exception):
     """Base of all errors that are shown as one short message without a traceback."""
 
+    is_final = True
+    """Whether a new attempt would fail in the same way."""
+
 
 class UserError(OrchestratorError):
     """The user's mistake: the message names the value, the rule and the remedy. Exit code 2."""
@@ -32,7 +35,15 @@ class ArtifactError(OrchestratorError):
 
 
 class StorageError(OrchestratorError):
-    """The store could not be read or written."""
+    """The store could not be read or written, which may pass."""
+
+    is_final = False
+
+
+class RefusedError(StorageError):
+    """The store refuses this now and later: permission denied, no space, nothing there, or something in its place."""
+
+    is_final = True
 
 
 class DamagedFileError(OrchestratorError):

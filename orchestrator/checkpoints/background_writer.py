@@ -21,6 +21,7 @@ from modules.child_process import child_environment
 from orchestrator.checkpoints.parts import Part
 from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.checkpoints.writer_process import COMMITTED, STORED
+from orchestrator.errors import RefusedError, StorageError
 from orchestrator.storage.store import Storage
 
 _END_SECONDS = 5
@@ -35,7 +36,7 @@ class BackgroundWriter:
     def __init__(self, storage: Storage) -> None:
         self._storage, self._image = storage, _Image()
         self._process: subprocess.Popen[str] | None = None
-        self._answers: dict[str, Future[str | None]] = {}
+        self._answers: dict[str, Future[StorageError | None]] = {}
         self._part: Part | None = None
         self._preparing: threading.Thread | None = None
 
@@ -52,17 +53,18 @@ class BackgroundWriter:
         try:
             snapshot.copy_into(self._image.sized(snapshot.num_bytes))
         except OSError as error:
+            text = f"no memory for a copy of the state ({error.strerror}); set checkpoint.mode=sync"
             for answer in self._answers.values():
-                answer.set_result(f"no memory for a copy of the state ({error.strerror}); set checkpoint.mode=sync")
+                answer.set_result(RefusedError(text))
             return
         self._start_process()
         self._send({"part": asdict(part), **commit})
 
-    def stored(self) -> str | None:
+    def stored(self) -> StorageError | None:
         """Wait until this rank's file is stored; return the error, if any."""
         return self._answers[STORED].result()
 
-    def committed(self) -> str | None:
+    def committed(self) -> StorageError | None:
         """Wait until the save is committed; return the error, if any. On rank 0 only."""
         return self._answers[COMMITTED].result()
 
@@ -128,11 +130,17 @@ class BackgroundWriter:
         with process.stdout as answers, process.stdin:  # type: ignore[union-attr]
             for line in answers:  # type: ignore[union-attr]
                 answer = json.loads(line)
-                self._answers[answer["what"]].set_result(answer["error"])
+                self._answers[answer["what"]].set_result(_error(answer))
         code = process.wait()
         for future in self._answers.values():
             if self._process is process and not future.done():
-                future.set_result(f"the process that writes checkpoints ended with code {code}")
+                future.set_result(StorageError(f"the process that writes checkpoints ended with code {code}"))
+
+
+def _error(answer: Mapping[str, Any]) -> StorageError | None:
+    if answer["error"] is None:
+        return None
+    return RefusedError(answer["error"]) if answer["is_final"] else StorageError(answer["error"])
 
 
 class _Image:

@@ -5,7 +5,7 @@ Nothing here imports torch, so that the writer process starts fast and needs lit
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ import xxhash
 
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import FileEntry, digest_bytes
-from orchestrator.errors import ArtifactError, OrchestratorError
+from orchestrator.errors import ArtifactError, OrchestratorError, RefusedError, StorageError
 from orchestrator.storage.errors import explain
 from orchestrator.storage.local import sync
 from orchestrator.storage.store import Storage
@@ -144,6 +144,16 @@ class ChunkDigests:
         """The digest of each chunk; the last one may be short."""
         rest = [self._chunk.hexdigest()] if self._num_bytes % CHUNK_BYTES else []
         return [*self._chunks, *rest]
+
+
+def error_of(action: Callable[[], Any]) -> StorageError | None:
+    """Return the error with which a part of a save failed, as one of the two kinds that pass, or do not pass."""
+    try:
+        action()
+    except (OrchestratorError, OSError) as error:
+        refused = isinstance(error, OrchestratorError) and error.is_final
+        return RefusedError(str(error)) if refused else StorageError(str(error))
+    return None
 
 
 def are_all_stored(storage: Storage, part: Part) -> bool:

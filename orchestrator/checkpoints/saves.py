@@ -8,13 +8,13 @@ from typing import Any, Literal, Protocol
 from orchestrator.checkpoints.background_writer import BackgroundWriter
 from orchestrator.checkpoints.checkpoint import Shapes
 from orchestrator.checkpoints.names import name_of
-from orchestrator.checkpoints.parts import Part, commit_parts, file_of, store_part
+from orchestrator.checkpoints.parts import Part, commit_parts, error_of, file_of, store_part
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention, prune
 from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.distributed.collectives import from_rank_0, gathered, rank, world_size
 from orchestrator.distributed.training_state import TrainingState
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import StorageError
 from orchestrator.storage.store import Storage
 
 
@@ -29,11 +29,11 @@ class Writer(Protocol):
         """Begin; the state may change afterwards."""
         ...
 
-    def stored(self) -> str | None:
+    def stored(self) -> StorageError | None:
         """Wait until this rank's part is stored; return the error, if any."""
         ...
 
-    def committed(self) -> str | None:
+    def committed(self) -> StorageError | None:
         """Wait until all ranks have stored and the save is committed; return the error, if any."""
         ...
 
@@ -84,9 +84,10 @@ class Saves:
         """Whether the current save is committed; only rank 0 knows."""
         return self._writer.is_committed
 
-    def finish(self) -> str | None:
+    def finish(self) -> StorageError | None:
         """Wait until the save is committed; return the error, if any, the same on all ranks."""
-        errors = [f"worker {number}: {error}" for number, error in enumerate(gathered(self._writer.stored())) if error]
+        stored = enumerate(gathered(self._writer.stored()))
+        errors = [type(error)(f"worker {number}: {error}") for number, error in stored if error]
         if errors and rank() == 0:
             self._writer.abandon()
         committed = from_rank_0(self._writer.committed)
@@ -111,16 +112,16 @@ class _Inline:
 
     def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
         self._part, self._commit, self._is_abandoned = part, commit, False
-        self._error = _error_of(lambda: store_part(self._storage, part, snapshot.pieces()))
+        self._error = error_of(lambda: store_part(self._storage, part, snapshot.pieces()))
 
-    def stored(self) -> str | None:
+    def stored(self) -> StorageError | None:
         return self._error
 
     def abandon(self) -> None:
         self._is_abandoned = True
 
-    def committed(self) -> str | None:
-        return None if self._is_abandoned else _error_of(self._commit_and_prune)
+    def committed(self) -> StorageError | None:
+        return None if self._is_abandoned else error_of(self._commit_and_prune)
 
     def _commit_and_prune(self) -> None:
         commit_parts(self._storage, self._part, self._commit["state"], self._commit["shapes"])
@@ -128,11 +129,3 @@ class _Inline:
 
     def close(self) -> None:
         """Nothing to end."""
-
-
-def _error_of(action: Any) -> str | None:
-    try:
-        action()
-    except (OrchestratorError, OSError) as error:
-        return str(error)
-    return None

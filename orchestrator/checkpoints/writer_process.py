@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from orchestrator.checkpoints.parts import Part, are_all_stored, commit_parts, store_part
+from orchestrator.checkpoints.parts import Part, are_all_stored, commit_parts, error_of, store_part
 from orchestrator.checkpoints.retention import Retention, prune
 from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import OrchestratorError
@@ -47,12 +47,9 @@ def main() -> None:
 
 
 def _answer(what: str, action: Callable[[], None]) -> None:
-    error = None
-    try:
-        action()
-    except (OrchestratorError, OSError) as failure:
-        error = str(failure)
-    print(json.dumps({"what": what, "error": error}), flush=True)  # noqa: T201
+    error = error_of(action)
+    answer = {"what": what, "error": str(error) if error else None, "is_final": error is not None and error.is_final}
+    print(json.dumps(answer), flush=True)  # noqa: T201
 
 
 def _pieces(image: Path) -> Iterator[memoryview]:

@@ -32,13 +32,13 @@ class Launcher(Protocol):
 
 
 def is_final(error: BaseException) -> bool:
-    """Return whether a new attempt would fail in the same way, as with all errors that our own message explains."""
-    return isinstance(error, OrchestratorError | InputError)
+    """Return whether a new attempt would fail in the same way."""
+    return isinstance(error, InputError) or (isinstance(error, OrchestratorError) and error.is_final)
 
 
 def error_text(error: BaseException) -> str:
     """Return the text to show for a worker's error: ours explain themselves, others need their class name."""
-    return str(error) if is_final(error) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, OrchestratorError | InputError) else f"{type(error).__name__}: {error}"
 
 
 def restart_event(number: int, limit: int | None, what: str = "restart") -> Event:

@@ -164,18 +164,18 @@ def _train(job: Job, use_gpu: bool) -> None:
 def _worker_error(error: ChildFailedError) -> WorkerError:
     """Return the message of the worker that failed first, instead of the agent's page."""
     rank, failure = error.get_first_failure()
-    kind, _, text = _message(failure).partition(": ")
-    is_final = kind in _final_names()
-    message = f"worker rank {rank} on {socket.gethostname()}: {text if is_final else _message(failure)}"
-    return WorkerError(message, _traceback(failure), is_final)
+    name, _, text = _message(failure).partition(": ")
+    kind = _own_errors().get(name)
+    message = f"worker rank {rank} on {socket.gethostname()}: {text if kind else _message(failure)}"
+    return WorkerError(message, _traceback(failure), is_final=kind is not None and getattr(kind, "is_final", True))
 
 
-def _final_names() -> set[str]:
-    """Return the class names of the errors for which `is_final` is true: the agent passes on only the name."""
+def _own_errors() -> dict[str, type[BaseException]]:
+    """Return our own errors by name, which is all of an error's class that the agent passes on."""
     kinds: list[type[BaseException]] = [OrchestratorError, InputError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    return {kind.__name__ for kind in kinds}
+    return {kind.__name__: kind for kind in kinds}
 
 
 def _message(failure: ProcessFailure) -> str:

@@ -33,19 +33,21 @@ def from_rank_0(action: Callable[[], T]) -> T:
     """Call `action` on rank 0 only, and return its result on every rank.
 
     Raises:
-        StorageError: `action` failed on rank 0; raised on all ranks, so that none waits for it.
+        OrchestratorError: `action` failed on rank 0; raised on all ranks, so that none waits for it.
     """
-    outcome: list[tuple[T | None, str | None]] = [_outcome(action)] if rank() == 0 else [(None, None)]
+    outcome: list[tuple[T | None, OrchestratorError | None]] = [_outcome(action)] if rank() == 0 else [(None, None)]
     if world_size() > 1:
         distributed.broadcast_object_list(outcome, src=0)
     value, error = outcome[0]
     if error is not None:
-        raise StorageError(error)
+        raise error
     return value  # type: ignore[return-value]
 
 
-def _outcome(action: Callable[[], T]) -> tuple[T | None, str | None]:
+def _outcome(action: Callable[[], T]) -> tuple[T | None, OrchestratorError | None]:
     try:
         return action(), None
-    except (OrchestratorError, OSError) as error:
-        return None, str(error)
+    except OrchestratorError as error:
+        return None, error.with_traceback(None)
+    except OSError as error:
+        return None, StorageError(str(error))

@@ -1,7 +1,9 @@
 """One action on a URL: the file system behind it, retries after transient errors, short error messages."""
 
 import io
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
@@ -13,6 +15,7 @@ from orchestrator.storage.redaction import has_credentials, redact
 from orchestrator.storage.retry import RetryingFile, retried
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _READ_BUFFER_BYTES = 2**20
 
@@ -44,7 +47,7 @@ def run_on_url(verb: str, url: str, action: Callable[[Any, str], T]) -> T:
     """
     try:
         # Requested on each attempt: fsspec caches it per process and thread, so nothing crosses a fork.
-        return retried(lambda: action(*file_system(url)))
+        return retried(lambda: action(*file_system(url)), on_long_wait=partial(_report_wait, url))
     except Exception as error:
         # A builtin error that is no OSError is a bug, and keeps its traceback.
         if isinstance(error, StorageError) or not _is_foreign(error):
@@ -90,6 +93,10 @@ def check_url(url: str) -> None:
     protocol = protocol_of(url)
     if not is_local(url) and protocol not in fsspec.available_protocols():
         raise UserError(f"{redact(url)}: {protocol!r} is no kind of store that fsspec knows; s3, gs, https or a folder")
+
+
+def _report_wait(url: str, error: Exception, seconds: float) -> None:
+    log.warning("%s does not answer (%s); trying for another %d s", redact(url), type(error).__name__, seconds)
 
 
 def _is_foreign(error: Exception) -> bool:

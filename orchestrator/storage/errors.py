@@ -2,7 +2,7 @@
 
 import errno
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import RefusedError, StorageError
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.retry import WAITS_SECONDS, is_transient
 
@@ -11,11 +11,11 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DENIED_CLASSES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
 
-class NotFoundError(StorageError):
+class NotFoundError(RefusedError):
     """There is nothing at this path in the store."""
 
 
-class ExistsError(StorageError):
+class ExistsError(RefusedError):
     """There is something at this path in the store already."""
 
 
@@ -24,11 +24,11 @@ def explain(error: Exception, verb: str, url: str) -> StorageError:
     start = f"cannot {verb} {redact(url)}: "
     number = getattr(error, "errno", None)
     if number in _FULL:
-        return StorageError(start + "the disk is full; free space there or choose another storage.root")
+        return RefusedError(start + "the disk is full; free space there or choose another storage.root")
     if isinstance(error, PermissionError) or number in _DENIED or type(error).__name__ in _DENIED_CLASSES:
-        return StorageError(start + "permission denied; check the permissions there and the keys in the environment")
+        return RefusedError(start + "permission denied; check the permissions there and the keys in the environment")
     if isinstance(error, NotADirectoryError):
-        return StorageError(start + "a file stands where a folder should be; choose another storage.root")
+        return RefusedError(start + "a file stands where a folder should be; choose another storage.root")
     if isinstance(error, FileExistsError):
         return ExistsError(start + "it exists already")
     if isinstance(error, FileNotFoundError):

@@ -9,8 +9,9 @@ from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 
-WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Waits between attempts, before jitter; one attempt more than there are waits."""
+WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)
+"""Waits between attempts, before jitter: an outage of 30 seconds passes. One attempt more than there are waits."""
+_NUM_SILENT_WAITS = 3
 
 _TRANSIENT_ERRNOS = {
     getattr(errno, name)
@@ -21,38 +22,61 @@ _TRANSIENT_ERRNOS = {
     if hasattr(errno, name)
 }
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_TRANSIENT_CODES = {
+    *("RequestTimeout", "RequestTimeoutException", "InternalError", "ServiceUnavailable", "PriorRequestNotComplete"),
+    *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException"),
+}
+"""S3's own codes, some of which come with the status 400."""
 _TRANSIENT_CLASSES = {
     *("ClientConnectionError", "ClientPayloadError", "ServerTimeoutError"),  # aiohttp
     *("HTTPClientError", "IncompleteRead", "ResponseParserError"),  # botocore, http.client
-    *("ChunkedEncodingError", "FSTimeoutError", "RequestTimeout", "ProtocolError", "TransportError"),
+    *("ConnectionError", "Timeout", "ChunkedEncodingError", "ProtocolError"),  # botocore, requests, urllib3
+    *("FSTimeoutError", "RequestTimeout", "TransportError"),  # fsspec, Google
+    *("ServiceRequestError", "ServiceResponseError", "IncompleteReadError"),  # Azure
 }
+_FINAL_CLASSES = {"SSLError", "ClientSSLError", "SSLCertVerificationError"}
+"""A wrong certificate stays wrong, though its error is a kind of connection error."""
 
 
-def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS) -> T:
+def retried(
+    call: Callable[[], T],
+    waits: Sequence[float] = WAITS_SECONDS,
+    on_long_wait: Callable[[Exception, float], None] | None = None,
+) -> T:
     """Return `call()`, retried after each of `waits` while its error is transient.
 
-    Waits are multiplied by a random factor between 0.5 and 1.5, so that workers which failed together
+    Waits are multiplied by a random factor between 0.75 and 1.25, so that workers which failed together
     do not retry together.
+
+    Args:
+        on_long_wait: Receives the error, once, when the wait becomes long, and the seconds for which it may go on.
 
     Raises:
         Exception: the error of the last attempt, or the first one that is not transient.
     """
-    for wait in waits:
+    for number, wait in enumerate(waits):
         try:
             return call()
         except Exception as error:
             if not is_transient(error):
                 raise
-        time.sleep(wait * random.uniform(0.5, 1.5))
+            if number == _NUM_SILENT_WAITS and on_long_wait:
+                on_long_wait(error, sum(waits[number:]))
+        time.sleep(wait * random.uniform(0.75, 1.25))
     return call()
 
 
 def is_transient(error: BaseException) -> bool:
     """Return whether `error` is a timeout, throttling, a server's 5xx answer or a lost connection."""
-    status = next(filter(None, map(_http_status, _chain(error))), None)
+    links = [*_chain(error)]
+    if any(_s3_code(link) in _TRANSIENT_CODES for link in links):
+        return True
+    status = next(filter(None, map(_http_status, links)), None)
     if status is not None:
         return status in _TRANSIENT_STATUS
-    return any(_looks_transient(link) for link in _chain(error))
+    if any(base.__name__ in _FINAL_CLASSES for link in links for base in type(link).__mro__):
+        return False
+    return any(_looks_transient(link) for link in links)
 
 
 def _looks_transient(error: BaseException) -> bool:
@@ -64,9 +88,15 @@ def _looks_transient(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and what led to it: libraries raise their own error in the handler of another, with no cause."""
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _s3_code(error: BaseException) -> str | None:
+    response: Any = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -55,6 +55,35 @@ def test_a_store_that_throttles_fails_and_is_slow_gives_the_same_run(
     assert weights(Storage(trouble.root)) == expected
 
 
+@pytest.mark.parametrize(
+    ("workers", "path"),
+    [
+        (1, "train_00000.bin"),
+        pytest.param(1, "data/", marks=pytest.mark.long),
+        pytest.param(1, "step_00000010/state.json", marks=pytest.mark.long),
+        pytest.param(2, "train_00000.bin", marks=pytest.mark.long),
+        pytest.param(2, "step_00000010/rank_00000", marks=pytest.mark.long),
+    ],
+)
+def test_store_that_is_away_when_it_is_needed_is_waited_for(
+    text: Path, trouble: Trouble, expected: bytes, workers: int, path: str
+) -> None:
+    same = on_s3(text, trouble, "strategy=ddp", f"cluster.num_workers={workers}")
+    if "step" in path:
+        with BrokenRun(same) as run:
+            assert run.end() == 0, run.said
+        for results in ("checkpoints/step_00000020", "model", "metrics.json"):
+            Storage(trouble.root).remove(f"runs/tiny/{results}")
+    trouble.leave_at, trouble.away_seconds = path, 12
+    with BrokenRun(same) as run:
+        assert run.end() == 0, run.said
+    assert trouble.leave_at == ""
+    assert "restarting" not in run.said
+    assert committed(trouble)[-1] == 20
+    if workers == 1:
+        assert weights(Storage(trouble.root)) == expected
+
+
 def committed(trouble: Trouble) -> list[int]:
     return committed_steps(Storage(trouble.root), "tiny")
 

@@ -121,6 +121,7 @@ def _prepared(largest_file_bytes: int | None, nohup: bool) -> Callable[[], None]
     def prepare() -> None:
         # regardless of how the tests themselves were started
         signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if largest_file_bytes:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
 

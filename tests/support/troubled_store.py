@@ -34,6 +34,9 @@ class Trouble(ThreadingHTTPServer):
         self.held_path = ""
         """Each write to a path that holds this is passed on when `release` is set; `holds` tells that there is one."""
         self.holds, self.release = threading.Event(), threading.Event()
+        self.leave_at = ""
+        """At the first read of a path that holds this, the store is away for `away_seconds`."""
+        self.away_seconds = 0.0
         self.root = ""
         self._serve()
 
@@ -51,6 +54,12 @@ class Trouble(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def stay_away(self) -> None:
+        """Go away for `away_seconds`."""
+        self.go_away()
+        time.sleep(self.away_seconds)
+        self.come_back()
+
     def come_back(self) -> None:
         """Open the same port again."""
         self.socket = socket.socket(self.address_family, self.socket_type)
@@ -67,6 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         trouble = self.server
         trouble.count += 1
+        if trouble.leave_at and trouble.leave_at in self.path and self.command == "GET":
+            trouble.leave_at, trouble.is_away = "", True
+            threading.Thread(target=trouble.stay_away, daemon=True).start()
         if trouble.is_away:
             self.close_connection = True
             return

@@ -122,7 +122,8 @@ class Checkpoints(Callback):
             must_last: Wait for the commit; the run cannot end without it.
 
         Raises:
-            StorageError: a required save failed, or too many saves in a row; raised on all ranks.
+            StorageError: a required save failed, or too many saves in a row; raised on all ranks. Of its kind
+                `RefusedError` if a new attempt would fail in the same way.
         """
         if module.step != self._saved_step:
             loss = float(trainer.strategy.reduce(module.last_metrics["train/loss"], reduce_op="mean"))
@@ -169,13 +170,13 @@ class Checkpoints(Callback):
             self._saved_step = -1
         self._num_failed = self._num_failed + 1 if error else 0
         if error and (must_last or self._num_failed > self._config.max_failed_saves):
-            raise StorageError(f"checkpoint not saved: {error}")
+            raise type(error)(f"checkpoint not saved: {error}")
 
     def _report_when_committed(self) -> None:
         if self._save and self._runtime.rank == 0 and self._saves and self._saves.is_committed:
             self._report(self._save, None)
 
-    def _report(self, save: _Save, error: str | None) -> None:
+    def _report(self, save: _Save, error: StorageError | None) -> None:
         if save.is_reported:
             return
         save.is_reported = True

@@ -219,10 +219,12 @@ def test_no_more_processes_start_than_there_are_batches(tmp_path, source):
 
 
 ENDLESS = """
+import signal
 import sys
 from pathlib import Path
 import numpy as np
 from modules.data.encoder_pool import EncoderPool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # however the tests were started
 with EncoderPool(Path(sys.argv[1]), np.dtype("<u2"), 2) as pool:
     for _, n in pool.encode((["text"], n) for n in range(10**9)):
         if n == 10:

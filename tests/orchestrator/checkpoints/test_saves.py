@@ -97,7 +97,7 @@ def test_failed_save_is_reported_and_the_next_one_succeeds(saves: Saves, storage
     assert saves.finish() is None
     storage.write_bytes(name_of(RUN, 2), b"a file where a folder should be")
     begin(saves, State(2), 2)
-    assert "worker 0: cannot write" in (saves.finish() or "")
+    assert "worker 0: cannot write" in str(saves.finish())
     storage.remove(name_of(RUN, 2))
     assert restored(storage)[0] == 1
     begin(saves, State(3), 3)
@@ -112,7 +112,7 @@ def test_killed_writer_is_a_failed_save_and_is_replaced(saves: Saves, storage: S
     begin(saves, State(1), 1)
     assert not saves.is_committed
     os.kill(writer.pid, signal.SIGKILL)
-    assert "ended with code -9" in (saves.finish() or "")
+    assert "ended with code -9" in str(saves.finish())
     begin(saves, State(2), 2)
     assert saves.finish() is None
     assert restored(storage) == (2, [2, 3, 4])

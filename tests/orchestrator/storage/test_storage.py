@@ -9,14 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import aiohttp
+import botocore.exceptions
 import fsspec
 import pytest
+import requests
 
 from orchestrator.errors import StorageError, UserError
 from orchestrator.storage import retry
-from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.errors import NotFoundError, explain
 from orchestrator.storage.input_files import find_files
 from orchestrator.storage.redaction import has_credentials, redact
+from orchestrator.storage.retry import is_transient
 from orchestrator.storage.store import Storage
 
 SECRET = "wJalrXUt/nFEMI/K7MDENG+bPx"
@@ -211,6 +215,85 @@ def test_transient_error_is_retried(error: Exception, monkeypatch: pytest.Monkey
     assert waits[2] > waits[0]
 
 
+def raised_while(before: Exception, error: Exception) -> Exception:
+    """Return an error that a library raised in its handler of another one, without naming it as the cause."""
+    try:
+        try:
+            raise before
+        except Exception:
+            raise error  # noqa: B904
+    except Exception as caught:
+        return caught
+
+
+def s3_error(status: int, code: str) -> Exception:
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return botocore.exceptions.ClientError(response, "GetObject")  # type: ignore[arg-type]
+
+
+URL = {"endpoint_url": "http://127.0.0.1:1"}
+PASSING = [
+    botocore.exceptions.EndpointConnectionError(**URL),
+    botocore.exceptions.ConnectTimeoutError(**URL),
+    botocore.exceptions.ReadTimeoutError(**URL),
+    botocore.exceptions.ConnectionClosedError(**URL),
+    botocore.exceptions.ProxyConnectionError(proxy_url="http://127.0.0.1:1"),
+    s3_error(400, "RequestTimeout"),
+    s3_error(503, "SlowDown"),
+    aiohttp.ServerDisconnectedError(),
+    requests.exceptions.ConnectTimeout(),
+    requests.exceptions.ConnectionError(),
+    raised_while(ConnectionRefusedError(), RuntimeError("the library's own")),
+]
+LASTING = [
+    botocore.exceptions.SSLError(**URL, error="certificate verify failed"),
+    requests.exceptions.SSLError(),
+    s3_error(403, "AccessDenied"),
+    s3_error(404, "NoSuchBucket"),
+    s3_error(400, "InvalidRequest"),
+    botocore.exceptions.NoCredentialsError(),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
+def test_errors_of_a_store_that_is_away_are_transient(error: Exception) -> None:
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize("error", LASTING, ids=lambda error: type(error).__name__)
+def test_errors_that_would_repeat_themselves_are_not_transient(error: Exception) -> None:
+    assert not is_transient(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (PermissionError("AccessDenied"), True),
+        (FileNotFoundError("NoSuchBucket"), True),
+        (OSError(errno.ENOSPC, ""), True),
+        (NotADirectoryError(), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (TimeoutError(), False),
+        (botocore.exceptions.EndpointConnectionError(**URL), False),
+    ],
+    ids=repr,
+)
+def test_what_would_repeat_itself_is_final(error: Exception, is_final: bool) -> None:
+    explained = explain(error, "read", "s3://bucket/file")
+    assert explained.is_final == is_final
+    assert pickle.loads(pickle.dumps(explained)).is_final == is_final
+
+
+def test_outage_of_half_a_minute_is_waited_out(waits: list[float]) -> None:
+    def away() -> None:
+        if sum(waits) < 30:
+            raise ConnectionRefusedError
+
+    told: list[float] = []
+    retry.retried(away, on_long_wait=lambda error, seconds: told.append(seconds))
+    assert told == [sum(retry.WAITS_SECONDS[3:])]
+
+
 @pytest.mark.parametrize(
     "error", [PermissionError("AccessDenied"), OSError(errno.ENOSPC, ""), _Response(403)], ids=repr
 )
@@ -225,9 +308,9 @@ def test_number_of_attempts_is_bounded_and_the_message_holds_no_secret(
     monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     fail_first(monkeypatch, "cat_file", [_Response(500)] * 100)
-    with pytest.raises(StorageError, match="no answer in 6 attempts") as caught:
+    with pytest.raises(StorageError, match=f"no answer in {len(retry.WAITS_SECONDS) + 1} attempts") as caught:
         Storage("memory://root").read_bytes("file")
-    assert len(waits) == 5
+    assert len(waits) == len(retry.WAITS_SECONDS)
     assert SECRET not in str(caught.value)
     assert "sig=abc" not in str(caught.value)
 
