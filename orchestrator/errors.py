@@ -30,6 +30,10 @@ class LeaseError(UserError):
     """Another driver is executing this run."""
 
 
+class LeaseLostError(OrchestratorError):
+    """Another driver has taken over the run that this process works for."""
+
+
 class ArtifactError(OrchestratorError):
     """An artifact is missing, uncommitted or damaged."""
 

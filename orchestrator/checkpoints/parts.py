@@ -16,6 +16,7 @@ import xxhash
 
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import FileEntry, digest_bytes
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.errors import ArtifactError, OrchestratorError, RefusedError, StorageError
 from orchestrator.storage.errors import explain
 from orchestrator.storage.local import sync
@@ -161,13 +162,17 @@ def are_all_stored(storage: Storage, part: Part) -> bool:
     return len(storage.list(part.folder)) == part.world_size
 
 
-def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, list[int]]) -> None:
+def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, list[int]], attempt: Attempt) -> None:
     """Commit a save once every rank has stored its file.
 
     Args:
         part: Any rank's part of the save.
         state: Content of `state.json`.
+
+    Raises:
+        LeaseLostError: another driver has taken over the run; nothing is committed.
     """
+    attempt.check(storage)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         names = (f"{part.folder}/rank_{rank:05d}.json" for rank in range(part.world_size))
         records: list[dict[str, Any]] = [json.loads(data) for data in pool.map(storage.read_bytes, names)]
@@ -182,7 +187,9 @@ def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, lis
         "shapes": shapes,
         "fragments": merge_indexes(record["index"] for record in records),
     }
-    artifact.commit(storage, part.checkpoint, files, extra)
+    artifact.write_manifest(storage, part.checkpoint, files, extra)
+    attempt.check(storage)
+    artifact.write_commit(storage, part.checkpoint)
     with suppress(OrchestratorError):  # the records are not needed any more
         storage.remove(part.folder)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.background_writer import BackgroundWriter
 from orchestrator.checkpoints.checkpoint import Shapes
 from orchestrator.checkpoints.names import name_of
@@ -58,8 +59,8 @@ class Saves:
         mode: `async`: training waits until the state is copied in memory; `sync`: until it is stored.
     """
 
-    def __init__(self, storage: Storage, run_name: str, mode: Literal["sync", "async"]) -> None:
-        self._storage, self._run_name = storage, run_name
+    def __init__(self, storage: Storage, attempt: Attempt, mode: Literal["sync", "async"]) -> None:
+        self._storage, self._attempt = storage, attempt
         # the writer process could not write to a store in the memory of this process
         self._writer: Writer = BackgroundWriter(storage) if mode == "async" and storage.is_shared else _Inline(storage)
         self._attempt_id, self._number = from_rank_0(lambda: secrets.token_hex(3)), 0
@@ -74,9 +75,9 @@ class Saves:
         save_id = f"{self._attempt_id}-{self._number}"
         snapshot = Snapshot.of(state.owned())
         index = snapshot.index(file_of(rank(), save_id))
-        part = Part(name_of(self._run_name, progress.step), save_id, rank(), world_size(), index)
+        part = Part(name_of(self._attempt.run_name, progress.step), save_id, rank(), world_size(), index)
         what = {"state": progress.to_json(), "shapes": shapes, "retention": asdict(retention)}
-        commit = {"run_name": self._run_name, **what} if rank() == 0 else {}
+        commit = {"attempt": asdict(self._attempt), **what} if rank() == 0 else {}
         self._writer.start(part, snapshot, commit)
 
     @property
@@ -124,8 +125,9 @@ class _Inline:
         return None if self._is_abandoned else error_of(self._commit_and_prune)
 
     def _commit_and_prune(self) -> None:
-        commit_parts(self._storage, self._part, self._commit["state"], self._commit["shapes"])
-        prune(self._storage, self._commit["run_name"], Retention.from_json(self._commit["retention"]))
+        attempt = Attempt(**self._commit["attempt"])
+        commit_parts(self._storage, self._part, self._commit["state"], self._commit["shapes"], attempt)
+        prune(self._storage, attempt.run_name, Retention.from_json(self._commit["retention"]))
 
     def close(self) -> None:
         """Nothing to end."""

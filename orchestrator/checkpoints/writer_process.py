@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.parts import Part, are_all_stored, commit_parts, error_of, store_part
 from orchestrator.checkpoints.retention import Retention, prune
 from orchestrator.distributed.runtime import STOP_SIGNALS
@@ -66,8 +67,9 @@ def _commit(storage: Storage, part: Part, order: dict[str, Any], orders: "_Order
             raise OrchestratorError("another worker could not write")
         time.sleep(wait)
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
-    commit_parts(storage, part, order["state"], order["shapes"])
-    prune(storage, order["run_name"], Retention.from_json(order["retention"]))
+    attempt = Attempt(**order["attempt"])
+    commit_parts(storage, part, order["state"], order["shapes"], attempt)
+    prune(storage, attempt.run_name, Retention.from_json(order["retention"]))
 
 
 class _Orders:

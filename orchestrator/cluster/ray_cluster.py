@@ -23,11 +23,12 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from orchestrator.cluster.base import check_device
 from orchestrator.cluster.notices import Notices, forward_notices
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
-from orchestrator.cluster.ray_worker import MailboxActor, WorkerNotices, open_mailbox, this_process, work
+from orchestrator.cluster.ray_worker import MailboxActor, WorkerNotices, open_mailbox, work
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.distributed.runtime import Event
 from orchestrator.errors import HardwareError, StoppedError, WorkerError, exit_code
+from orchestrator.runs.processes import ProcessId
 from orchestrator.runs.run import Job
 
 _ABORT_SECONDS = 20
@@ -61,7 +62,7 @@ class RayLauncher:
         max_preemptions = self._config.max_preemptions
         trainer = _Trainer(
             work,
-            train_loop_config={"job": job, "mailbox": mailbox, "driver": this_process()},
+            train_loop_config={"job": job, "mailbox": mailbox, "driver": ProcessId.of(os.getpid())},
             scaling_config=self._scaling(use_gpu),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=RunConfig(

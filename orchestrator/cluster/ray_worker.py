@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.cluster.base import error_text, is_final
 from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime, strength
 from orchestrator.errors import MovedError, StoppedError
+from orchestrator.runs.processes import ProcessId
 
 MailboxActor = Any
 """A handle to a `Mailbox` actor."""
@@ -124,11 +125,11 @@ def work(settings: dict[str, Any]) -> None:
     """Train on this worker.
 
     Args:
-        settings: The `Job` as `job`, the mailbox as `mailbox`, and the driver's `this_process()` as `driver`.
+        settings: The `Job` as `job`, the mailbox as `mailbox`, and the driver's `ProcessId` as `driver`.
     """
     from orchestrator.training.train import train
 
-    threading.Thread(target=end_with, args=settings["driver"], daemon=True, name="driver").start()
+    threading.Thread(target=end_with, args=[settings["driver"]], daemon=True, name="driver").start()
     mailbox = settings["mailbox"]
     runtime = _runtime(mailbox)
     try:
@@ -145,21 +146,15 @@ def work(settings: dict[str, Any]) -> None:
         raise
 
 
-def this_process() -> tuple[str, int, float]:
-    """Return what identifies this process: host, pid and start time in seconds since 1970."""
-    return socket.gethostname(), os.getpid(), psutil.Process().create_time()
-
-
-def end_with(host: str, pid: int, started: float) -> None:
+def end_with(driver: ProcessId) -> None:
     """End this process when a driver on the same host ends.
 
     The embedded Ray of a killed driver lives on for some seconds, but its lease is free at once.
     """
-    with suppress(psutil.Error):
-        driver = psutil.Process(pid)
-        if host == socket.gethostname() and driver.create_time() == started:
-            driver.wait()
-            os._exit(1)
+    if driver.is_alive:
+        with suppress(psutil.Error):
+            psutil.Process(driver.pid).wait()
+        os._exit(1)
 
 
 def _runtime(mailbox: MailboxActor) -> Runtime:

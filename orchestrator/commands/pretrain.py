@@ -4,6 +4,7 @@ import os
 import socket
 
 from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.cluster.launchers import launcher_for
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.groups import StorageConfig
@@ -29,19 +30,19 @@ def run(config: PretrainConfig) -> None:
         data_name = prepared_data(storage, config.data, config.tokenizer, requirements, progress)
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     if this_run.metrics(storage) is None:
-        with lease(storage, this_run.folder), ProgressDisplay() as display:
+        with lease(storage, this_run.name) as attempt, ProgressDisplay() as display:
             runs.begin(storage, this_run, config)
             events = EventLog(storage, this_run.folder, DRIVER_KINDS)
             events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})
-            launcher.launch(_job(config, storage, this_run, data_name), events.and_then(display))
+            launcher.launch(_job(config, storage, this_run, attempt, data_name), events.and_then(display))
     spent = goodput(EventLog(storage, this_run.folder).read())
     show_results(this_run.name, this_run.metrics(storage) or {}, spent, _locations(storage, this_run))
 
 
-def _job(config: PretrainConfig, storage: Storage, this_run: Run, data_name: str) -> Job:
+def _job(config: PretrainConfig, storage: Storage, this_run: Run, attempt: Attempt, data_name: str) -> Job:
     """Return the job for the workers; they may start in other folders, so the root is made absolute."""
     absolute = config.model_copy(update={"storage": StorageConfig(root=storage.url())})
-    return Job(absolute, this_run, PreparedText(data_name, config))
+    return Job(absolute, this_run, attempt, PreparedText(data_name, config))
 
 
 def _locations(storage: Storage, this_run: Run) -> list[str]:

@@ -1,37 +1,45 @@
 """A lease in a run's folder admits one driver at a time; it is renewed while the driver lives and expires soon after.
 
-    runs/NAME/lease/0000000007.json    {"host": …, "pid": …, "process_started": …, "taken": …, "renewed": …}
+    runs/NAME/lease/0000000007.json    {"token": …, "host": …, "boot": …, "namespace": …, "pid": …, "started": …,
+                                        "taken": …, "renewed": …}
 
 The lease with the highest number is valid. A driver takes over by creating the next number, and only one of several
-drivers succeeds in that.
+drivers succeeds in that. A driver that can be seen from here holds its lease as long as it lives, even if it is
+stopped; any other one until its lease expires.
 """
 
 import json
+import logging
 import os
-import re
-import socket
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import psutil
 
-from orchestrator.errors import LeaseError, OrchestratorError
+from orchestrator.checkpoints.attempt import Attempt, lease_name, newest_number
+from orchestrator.errors import LeaseError, LeaseLostError, OrchestratorError
+from orchestrator.runs.processes import ProcessId
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
 
+log = logging.getLogger(__name__)
 RENEWAL_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
 """A lease that was not renewed for this long is free; the clocks of the hosts must differ by less."""
+_SETTLE_SECONDS = 2.0
+"""Where a store cannot create exclusively, a driver waits this long for the lease of another one to appear."""
 
 
 @contextmanager
-def lease(storage: Storage, run_folder: str, on_loss: Callable[[], Any] | None = None) -> Iterator[None]:
-    """Hold the lease of a run.
+def lease(storage: Storage, run_name: str, on_loss: Callable[[], Any] | None = None) -> Iterator[Attempt]:
+    """Hold the lease of a run, and yield the attempt that it admits.
 
     Args:
         on_loss: Called when another driver has taken over; None ends this process and its children at once.
@@ -39,84 +47,123 @@ def lease(storage: Storage, run_folder: str, on_loss: Callable[[], Any] | None =
     Raises:
         LeaseError: another driver holds it.
     """
-    folder = f"{run_folder}/lease"
-    number = _take(storage, folder)
-    renewal = _Renewal(storage, folder, number, on_loss or _end_at_once)
+    attempt, taken = _take(storage, run_name), time.time()
+    renewal = _Watch(lambda: _renew(storage, attempt, taken), on_loss or _end_at_once)
     renewal.start()
+    try:
+        yield attempt
+    finally:
+        renewal.stop()
+        with suppress(OrchestratorError):
+            attempt.check(storage)
+            storage.write_bytes(attempt.lease_name, _description(attempt.token, taken, renewed=0.0))
+
+
+@contextmanager
+def ended_with_lease(storage: Storage, attempt: Attempt) -> Iterator[None]:
+    """End this worker and its children when another driver has taken over: its own driver may be stopped or cut off.
+
+    Raises:
+        LeaseLostError: that is so already.
+    """
+    attempt.check(storage)
+    watch = _Watch(lambda: attempt.check(storage), _end_at_once)
+    watch.start()
     try:
         yield
     finally:
-        renewal.stop()
+        watch.stop()
 
 
-def holder(storage: Storage, run_folder: str) -> dict[str, Any] | None:
+def holder(storage: Storage, run_name: str) -> dict[str, Any] | None:
     """Return the live holder of a run's lease: host, pid, taken and more; None if there is none."""
-    folder = f"{run_folder}/lease"
-    number = _highest_number(storage, folder)
+    number = newest_number(storage, run_name)
     if not number:
         return None
     try:
-        found = _read(storage, folder, number)
+        found = _read(storage, lease_name(run_name, number))
     except NotFoundError:  # another driver has taken over in between
-        return holder(storage, run_folder)
+        return holder(storage, run_name)
     return found if _is_alive(found) else None
 
 
-class _Renewal(threading.Thread):
-    def __init__(self, storage: Storage, folder: str, number: int, on_loss: Callable[[], Any]) -> None:
+class _Watch(threading.Thread):
+    """Calls `check` every few seconds until it finds that the lease is lost."""
+
+    def __init__(self, check: Callable[[], None], on_loss: Callable[[], Any]) -> None:
         super().__init__(name="lease", daemon=True)
-        self._storage, self._folder, self._number, self._on_loss = storage, folder, number, on_loss
-        self._taken = _read(storage, folder, number)["taken"]
+        self._check, self._on_loss = check, on_loss
         self._done = threading.Event()
 
     def run(self) -> None:
         while not self._done.wait(RENEWAL_SECONDS):
-            # a storage error must not end a run that no other driver has taken over
-            with suppress(OrchestratorError):
-                if _highest_number(self._storage, self._folder) > self._number:
-                    self._on_loss()
-                    return
-                self._write(renewed=time.time())
+            try:
+                self._check()
+            except LeaseLostError:
+                self._on_loss()
+                return
+            except OrchestratorError:  # a storage error must not end a run that no other driver has taken over
+                continue
 
     def stop(self) -> None:
-        """Stop renewing and release the lease."""
+        """Stop checking."""
         self._done.set()
         self.join()
-        with suppress(OrchestratorError):
-            self._write(renewed=0.0)
-
-    def _write(self, renewed: float) -> None:
-        data = _description(self._taken, renewed)
-        self._storage.write_bytes(_name(self._folder, self._number), data)
 
 
-def _take(storage: Storage, folder: str) -> int:
-    held = _highest_number(storage, folder)
+def _renew(storage: Storage, attempt: Attempt, taken: float) -> None:
+    attempt.check(storage)
+    data = _description(attempt.token, taken, renewed=time.time())
+    if newest_number(storage, attempt.run_name) < attempt.number:
+        # somebody has removed it: of several drivers one creates it anew
+        _create(storage, attempt, data)
+    else:
+        storage.write_bytes(attempt.lease_name, data)
+
+
+def _take(storage: Storage, run_name: str) -> Attempt:
+    held = newest_number(storage, run_name)
     if held:
         try:
-            holder = _read(storage, folder, held)
+            found = _read(storage, lease_name(run_name, held))
         except NotFoundError:  # another driver has taken over in between
-            return _take(storage, folder)
-        if _is_alive(holder):
-            raise LeaseError(_refusal(holder))
-    now = time.time()
-    if not storage.create_bytes(_name(folder, held + 1), _description(now, now)):
-        raise LeaseError(_refusal(_read(storage, folder, held + 1)))
+            return _take(storage, run_name)
+        if _is_alive(found):
+            raise LeaseError(_refusal(found))
+    attempt, now = Attempt(run_name, held + 1, secrets.token_hex(8)), time.time()
+    try:
+        _create(storage, attempt, _description(attempt.token, now, now))
+    except LeaseLostError:
+        raise LeaseError(_refusal(_read(storage, attempt.lease_name))) from None
     for number in range(max(1, held - 1), held + 1):
-        storage.remove(_name(folder, number))
-    return held + 1
+        storage.remove(lease_name(run_name, number))
+    return attempt
+
+
+def _create(storage: Storage, attempt: Attempt, data: bytes) -> None:
+    """Create the lease; raise LeaseLostError if another driver was faster.
+
+    A refused creation may be this driver's own, whose answer was lost: what is there is read back. A second creation
+    shows whether the store refuses any at all.
+    """
+    storage.create_bytes(attempt.lease_name, data)
+    if storage.create_bytes(attempt.lease_name, data):
+        log.warning(
+            "%s cannot create a file exclusively: of two drivers that start the same run within the same %g seconds, "
+            "it may stop only the first",
+            storage.url(),
+            _SETTLE_SECONDS,
+        )
+        time.sleep(_SETTLE_SECONDS)
+    attempt.check(storage)
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
-    if time.time() - holder["renewed"] > EXPIRY_SECONDS:
-        return False
-    if holder["host"] != socket.gethostname():
-        return True
-    try:
-        # by now the pid may belong to another process
-        return abs(psutil.Process(holder["pid"]).create_time() - holder["process_started"]) < 1
-    except psutil.NoSuchProcess:
-        return False
+    process = ProcessId(**{field.name: holder[field.name] for field in fields(ProcessId)})
+    # a lease that was given back is no longer renewed, though its process lives
+    return bool(holder["renewed"]) and (
+        process.is_alive if process.is_visible else time.time() - holder["renewed"] <= EXPIRY_SECONDS
+    )
 
 
 def _refusal(holder: dict[str, Any]) -> str:
@@ -128,42 +175,26 @@ def _refusal(holder: dict[str, Any]) -> str:
 
 
 def _end_at_once() -> NoReturn:
-    """End this process and its workers before they write anything more into a run that another driver holds."""
-    print("error: another driver has taken over this run; this driver ends", file=sys.stderr, flush=True)  # noqa: T201
+    """End this process and its children before they write anything more into a run that another driver holds."""
+    print("error: another driver has taken over this run; this process ends", file=sys.stderr, flush=True)  # noqa: T201
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
     os._exit(1)
 
 
-def _highest_number(storage: Storage, folder: str) -> int:
-    found = (re.fullmatch(r"(\d{10})\.json", name) for name in storage.list(folder))
-    return max((int(name[1]) for name in found if name), default=0)
-
-
-def _name(folder: str, number: int) -> str:
-    return f"{folder}/{number:010d}.json"
-
-
-def _read(storage: Storage, folder: str, number: int) -> dict[str, Any]:
+def _read(storage: Storage, name: str) -> dict[str, Any]:
     """Return a lease; one that is damaged counts from its last change until it expires, whoever wrote it."""
-    name = _name(folder, number)
+    owner = {"boot": "", "namespace": "", "started": 0, "token": ""}  # as in a lease of an earlier version
     try:
-        found = json.loads(storage.read_bytes(name))
-        return {field: found[field] for field in ("host", "pid", "process_started", "taken", "renewed")}
+        found = {**owner, **json.loads(storage.read_bytes(name))}
+        return {field: found[field] for field in (*owner, "host", "pid", "taken", "renewed")}
     except (ValueError, TypeError, KeyError):
         changed = storage.modified_seconds(name)
-        owner = {"host": "a host unknown, as its lease is damaged", "pid": 0, "process_started": 0.0}
-        return {**owner, "taken": changed, "renewed": changed}
+        unknown = {"host": "a host unknown, as its lease is damaged", "pid": 0}
+        return {**owner, **unknown, "taken": changed, "renewed": changed}
 
 
-def _description(taken: float, renewed: float) -> bytes:
-    process = psutil.Process()
-    content = {
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "process_started": process.create_time(),
-        "taken": taken,
-        "renewed": renewed,
-    }
+def _description(token: str, taken: float, renewed: float) -> bytes:
+    content = {"token": token, **asdict(ProcessId.of(os.getpid())), "taken": taken, "renewed": renewed}
     return json.dumps(content, indent=1).encode()

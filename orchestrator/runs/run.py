@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from orchestrator.artifacts.recipe import fingerprint, identity
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.errors import DamagedFileError, RunMismatchError
 from orchestrator.runs.json_files import read_object, write_object
@@ -86,6 +87,7 @@ class Job:
     config: TrainingRunConfig
     """Its storage root is absolute, because workers may start in other folders."""
     run: Run
+    attempt: Attempt
     objective: ObjectiveSource
 
 

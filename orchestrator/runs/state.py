@@ -131,7 +131,7 @@ def read_run(storage: Storage, name: str) -> RunState | None:
     if run is None:
         return None
     # lease first, metrics last: a run that ends in between then counts as done, not as interrupted
-    holder = lease.holder(storage, run.folder)
+    holder = lease.holder(storage, run.name)
     events = tuple(EventLog(storage, run.folder).read())
     return RunState(run=run, metrics=run.metrics(storage), events=events, holder=holder)
 

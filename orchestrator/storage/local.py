@@ -1,11 +1,15 @@
 """Files on a local disk, written atomically: whole or not at all."""
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What network and FUSE file systems without hard links answer."""
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -21,10 +25,23 @@ def create_file(path: Path, data: bytes) -> None:
     """
 
     def link(temporary: Path) -> None:
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            _create_by_open(path, data)
         temporary.unlink()
 
     _replace(path, lambda temporary: temporary.write_bytes(data), link)
+
+
+def _create_by_open(path: Path, data: bytes) -> None:
+    """Create the file exclusively where there are no hard links; for a moment others see it empty."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def copy_file(source: Path, path: Path) -> None:

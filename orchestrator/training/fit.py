@@ -10,6 +10,7 @@ from modules.data.batches import Batch, Share
 from modules.generation import Sampling
 from modules.gpt_module import GPTModule
 from modules.objective import Objective
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.rules import micro_batch_size
 from orchestrator.distributed.runtime import Runtime
@@ -39,6 +40,7 @@ class Parts:
 
     config: TrainingRunConfig
     run: Run
+    attempt: Attempt
     storage: Storage
     objective: Objective
     runtime: Runtime
@@ -117,7 +119,7 @@ def _callbacks(parts: Parts, throughput: Throughput, rollback: Rollback | None) 
     guard = StepGuard(config.guard)
     schedule = SaveSchedule(config.checkpoint, lambda: seen_mtbf_seconds(parts.results.events()))
     storage = _storage_of_saves(parts)
-    checkpoints = Checkpoints(storage, run.name, config.checkpoint, runtime, throughput, guard, schedule, rollback)
+    checkpoints = Checkpoints(storage, parts.attempt, config.checkpoint, runtime, throughput, guard, schedule, rollback)
 
     def own_figures() -> dict[str, float]:
         return {

@@ -11,6 +11,7 @@ from orchestrator.checkpoints.names import name_of
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.errors import MovedError, StoppedError
 from orchestrator.runs.events import EventLog
+from orchestrator.runs.lease import ended_with_lease
 from orchestrator.runs.results import Results
 from orchestrator.runs.run import Job
 from orchestrator.runs.tracking import NullTracker, Tracker, make_tracker
@@ -29,18 +30,26 @@ def train(job: Job, runtime: Runtime) -> None:
         BadStepsError: too many steps in a row were bad and no rollback is left; raised on all workers.
         StoppedError: a worker received a notice of termination; raised on all workers, after a last checkpoint.
         MovedError: the run continues with other workers; raised in the same way.
+        LeaseLostError: another driver has taken over the run; raised on rank 0.
     """
     _quiet_libraries()
-    config, storage = job.config, Storage(job.config.storage.root)
+    storage = Storage(job.config.storage.root)
     events = EventLog(storage, job.run.folder)
-    if runtime.rank == 0:
-        runtime = replace(runtime, emit=events.and_then(runtime.emit))
-    objective = job.objective.open(storage)
+    if runtime.rank:
+        _train_and_export(job, storage, runtime, events)
+        return
+    with ended_with_lease(storage, job.attempt):
+        _train_and_export(job, storage, replace(runtime, emit=events.and_then(runtime.emit)), events)
+
+
+def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: EventLog) -> None:
+    config, objective = job.config, job.objective.open(storage)
     results = Results(job.run, storage, objective.tokenizer, _tracker(job, storage, runtime), runtime, events)
     results.start(config.training.num_steps)
     try:
         with StopNotices(runtime) as notices:
-            step, training_seconds = _train(Parts(config, job.run, storage, objective, runtime, results, notices))
+            parts = Parts(config, job.run, job.attempt, storage, objective, runtime, results, notices)
+            step, training_seconds = _train(parts)
     except StoppedError as stop:
         results.stop(stop)
         raise
@@ -48,6 +57,7 @@ def train(job: Job, runtime: Runtime) -> None:
         results.pause()
         raise
     if runtime.rank == 0:
+        job.attempt.check(storage)
         last = checkpoint.open_checkpoint(storage, name_of(job.run.name, step))
         export_model(storage, job.run.model_name, last, config.model, objective.tokenizer, job.run.recipe)
         results.finish(job.objective.data_name, step, training_seconds)

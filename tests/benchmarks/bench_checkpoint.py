@@ -22,6 +22,7 @@ from modules.model import GPT, initialize
 from modules.optimizer import build_optimizer, parameter_groups
 from orchestrator.artifacts import artifact
 from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import name_of
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
@@ -47,7 +48,7 @@ class Ours:
         self._storage, self._model, self._optimizer = Storage(str(folder / "ours")), model, optimizer
 
         self._shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-        self._saves = Saves(self._storage, RUN, "sync")
+        self._saves = Saves(self._storage, Attempt(RUN, 0, ""), "sync")
 
     def save(self) -> None:
         state = state_of(self._model, self._optimizer)

@@ -23,6 +23,7 @@ from torch import Tensor
 from modules.config import ModelConfig
 from modules.model import GPT
 from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import name_of
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
@@ -44,7 +45,7 @@ class Training:
         self.storage = Storage(f"{root}/{mode}")
         self.model, self.optimizer = model, optimizer
         self.shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-        self.saves = Saves(self.storage, RUN, mode)
+        self.saves = Saves(self.storage, Attempt(RUN, 0, ""), mode)
         self.saves.prepare(state_of(model, optimizer))
         self._number, self._waits = 0, mode == "sync"
 

@@ -28,6 +28,7 @@ from modules.losses import causal_loss
 from modules.model import GPT, initialize
 from modules.optimizer import build_optimizer, parameter_groups
 from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.runs import run as runs
@@ -191,7 +192,7 @@ def make_job(folder: Path) -> Job:
     storage = Storage(config.storage.root)
     name = prepared_data(storage, config.data, config.tokenizer, DataRequirements(), lambda _: lambda *_: None)
     run = runs.open_run(storage, config, runs.training_recipe(config, name))
-    return Job(config, run, PreparedText(name, config))
+    return Job(config, run, Attempt(run.name, 0, ""), PreparedText(name, config))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A job as `orchestrator pretrain` makes it, for tests that run `train` without a launcher."""
 
 from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.runs import run as runs
 from orchestrator.runs.run import Job
@@ -16,4 +17,4 @@ def begun_job(config: PretrainConfig) -> Job:
     )
     run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     runs.begin(storage, run, config)
-    return Job(config, run, PreparedText(data_name, config))
+    return Job(config, run, Attempt(run.name, 0, ""), PreparedText(data_name, config))

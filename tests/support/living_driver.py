@@ -1,20 +1,14 @@
 """The lease of a driver that is alive, which is this process."""
 
-import socket
+import os
 import time
+from dataclasses import asdict
 from typing import Any
 
-import psutil
+from orchestrator.runs.processes import ProcessId
 
 
 def living_driver(**changes: Any) -> dict[str, Any]:
     """Return the fields of a lease, with `changes` over them."""
-    process = psutil.Process()
-    return {
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "process_started": process.create_time(),
-        "taken": time.time(),
-        "renewed": time.time(),
-        **changes,
-    }
+    times = {"taken": time.time(), "renewed": time.time()}
+    return {"token": "another", **asdict(ProcessId.of(os.getpid())), **times, **changes}

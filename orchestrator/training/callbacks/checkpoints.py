@@ -9,6 +9,7 @@ from pytorch_lightning import Callback, Trainer
 
 from modules.gpt_module import GPTModule
 from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.checkpoint import InitialWeights
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
@@ -50,7 +51,7 @@ class Checkpoints(Callback):
     def __init__(
         self,
         storage: Storage,
-        run_name: str,
+        attempt: Attempt,
         config: CheckpointConfig,
         runtime: Runtime,
         throughput: Throughput,
@@ -58,7 +59,7 @@ class Checkpoints(Callback):
         schedule: SaveSchedule,
         rollback: Rollback | None = None,
     ) -> None:
-        self._storage, self._run_name, self._config, self._runtime = storage, run_name, config, runtime
+        self._storage, self._attempt, self._config, self._runtime = storage, attempt, config, runtime
         self._throughput, self._guard, self._schedule, self._rollback = throughput, guard, schedule, rollback
         self._scores: dict[int, float] = {}
         self.stall_seconds = 0.0
@@ -82,11 +83,11 @@ class Checkpoints(Callback):
             restore_loss_scale(trainer, progress.loss_scale)
         pl_module.data_offset = progress.data_offset
         _set_step(trainer, pl_module, progress.step)
-        self._saves = Saves(self._storage, self._run_name, self._config.mode)
+        self._saves = Saves(self._storage, self._attempt, self._config.mode)
         self._saves.prepare(state)
 
     def _restored(self, state: TrainingState, shapes: checkpoint.Shapes) -> Progress | None:
-        storage, run_name, rollback = self._storage, self._run_name, self._rollback
+        storage, run_name, rollback = self._storage, self._attempt.run_name, self._rollback
         good_step = rollback.good_step if rollback else None
         progress = checkpoint.restore(storage, run_name, state, shapes, notify=self._note, at_most=good_step)
         if progress or rollback:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from orchestrator.artifacts import artifact
 from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import begun_steps, committed_steps, folder_of, name_of
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention, prune
@@ -41,7 +42,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def committed(storage: Storage, *steps: int) -> None:
     """Save at each step a state whose weights equal the step; all are kept."""
-    saves = Saves(storage, RUN, "sync")
+    saves = Saves(storage, Attempt(RUN, 0, ""), "sync")
     for step in steps:
         saves.begin(State(step), SHAPES, Progress(step, 10 * step), Retention(keep_last=100))
         assert saves.finish() is None

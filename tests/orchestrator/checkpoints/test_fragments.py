@@ -12,6 +12,7 @@ from torch import Tensor
 
 from orchestrator.artifacts import artifact
 from orchestrator.checkpoints import fragments, parts
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.fragments import FragmentReader
 from orchestrator.checkpoints.parts import Part, commit_parts, file_of, store_part
 from orchestrator.checkpoints.snapshot import Snapshot
@@ -46,7 +47,7 @@ def committed(storage: Storage, *ranks: Iterable[Fragment]) -> FragmentReader:
         snapshot = Snapshot.of(owned)
         part = Part(NAME, "a1-1", rank, len(ranks), snapshot.index(file_of(rank, "a1-1")))
         store_part(storage, part, snapshot.pieces())
-    commit_parts(storage, part, "{}", {})
+    commit_parts(storage, part, "{}", {}, Attempt("tiny", 0, ""))
     return FragmentReader(storage, NAME, artifact.read_manifest(storage, NAME))
 
 

@@ -5,17 +5,21 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from orchestrator.artifacts import artifact
 from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints.attempt import Attempt, lease_name
 from orchestrator.checkpoints.names import committed_steps, name_of
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.saves import Saves
 from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment, StateReader
+from orchestrator.errors import RefusedError
 from orchestrator.storage.store import Storage
 
 RUN = "tiny"
@@ -53,7 +57,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def saves(storage: Storage, mode: str) -> Iterator[Saves]:
-    saves = Saves(storage, RUN, mode)
+    saves = Saves(storage, Attempt(RUN, 0, ""), mode)
     saves.prepare(State(0, has_moments=False))
     yield saves
     saves.close()
@@ -156,8 +160,35 @@ def test_memory_is_allocated_once(saves: Saves) -> None:
 
 def test_store_in_the_memory_of_this_process_is_written_here(mode: str, tmp_path: Path) -> None:
     storage = Storage(f"memory://{tmp_path.name}-{mode}")
-    saves = Saves(storage, RUN, mode)
+    saves = Saves(storage, Attempt(RUN, 0, ""), mode)
     begin(saves, State(5), 5)
     assert saves.finish() is None
     assert writers() == []
     assert restored(storage) == (5, [5, 6, 7])
+
+
+def test_save_of_an_older_attempt_is_not_committed(saves: Saves, storage: Storage) -> None:
+    begin(saves, State(1), 1)
+    assert saves.finish() is None
+    storage.write_bytes(lease_name(RUN, 1), b"{}")
+    begin(saves, State(2), 2)
+    error = saves.finish()
+    assert isinstance(error, RefusedError)
+    assert "another driver has taken over this run" in str(error)
+    assert committed_steps(storage, RUN) == [1]
+
+
+def test_attempt_that_is_replaced_between_manifest_and_commit_does_not_commit(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = artifact.write_manifest
+
+    def replaced(*values: Any) -> Any:
+        storage.write_bytes(lease_name(RUN, 1), b"{}")
+        return write(*values)
+
+    monkeypatch.setattr(artifact, "write_manifest", replaced)
+    saves = Saves(storage, Attempt(RUN, 0, ""), "sync")
+    begin(saves, State(1), 1)
+    assert isinstance(saves.finish(), RefusedError)
+    assert committed_steps(storage, RUN) == []

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 from orchestrator.distributed.runtime import MOVE
@@ -57,16 +56,17 @@ def test_notice_of_termination_is_stronger_than_a_move() -> None:
 def test_worker_ends_with_the_driver_on_its_host_and_outlives_others() -> None:
     script = (
         "import sys\n"
-        "from orchestrator.cluster.ray_worker import end_with, this_process\n"
-        "host, pid, started = this_process()\n"
-        "end_with('elsewhere', pid, started)\n"
-        "end_with(host, pid, started - 1)\n"
+        "from dataclasses import replace\n"
+        "from orchestrator.cluster.ray_worker import end_with\n"
+        "from orchestrator.runs.processes import ProcessId\n"
+        "driver = ProcessId.of(int(sys.argv[1]))\n"
+        "for other in ({'host': 'elsewhere'}, {'namespace': 'another'}, {'started': driver.started - 1}):\n"
+        "    end_with(replace(driver, **other))\n"
         "print('watches', flush=True)\n"
-        "end_with(host, int(sys.argv[1]), float(sys.argv[2]))\n"
+        "end_with(driver)\n"
     )
     driver = subprocess.Popen(["sleep", "100"])
-    started = psutil.Process(driver.pid).create_time()
-    command = [sys.executable, "-W", "ignore", "-c", script, str(driver.pid), str(started)]
+    command = [sys.executable, "-W", "ignore", "-c", script, str(driver.pid)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout
         assert worker.stdout.readline() == "watches\n"

@@ -162,6 +162,21 @@ def test_failed_local_write_leaves_the_old_file_and_nothing_else(
     assert storage.read_bytes("file") == b"old"
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_file_is_created_exclusively_where_there_are_no_hard_links(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(number, "no hard links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    storage = Storage(str(tmp_path))
+    assert storage.create_bytes("file", b"first")
+    assert not storage.create_bytes("file", b"second")
+    assert storage.read_bytes("file") == b"first"
+    assert storage.list(hidden=True) == ["file"]
+
+
 def test_local_write_syncs_the_file_before_the_rename_and_the_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

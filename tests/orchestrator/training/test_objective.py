@@ -8,6 +8,7 @@ import torch
 from toy_objective import GLOBAL_BATCH_SIZE, LENGTH, ToyObjective
 from worker_pool import Outcome, Pools
 
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.checkpoint import open_checkpoint
 from orchestrator.checkpoints.names import name_of
 from orchestrator.configuration.commands import PretrainConfig
@@ -43,7 +44,7 @@ def train(pools: Pools, root: Path, way: tuple[str, int], num_pieces: int, toy: 
             "tracking": {"mode": "disabled"},
         }
     )
-    return pools[world_size].train(Job(config, Run("toy", {}, "id"), toy))
+    return pools[world_size].train(Job(config, Run("toy", {}, "id"), Attempt("toy", 0, ""), toy))
 
 
 def gradients(root: Path) -> torch.Tensor:
