@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from broken_run import BrokenRun, command, finished
+from ray_nodes import ray_nodes
 from tiny_run import write_text
 
 from orchestrator.checkpoints.names import committed_steps
@@ -87,4 +88,30 @@ def test_driver_whose_lease_was_removed_and_taken_ends(text: Path, tmp_path: Pat
                 process.resume()
             codes = second.end(), first.end()
     assert codes == (0, 1), first.said
+    assert finished(tmp_path).weights == expected
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_workers_on_an_existing_cluster_end_when_another_driver_has_taken_over(
+    text: Path, tmp_path: Path, expected: bytes
+) -> None:
+    with ray_nodes(2) as nodes:
+        where = ["cluster=ray", f"cluster.address={nodes.address}", "cluster.num_workers=2", "strategy=ddp"]
+        with BrokenRun(command(text, tmp_path, *where, "cluster.max_failures=1")) as first:
+            first.wait_for_step(12)
+            driver, workers = psutil.Process(first.process.pid), [nodes.workers(node)[0] for node in nodes.nodes]
+            for process in [driver, *workers]:
+                process.suspend()
+            expire_as_if_from_elsewhere(tmp_path)
+            with BrokenRun(command(text, tmp_path, *where)) as second:
+                second.wait_for("starting 2 workers")
+                for worker in workers:
+                    worker.resume()
+                assert second.end() == 0, second.said
+            driver.resume()
+            assert first.end() == 1, first.said
+    assert "another driver has taken over" in first.said
     assert finished(tmp_path).weights == expected
