@@ -38,6 +38,10 @@ class ArtifactError(OrchestratorError):
     """An artifact is missing, uncommitted or damaged."""
 
 
+class OtherCheckpointError(OrchestratorError):
+    """A whole checkpoint from which this run cannot continue: of another version of this program, or another model."""
+
+
 class StorageError(OrchestratorError):
     """The store could not be read or written, which may pass."""
 

@@ -11,7 +11,7 @@ from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.fragments import FragmentReader
 from orchestrator.checkpoints.names import committed_steps, name_of
-from orchestrator.checkpoints.parts import STATE, check_format, check_shapes
+from orchestrator.checkpoints.parts import STATE, check_format, check_shapes, other_version
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.distributed.collectives import from_rank_0, gathered
 from orchestrator.distributed.training_state import MASTER, Fragment, TrainingState
@@ -60,6 +60,7 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
 
     Raises:
         ArtifactError: manifest or state is missing or damaged.
+        OtherCheckpointError: another version of this program has written it.
     """
     manifest = artifact.read_manifest(storage, name)
     check_format(manifest, storage.url(name))
@@ -69,7 +70,11 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
         raise ArtifactError(f"{storage.url(name)}: {STATE} is missing") from None
     if digest_bytes(state) != artifact.file_entries(manifest).get(STATE):
         raise ArtifactError(f"{storage.url(name)}: {STATE} is damaged (its digest is not the one in the manifest)")
-    return Checkpoint(name, Progress.from_json(state), FragmentReader(storage, name, manifest), manifest["shapes"])
+    try:
+        progress = Progress.from_json(state)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise other_version(f"{storage.url(name)}: {STATE} has other fields ({error})") from None
+    return Checkpoint(name, progress, FragmentReader(storage, name, manifest), manifest["shapes"])
 
 
 def restore(
@@ -93,6 +98,7 @@ def restore(
 
     Raises:
         ArtifactError: no checkpoint is complete; a run with checkpoints never starts from scratch by itself.
+        OtherCheckpointError: the newest complete one is of another version or model, which is no damage.
         StorageError: the store cannot be read, which does not mean that a checkpoint is damaged.
     """
     faults = []

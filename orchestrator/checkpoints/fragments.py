@@ -14,7 +14,7 @@ import xxhash
 from torch import Tensor
 
 from orchestrator.artifacts.artifact import file_entries
-from orchestrator.checkpoints.parts import CHUNK_BYTES, Index
+from orchestrator.checkpoints.parts import CHUNK_BYTES, Index, other_version
 from orchestrator.distributed.training_state import Fragment
 from orchestrator.errors import ArtifactError
 from orchestrator.storage.errors import NotFoundError
@@ -58,7 +58,8 @@ class FragmentReader:
         """Copy the ranges that the fragments name into their views; no damaged chunk is copied.
 
         Raises:
-            ArtifactError: a range is in no file, or a file is missing, has another size or is damaged.
+            ArtifactError: a file is missing, has another size or is damaged.
+            OtherCheckpointError: a range is in no file.
             StorageError: the store cannot be read.
         """
         pieces: dict[tuple[str, int], list[_Piece]] = defaultdict(list)
@@ -84,7 +85,7 @@ class FragmentReader:
                 yield (file, number), _Piece(within, view[element : element + count])
                 byte, position = byte + 4 * count, position + count
         if position < fragment.stop:
-            raise ArtifactError(
+            raise other_version(
                 f"{self._storage.url(self._name)}: no file holds elements {position} to {fragment.stop} of "
                 f"{fragment.kind} of {fragment.parameter}"
             )

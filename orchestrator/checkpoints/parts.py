@@ -17,7 +17,7 @@ import xxhash
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import FileEntry, digest_bytes
 from orchestrator.checkpoints.attempt import Attempt
-from orchestrator.errors import ArtifactError, OrchestratorError, RefusedError, StorageError
+from orchestrator.errors import OrchestratorError, OtherCheckpointError, RefusedError, StorageError
 from orchestrator.storage.errors import explain
 from orchestrator.storage.local import sync
 from orchestrator.storage.store import Storage
@@ -208,14 +208,23 @@ def merge_indexes(indexes: Iterable[Index]) -> Index:
 
 
 def check_format(manifest: dict[str, Any], url: str) -> None:
-    """Raise ArtifactError for a checkpoint of another format."""
-    if manifest.get("format") != FORMAT or manifest.get("chunk_bytes") != CHUNK_BYTES:
-        raise ArtifactError(f"{url}: a checkpoint of another version of this program")
+    """Raise OtherCheckpointError for a checkpoint of another format."""
+    found, lacking = manifest.get("format"), {"chunks", "shapes", "fragments"} - manifest.keys()
+    if found != FORMAT or manifest.get("chunk_bytes") != CHUNK_BYTES or lacking:
+        raise other_version(f"{url}: a checkpoint of format {found}, and this version reads format {FORMAT}")
+
+
+def other_version(what: str) -> OtherCheckpointError:
+    """Return the error for a checkpoint that another version of this program has written."""
+    return OtherCheckpointError(
+        f"{what}; it was left as it is: continue with the version that wrote it, or choose another run.name"
+    )
 
 
 def check_shapes(found: dict[str, list[int]], expected: dict[str, list[int]], url: str) -> None:
-    """Raise ArtifactError if a checkpoint's parameters are not the model's, before any of them is read."""
+    """Raise OtherCheckpointError if a checkpoint's parameters are not the model's, before any of them is read."""
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             held, wanted = (f"with shape {of[name]}" if name in of else "not at all" for of in (found, expected))
-            raise ArtifactError(f"{url}: holds parameter {name} {held}; the model has it {wanted}")
+            text = f"{url}: holds parameter {name} {held}; the model has it {wanted}; choose another run.name"
+            raise OtherCheckpointError(text)

@@ -1,13 +1,17 @@
 """Checkpoints of a run: which is the newest complete one, and which are kept."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import begun_steps, committed_steps, folder_of, name_of
@@ -15,7 +19,7 @@ from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention, prune
 from orchestrator.checkpoints.saves import Saves
 from orchestrator.distributed.training_state import MASTER, Fragment, StateReader
-from orchestrator.errors import ArtifactError, StorageError
+from orchestrator.errors import ArtifactError, OtherCheckpointError, StorageError
 from orchestrator.storage.store import Storage
 
 RUN = "tiny"
@@ -135,8 +139,57 @@ def test_shapes_are_compared_before_anything_is_read(
 ) -> None:
     committed(storage, 10)
     monkeypatch.setattr(Storage, "read_into", lambda *_: pytest.fail("read"))
-    with pytest.raises(ArtifactError, match="the model has it"):
+    with pytest.raises(OtherCheckpointError, match="the model has it"):
         checkpoint.restore(storage, RUN, State(0), shapes, lambda _: None)
+
+
+def rewritten(storage: Storage, step: int, file: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a file of a checkpoint as another version of this program would have written it, with all digests."""
+    name = name_of(RUN, step)
+    content = json.loads(storage.read_bytes(f"{name}/{file}"))
+    change(content)
+    storage.write_bytes(f"{name}/{file}", json.dumps(content).encode())
+    if file == "state.json":
+        entry = asdict(digest_bytes(storage.read_bytes(f"{name}/state.json")))
+        rewritten(storage, step, "manifest.json", lambda manifest: manifest["files"].update({"state.json": entry}))
+    else:
+        artifact.write_commit(storage, name)
+
+
+OTHER_VERSIONS = {
+    "an older format": ("manifest.json", lambda manifest: manifest.update(format=1)),
+    "a newer format": ("manifest.json", lambda manifest: manifest.update(format=99)),
+    "no format": ("manifest.json", lambda manifest: manifest.pop("format")),
+    "other chunks": ("manifest.json", lambda manifest: manifest.update(chunk_bytes=1024)),
+    "no fragments": ("manifest.json", lambda manifest: manifest.pop("fragments")),
+    "no weights": ("manifest.json", lambda manifest: manifest["fragments"]["w"].clear()),
+    "a new field of state": ("state.json", lambda state: state.update(from_the_future=1)),
+    "a missing field of state": ("state.json", lambda state: state.pop("guard")),
+    "another model": ("manifest.json", lambda manifest: manifest["shapes"].update(w=[2, 4])),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_VERSIONS)
+def test_checkpoint_of_another_version_stops_the_run_and_takes_no_commit(storage: Storage, what: str) -> None:
+    committed(storage, 10, 20, 30)
+    rewritten(storage, 30, *OTHER_VERSIONS[what])
+    with pytest.raises(OtherCheckpointError, match=r"step_00000030: .*choose another run\.name"):
+        restored(storage)
+    damage(storage, 30, "rank_00000", "missing")
+    rewritten(storage, 20, *OTHER_VERSIONS[what])
+    with pytest.raises(OtherCheckpointError, match=r"step_000000[23]0: "):
+        restored(storage)
+    assert committed_steps(storage, RUN) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("what", OTHER_VERSIONS)
+def test_older_checkpoint_of_another_version_disturbs_no_newer_one(storage: Storage, what: str) -> None:
+    committed(storage, 10, 20)
+    rewritten(storage, 10, *OTHER_VERSIONS[what])
+    said: list[str] = []
+    assert restored(storage, said) == 20
+    assert said == []
+    assert committed_steps(storage, RUN) == [10, 20]
 
 
 def test_progress_survives_its_file(storage: Storage) -> None:

@@ -17,7 +17,7 @@ from orchestrator.checkpoints.fragments import FragmentReader
 from orchestrator.checkpoints.parts import Part, commit_parts, file_of, store_part
 from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment
-from orchestrator.errors import ArtifactError
+from orchestrator.errors import ArtifactError, OtherCheckpointError
 from orchestrator.storage.store import Storage
 
 NAME = "runs/tiny/checkpoints/step_00000001"
@@ -96,7 +96,7 @@ def test_each_chunk_is_read_once_for_several_ranges(
 
 def test_a_range_that_no_file_holds_is_an_error(storage: Storage, values: Tensor) -> None:
     first, _, last = cut(values)
-    with pytest.raises(ArtifactError, match="elements 13 to 60 of master of w"):
+    with pytest.raises(OtherCheckpointError, match="elements 13 to 60 of master of w"):
         committed(storage, first, last).read("w", MASTER, 5, 60)
 
 
