@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from modules.errors import InputError
 from orchestrator.cluster import fork_server
 from orchestrator.cluster.base import check_device, is_final, restart_event
-from orchestrator.cluster.notices import forward_notices
+from orchestrator.cluster.notices import ended_after_grace, forward_notices
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.display.progress import ProgressDisplay
@@ -60,7 +60,8 @@ class LocalLauncher:
         if self._num_workers == 1:
             from orchestrator.training.train import train
 
-            train(job, Runtime(device="cuda:0" if self._use_gpu else "cpu", emit=emit))
+            with ended_after_grace(self._grace_seconds):
+                train(job, Runtime(device="cuda:0" if self._use_gpu else "cpu", emit=emit))
         else:
             emit({"kind": "note", "text": f"starting {self._num_workers} workers"})
             self._launch_workers(job, emit)

@@ -1,12 +1,16 @@
 """How the driver handles notices of termination while workers run: it forwards them, waits, then kills the workers."""
 
+import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from orchestrator.distributed.runtime import STOP_SIGNALS
+from orchestrator.errors import exit_code
 
 
 @contextmanager
@@ -57,3 +61,39 @@ class Notices:
     def _end(self) -> None:
         self.killed_after = self.received
         self._kill()
+
+
+@contextmanager
+def ended_after_grace(grace_seconds: float) -> Iterator[None]:
+    """End this process if it trains itself and has not ended so long after its first notice.
+
+    Python runs a signal handler between two of its instructions, and training may hang within one. So the notice is
+    received on another thread, through the descriptor to which the interpreter writes each signal at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    is_over = threading.Event()
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_after, args=(reading, grace_seconds, is_over), daemon=True, name="grace").start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        signal.set_wakeup_fd(before)
+        writing.close()  # ends the thread
+
+
+def _end_after(notices: socket.socket, grace_seconds: float, is_over: threading.Event) -> None:
+    with notices:
+        while received := notices.recv(1):
+            if received[0] not in STOP_SIGNALS:
+                continue
+            if not is_over.wait(grace_seconds):
+                name = signal.Signals(received[0]).name
+                text = f"error: {name}: not saved within checkpoint.grace_seconds={grace_seconds:g}; ended without"
+                print(text, "a last checkpoint", file=sys.stderr, flush=True)  # noqa: T201
+                os._exit(exit_code(received[0]))
+            return
