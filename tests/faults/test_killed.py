@@ -168,11 +168,21 @@ def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(
     assert "Traceback" not in run.said
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP, pytest.param(TERMINATE, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("cluster", "number"),
+    [
+        ("local", signal.SIGUSR1),
+        ("local", signal.SIGHUP),
+        pytest.param("local", TERMINATE, marks=pytest.mark.long),
+        pytest.param("ray", TERMINATE, marks=pytest.mark.ray),
+        pytest.param("ray", signal.SIGUSR1, marks=[pytest.mark.ray, pytest.mark.long]),
+    ],
+)
 def test_notice_to_all_processes_at_once_stops_the_run_after_a_last_checkpoint(
-    text: Path, tmp_path: Path, number: int
+    text: Path, tmp_path: Path, cluster: str, number: int
 ) -> None:
-    with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO, "training.num_steps=100000")) as run:
+    where = [f"cluster={cluster}", "strategy=ddp", TWO, "training.num_steps=100000"]
+    with BrokenRun(command(text, tmp_path, *where)) as run:
         run.wait_for_step(12)
         run.signal_all(number)
         assert run.end() == 143, run.said
