@@ -51,6 +51,11 @@ class Part:
         return file_of(self.rank, self.save_id)
 
     @property
+    def record(self) -> str:
+        """Its record's name below `folder`."""
+        return f"rank_{self.rank:05d}.json"
+
+    @property
     def folder(self) -> str:
         """Folder of the records of all ranks until the commit, relative to the storage root."""
         return f"{self.checkpoint}/parts-{self.save_id}"
@@ -86,7 +91,7 @@ def store_part(storage: Storage, part: Part, pieces: Iterable[memoryview], image
     except OSError as error:
         raise explain(error, "write", storage.url(name)) from None
     record = {"file": part.file, "entry": asdict(digests.entry), "chunks": digests.chunks, "index": part.index}
-    storage.write_bytes(f"{part.folder}/rank_{part.rank:05d}.json", json.dumps(record).encode())
+    storage.write_bytes(f"{part.folder}/{part.record}", json.dumps(record).encode())
 
 
 def _write(path: Path, pieces: Iterable[memoryview]) -> None:
@@ -158,8 +163,15 @@ def error_of(action: Callable[[], Any]) -> StorageError | None:
 
 
 def are_all_stored(storage: Storage, part: Part) -> bool:
-    """Whether every rank has stored its file of the save that `part` belongs to."""
-    return len(storage.list(part.folder)) == part.world_size
+    """Whether every rank has stored its file of the save that `part` belongs to; that of `part` itself is stored.
+
+    Raises:
+        StorageError: the folder of the records was removed, so that nothing more would come.
+    """
+    records = storage.list(part.folder)
+    if part.record not in records:
+        raise StorageError(f"{storage.url(part.folder)} was removed while the checkpoint was written")
+    return len(records) == part.world_size
 
 
 def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, list[int]], attempt: Attempt) -> None:

@@ -41,6 +41,8 @@ class Progress:
     guard: GuardState = field(default_factory=GuardState)
     scores: dict[int, float] = field(default_factory=dict)
     """Scores of earlier checkpoints by step; lower is better."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last finished step, by name; a run that is interrupted after it still reports them."""
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:

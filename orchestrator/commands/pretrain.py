@@ -2,6 +2,7 @@
 
 import os
 import socket
+from functools import partial
 
 from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.checkpoints.attempt import Attempt
@@ -30,8 +31,9 @@ def run(config: PretrainConfig) -> None:
         data_name = prepared_data(storage, config.data, config.tokenizer, requirements, progress)
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     if this_run.metrics(storage) is None:
-        with lease(storage, this_run.name) as attempt, ProgressDisplay() as display:
-            runs.begin(storage, this_run, config)
+        begin = partial(runs.begin, storage, this_run, config)
+        with lease(storage, this_run.name, on_removal=begin) as attempt, ProgressDisplay() as display:
+            begin()
             events = EventLog(storage, this_run.folder, DRIVER_KINDS)
             events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})
             launcher.launch(_job(config, storage, this_run, attempt, data_name), events.and_then(display))

@@ -1,6 +1,7 @@
 """The events of a run, one small file per event below its folder; goodput is computed from these files alone.
 
-Each event has a kind, a time (seconds since 1970) and further fields. The driver records
+Each event has a kind, a time (seconds since 1970) and further fields. Times follow the order of events: no event is
+earlier than one that was written before it, even if the wall clock was set back. The driver records
     launch: workers are about to be started; host, pid
     fault: an attempt ended early; text, preempted (whether a node was taken away, which is not a failure)
     restart: the next attempt after a fault; number, text
@@ -22,6 +23,7 @@ The rank on which a fault is injected records
 
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -47,19 +49,28 @@ class EventLog:
 
     def __init__(self, storage: Storage, run_folder: str, kinds: frozenset[str] = WORKER_KINDS) -> None:
         self._storage, self._folder, self._kinds = storage, f"{run_folder}/events", kinds
+        self._clock, self._has_recorded = _Clock(), False
 
     def record(self, event: Event) -> bool:
         """Write an event of this process's kinds; return whether it was written."""
         if event["kind"] not in self._kinds:
             return False
-        now = time.time()
-        name = f"{int(now * 1e6):017d}-{event['kind']}-{secrets.token_hex(2)}.json"
         try:
+            # a worker's first event, and all of the driver's, follow what other processes have written before
+            if not self._has_recorded or event["kind"] in DRIVER_KINDS:
+                self._clock.follow(self._newest_seconds())
+            now = self._clock.now()
+            name = f"{int(now * 1e6):017d}-{event['kind']}-{secrets.token_hex(2)}.json"
             self._storage.write_bytes(f"{self._folder}/{name}", json.dumps({"time": now, **event}).encode())
+            self._has_recorded = True
         except StorageError as error:
             log.warning("an event was not written: %s", error)
             return False
         return True
+
+    def _newest_seconds(self) -> float:
+        found = (re.match(r"(\d{17})-", name) for name in reversed(self._storage.list(self._folder)))
+        return next((int(name[1]) / 1e6 for name in found if name), 0.0)
 
     def and_then(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
         """Return a function that records an event and passes it on."""
@@ -90,3 +101,22 @@ class EventLog:
             log.warning("a damaged event was skipped: %s (%s)", self._storage.url(name), error)
             return None
         return event
+
+
+class _Clock:
+    """Seconds since 1970 that never go back: the wall clock is read once, and another clock counts from there."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - _elapsed()
+
+    def now(self) -> float:
+        return _elapsed() + self._offset
+
+    def follow(self, seconds: float) -> None:
+        """Go on after this time, if the clock is behind it."""
+        self._offset += max(0.0, seconds + 1e-5 - self.now())
+
+
+def _elapsed() -> float:
+    # the one of Linux goes on while a laptop sleeps
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

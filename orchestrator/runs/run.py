@@ -9,6 +9,7 @@ import yaml
 
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.checkpoints.attempt import Attempt
+from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.errors import DamagedFileError, RunMismatchError
 from orchestrator.runs.json_files import read_object, write_object
@@ -107,10 +108,20 @@ def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]
     name = config.run.name or f"{recipe['command']}-{fingerprint(recipe)[:8]}"
     begun = find_run(storage, name)
     if begun is None:
+        _check_is_new(storage, name)
         return Run(name, recipe, secrets.token_hex(4))
     if begun.recipe != recipe:
         raise RunMismatchError(_mismatch(name, begun.recipe, recipe))
     return begun
+
+
+def _check_is_new(storage: Storage, name: str) -> None:
+    """Raise RunMismatchError if there are checkpoints without a recipe, from which another run would continue."""
+    if committed_steps(storage, name):
+        raise RunMismatchError(
+            f"run.name={name}: {storage.url(f'{_FOLDER}/{name}')} has checkpoints but no {_RECIPE}, which says how "
+            f"they were made; restore it (a finished run has a copy in model/{_RECIPE}), or choose another run.name"
+        )
 
 
 def find_run(storage: Storage, name: str) -> Run | None:

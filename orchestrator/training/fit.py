@@ -135,7 +135,7 @@ def _callbacks(parts: Parts, throughput: Throughput, rollback: Rollback | None) 
         SkipBadSteps(guard, runtime, parts.objective.global_batch_size),
         throughput,
         checkpoints,
-        Metrics(config.training.log_interval_steps, own_figures, parts.results.step),
+        Metrics(config.training.log_interval_steps, own_figures, lambda: checkpoints.saved_metrics, parts.results.step),
         *_validation(parts, throughput, checkpoints),
         Preemption(checkpoints, parts.notices, runtime),
         Watchdog(parts.storage, run.folder, runtime, config.cluster.hang_timeout_seconds),

@@ -21,6 +21,7 @@ from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.distributed.training_state import TrainingState, training_state
 from orchestrator.errors import BadStepsError, StorageError
 from orchestrator.storage.store import Storage
+from orchestrator.training.callbacks.metrics import step_metrics
 from orchestrator.training.callbacks.throughput import Throughput
 from orchestrator.training.guard import Rollback, RollbackError, StepGuard
 from orchestrator.training.save_schedule import SaveSchedule
@@ -62,6 +63,8 @@ class Checkpoints(Callback):
         self._storage, self._attempt, self._config, self._runtime = storage, attempt, config, runtime
         self._throughput, self._guard, self._schedule, self._rollback = throughput, guard, schedule, rollback
         self._scores: dict[int, float] = {}
+        self.saved_metrics: dict[str, float] = {}
+        """Metrics of the last step before the checkpoint from which this fit continues."""
         self.stall_seconds = 0.0
         """Time that training has waited for saves in this fit."""
         self._saves: Saves | None = None
@@ -78,7 +81,7 @@ class Checkpoints(Callback):
         if self._rollback is not None:
             progress = self._rolled_back(progress, self._rollback)
         self._guard.restore(progress.guard)
-        self._scores = dict(progress.scores)
+        self._scores, self.saved_metrics = dict(progress.scores), progress.metrics
         if progress.loss_scale:
             restore_loss_scale(trainer, progress.loss_scale)
         pl_module.data_offset = progress.data_offset
@@ -127,11 +130,11 @@ class Checkpoints(Callback):
                 `RefusedError` if a new attempt would fail in the same way.
         """
         if module.step != self._saved_step:
-            loss = float(trainer.strategy.reduce(module.last_metrics["train/loss"], reduce_op="mean"))
+            metrics = {**step_metrics(trainer, module), **self._throughput.metrics_so_far()}
             began = time.perf_counter()
             with self._throughput.pause():
                 self._finish()
-                save = self._begin(trainer, module, loss)
+                save = self._begin(trainer, module, metrics)
                 if self._config.mode == "sync":
                     self._finish(must_last)
             step_seconds = save.training_seconds / max(1, module.step - self._begun_step)
@@ -140,9 +143,10 @@ class Checkpoints(Callback):
             with self._throughput.pause():
                 self._finish(must_last)
 
-    def _begin(self, trainer: Trainer, module: GPTModule, loss: float) -> _Save:
+    def _begin(self, trainer: Trainer, module: GPTModule, metrics: dict[str, float]) -> _Save:
         assert self._saves is not None
-        save = _Save(module.step, loss, self._throughput.meter.training_seconds(), time.perf_counter())
+        training_seconds = self._throughput.meter.training_seconds()
+        save = _Save(module.step, metrics["train/loss"], training_seconds, time.perf_counter())
         progress = Progress(
             step=module.step,
             tokens=module.step * module.tokens_per_step,
@@ -150,6 +154,7 @@ class Checkpoints(Callback):
             data_offset=module.data_offset,
             guard=self._guard.state,
             scores=self._scores,
+            metrics=metrics,
         )
         state = training_state(trainer, module.model)
         self._saves.begin(state, _shapes(module), progress, self._retention(progress))

@@ -16,6 +16,7 @@ class Metrics(Callback):
 
     Args:
         extra: Returns this process's further metrics, such as throughput, by name.
+        saved: Returns the metrics of the last step before the checkpoint from which the run continues.
         report: Receives step and metrics, on rank 0 only.
     """
 
@@ -23,28 +24,42 @@ class Metrics(Callback):
         self,
         interval_steps: int,
         extra: Callable[[], dict[str, float]],
+        saved: Callable[[], dict[str, float]],
         report: Callable[[int, dict[str, float]], None],
     ) -> None:
-        self._interval_steps, self._extra, self._report = interval_steps, extra, report
+        self._interval_steps, self._extra, self._saved, self._report = interval_steps, extra, saved, report
+
+    def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Report the last step of a run that was interrupted after it; there is no other step to report."""
+        if pl_module.step >= trainer.max_steps and trainer.is_global_zero:
+            self._report(pl_module.step, {**self._extra(), **self._saved()})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Report when it is due; all ranks take part in the mean of the losses."""
         if not pl_module.ends_step(index) or not self._is_due(pl_module.step, trainer.max_steps):
             return
-        own, targets = pl_module.last_metrics, pl_module.num_targets
-        means = _mean_over_workers(trainer, [*own.values(), *(counted for counted, _ in targets.values())])
-        _check_targets(pl_module, [mean * trainer.world_size for mean in means[len(own) :]])
+        metrics = step_metrics(trainer, pl_module)
         if trainer.is_global_zero:
-            metrics = {
-                **dict(zip(own, means, strict=False)),
-                "progress/step": pl_module.step,
-                "progress/tokens": pl_module.step * pl_module.tokens_per_step,
-                **self._extra(),
-            }
-            self._report(pl_module.step, metrics)
+            self._report(pl_module.step, {**metrics, **self._extra()})
 
     def _is_due(self, step: int, num_steps: int) -> bool:
         return step % self._interval_steps == 0 or step in (1, num_steps)
+
+
+def step_metrics(trainer: Trainer, module: GPTModule) -> dict[str, float]:
+    """Return the metrics of the step that has just finished, averaged over all workers, who call this together.
+
+    Raises:
+        RuntimeError: the step's batches held another number of targets than the objective reported.
+    """
+    own, targets = module.last_metrics, module.num_targets
+    means = _mean_over_workers(trainer, [*own.values(), *(counted for counted, _ in targets.values())])
+    _check_targets(module, [mean * trainer.world_size for mean in means[len(own) :]])
+    return {
+        **dict(zip(own, means, strict=False)),
+        "progress/step": module.step,
+        "progress/tokens": module.step * module.tokens_per_step,
+    }
 
 
 def _check_targets(module: GPTModule, counted: list[float]) -> None:

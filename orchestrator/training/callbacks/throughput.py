@@ -134,17 +134,23 @@ class ThroughputMeter:
 
         If no step has finished since then, they are those of the previous interval; empty before the first step.
         """
+        self._last = self.metrics_so_far()
         if self._steps:
-            seconds = max(self._clock() - self._started - self._paused_seconds, 1e-9)
-            rate = self._steps * self._tokens_per_step / seconds
-            self._last = {
-                "throughput/tokens_per_second": rate,
-                "throughput/mfu": rate * self._flops_per_token / self._peak_flops if self._peak_flops else 0.0,
-                "throughput/step_seconds": seconds / self._steps,
-                "throughput/data_wait_fraction": min(self._data_seconds / seconds, 1.0),
-            }
             self.start()
         return self._last
+
+    def metrics_so_far(self) -> dict[str, float]:
+        """Return the same figures as `metrics`, and let the interval go on."""
+        if not self._steps:
+            return self._last
+        seconds = max(self._clock() - self._started - self._paused_seconds, 1e-9)
+        rate = self._steps * self._tokens_per_step / seconds
+        return {
+            "throughput/tokens_per_second": rate,
+            "throughput/mfu": rate * self._flops_per_token / self._peak_flops if self._peak_flops else 0.0,
+            "throughput/step_seconds": seconds / self._steps,
+            "throughput/data_wait_fraction": min(self._data_seconds / seconds, 1.0),
+        }
 
 
 class Throughput(Callback):
@@ -192,6 +198,10 @@ class Throughput(Callback):
     def metrics(self) -> dict[str, float]:
         """Return the metrics since the last call, by name."""
         return {**self.meter.metrics(), "memory/peak_bytes": float(peak_memory_bytes(self._device))}
+
+    def metrics_so_far(self) -> dict[str, float]:
+        """Return the same figures as `metrics`, and let the interval go on."""
+        return {**self.meter.metrics_so_far(), "memory/peak_bytes": float(peak_memory_bytes(self._device))}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import torch
 from orchestrator.artifacts import artifact
 from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.attempt import Attempt, lease_name
+from orchestrator.checkpoints.background_writer import BackgroundWriter
 from orchestrator.checkpoints.names import committed_steps, name_of
+from orchestrator.checkpoints.parts import Part, file_of
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.saves import Saves
+from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment, StateReader
 from orchestrator.errors import RefusedError
 from orchestrator.storage.store import Storage
@@ -192,3 +196,18 @@ def test_attempt_that_is_replaced_between_manifest_and_commit_does_not_commit(
     begin(saves, State(1), 1)
     assert isinstance(saves.finish(), RefusedError)
     assert committed_steps(storage, RUN) == []
+
+
+def test_removed_records_end_the_wait_for_other_ranks(storage: Storage) -> None:
+    state = State(1)
+    snapshot = Snapshot.of(state.owned())
+    part = Part(name_of(RUN, 1), "a-1", 0, 2, snapshot.index(file_of(0, "a-1")))
+    commit = {"attempt": asdict(Attempt(RUN, 0, "")), "state": "{}", "shapes": SHAPES, "retention": asdict(Retention())}
+    writer = BackgroundWriter(storage)
+    try:
+        writer.start(part, snapshot, commit)
+        assert writer.stored() is None
+        storage.remove(part.folder)
+        assert "was removed while the checkpoint was written" in str(writer.committed())
+    finally:
+        writer.close()

@@ -70,6 +70,18 @@ def test_metrics_have_the_names_of_the_design(trained: Path) -> None:
     assert metrics["val/loss_clm"] < 5.4  # it began at log(263) = 5.57
 
 
+def test_run_interrupted_after_its_last_checkpoint_has_all_its_metrics(copied: Path, text: Path) -> None:
+    run = copied / "runs/tiny"
+    before = json.loads((run / "metrics.json").read_text())
+    go_back(run, 20)
+    assert main(arguments(text, copied, "run.name=tiny", "tracking.mode=offline")) == 0
+    after = json.loads((run / "metrics.json").read_text())
+    assert after.keys() == METRICS
+    same = [name for name in before if name.startswith(("train/", "val/", "optimizer/", "progress/"))]
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+    assert after["throughput/tokens_per_second"] == pytest.approx(before["throughput/tokens_per_second"], rel=0.9)
+
+
 def test_finished_run_is_listed_with_its_figures(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", f"storage.root={trained}"]) == 0
     metrics = json.loads((trained / "runs/tiny/metrics.json").read_text())

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.distributed.runtime import Event
+from orchestrator.runs import events
 from orchestrator.runs.events import DRIVER_KINDS, WORKER_KINDS, EventLog
 from orchestrator.runs.goodput import goodput, last_recovery
 from orchestrator.storage.store import Storage
@@ -108,3 +110,28 @@ def test_steps_that_a_rollback_undid_are_lost_and_it_is_no_restart() -> None:
     found = goodput(rolled_back)
     assert (found.wall_seconds, found.lasting_seconds) == (173, 50 + 50)
     assert found.recovery_seconds == ()
+
+
+def test_events_keep_their_order_when_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, now = Storage(str(tmp_path)), [1_700_000_000.0]
+    monkeypatch.setattr(events.time, "time", lambda: now[0])
+    story: list[tuple[frozenset[str], Event]] = [
+        (DRIVER_KINDS, {"kind": "launch"}),
+        (WORKER_KINDS, {"kind": "begin", "step": 0}),
+        (WORKER_KINDS, {"kind": "checkpoint", "step": 50, "training_seconds": 1e-7, "seconds": 0.0}),
+        (DRIVER_KINDS, {"kind": "fault", "text": "lost"}),
+        (WORKER_KINDS, {"kind": "begin", "step": 50}),
+        (WORKER_KINDS, {"kind": "end", "step": 80, "training_seconds": 1e-7}),
+    ]
+    driver = EventLog(storage, "runs/a", DRIVER_KINDS)
+    for kinds, event in story:
+        now[0] -= 3600
+        log = driver if kinds is DRIVER_KINDS else EventLog(storage, "runs/a", kinds)
+        assert log.record(event)
+    found = EventLog(storage, "runs/a").read()
+    assert [event["kind"] for event in found] == [event["kind"] for _, event in story]
+    assert [event["time"] for event in found] == sorted(event["time"] for event in found)
+    spent = goodput(found)
+    assert 0 < spent.wall_seconds < 60
+    assert spent.lasting_seconds == 2e-7
+    assert all(0 < seconds < 60 for seconds in spent.recovery_seconds)

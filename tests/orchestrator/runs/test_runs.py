@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 from living_driver import living_driver
+from waiting import eventually
 
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.names import name_of
 from orchestrator.cli import main
-from orchestrator.runs.run import find_run
+from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.errors import RunMismatchError
+from orchestrator.runs import lease as leases
+from orchestrator.runs.run import begin, find_run, open_run
 from orchestrator.runs.state import RunState, read_run, read_runs
 from orchestrator.storage.store import Storage
 
@@ -57,6 +61,34 @@ def write_run(
     if metrics is not None:
         write_json(storage, f"{folder}/metrics.json", metrics)
     return folder
+
+
+def test_checkpoints_without_a_recipe_are_continued_by_no_run(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PretrainConfig.model_validate({"run": {"name": "a"}})
+    artifact.commit(storage, name_of("a", 10), {}, {"kind": "checkpoint"})
+    with pytest.raises(RunMismatchError, match=r"run\.name=a: .* has checkpoints but no recipe\.json"):
+        open_run(storage, config, RECIPE)
+    write_json(storage, "runs/a/recipe.json", RECIPE)
+    assert open_run(storage, config, RECIPE).name == "a"
+
+
+def test_run_folder_that_was_removed_comes_back_with_recipe_and_configuration(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.01)
+    config = PretrainConfig.model_validate({"run": {"name": "a"}})
+    run = open_run(storage, config, RECIPE)
+    with leases.lease(storage, "a", on_removal=lambda: begin(storage, run, config)):
+        begin(storage, run, config)
+        before = {name: storage.read_bytes(f"runs/a/{name}") for name in ("recipe.json", "config.yaml", "run.json")}
+        if folder := storage.local_path("runs/a"):
+            folder.rename(folder.with_name("removed"))  # at once: a renewal in mid-removal would leave half of it
+        else:
+            storage.remove("runs/a")
+        assert eventually(lambda: find_run(storage, "a"))
+        assert {name: storage.read_bytes(f"runs/a/{name}") for name in before} == before
 
 
 def write_json(storage: Storage, name: str, value: Any) -> None:
