@@ -39,7 +39,7 @@ test-fast: setup  ## Run the unit tests alone, in less than 90 seconds: no Ray, 
 
 .PHONY: test-faults
 test-faults: setup  ## Run the long form of the fault tests: every strategy on every cluster, many times
-	@$(BIN)/python -m pytest -m long tests/faults
+	@$(BIN)/python -m pytest -m long
 
 .PHONY: check
 check: setup  ## Check format, lint, types and import rules

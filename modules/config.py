@@ -33,7 +33,7 @@ Input = Annotated[T, Role.INPUT]
 """Path of an input. The identity of its content is part of the recipe, the path is not."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)]
+Precision = Annotated[Literal["32", "bf16", "16", "bf16-true", "16-true"], BeforeValidator(str)]
 ObjectiveName = Literal["clm", "mlm"]
 
 
@@ -256,7 +256,7 @@ class TrainingConfig(Config):
     micro_batch_size: Runtime[PositiveInt | None] = None
     """Sequences that a worker computes at once; null takes its whole share of the global batch."""
     precision: Identity[Precision] = "32"
-    """`32`, `bf16` or `16` (float16 with loss scaling, GPU only)."""
+    """`32`; products in half precision: `bf16`, `16` (GPU only); weights and gradients, too: `bf16-true`, `16-true`."""
     attention_scope: Identity[Literal["sequence", "document"]] = "sequence"
     """`document` keeps attention within each document of a packed sequence."""
     val_interval_steps: Runtime[PositiveInt] = 250

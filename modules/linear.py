@@ -1,4 +1,4 @@
-"""Matrix products in float32 on CPU through oneDNN, which PyTorch itself uses only for half precision.
+"""Linear layers where PyTorch's own are slow, in float32 on CPU, or take memory that must be free, under autocast.
 
 PyTorch sends float32 products to MKL, which uses AVX-512 only on Intel processors: on two cores of an AMD EPYC with
 AVX-512, oneDNN reached 410 GFLOPS and MKL 200, both in full precision (torch 2.13.0). Without AVX-512, MKL is faster,
@@ -25,6 +25,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         [..., out].
     """
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return _AutocastLinear.apply(x, weight, bias, torch.get_autocast_dtype(x.device.type))
     return _OneDnnLinear.apply(x, weight, bias) if _suits_onednn(x, weight) else F.linear(x, weight, bias)
 
 
@@ -51,6 +55,38 @@ def _onednn_is_faster() -> bool:
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `x @ weight.T + bias` by the kernel that Inductor calls; PyTorch has no public name for it."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _AutocastLinear(torch.autograd.Function):
+    """The linear map in the autocast dtype; the weight keeps its own, and so do the gradients.
+
+    Autocast's own keeps the half-precision copy of each weight for the backward pass: under ZeRO-3 those would be the
+    whole model. DeepSpeed's replacement of it keeps none, but rounds once more when it adds the bias (0.19.8), so that
+    ZeRO-3 would compute other numbers than the other strategies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        rounded = x.to(dtype)
+        # the parameter itself, as below
+        ctx.save_for_backward(rounded, weight)
+        ctx.x_dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            # `F.linear` is DeepSpeed's under ZeRO-3
+            return torch.ops.aten.linear(rounded, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        rows = out_grad.flatten(0, -2)
+        return (
+            (out_grad @ weight.to(x.dtype)).to(ctx.x_dtype) if wants_x else None,
+            (rows.t() @ x.flatten(0, -2)).to(weight.dtype) if wants_weight else None,
+            rows.sum(0, dtype=ctx.bias_dtype) if wants_bias else None,
+            None,
+        )
 
 
 class _OneDnnLinear(torch.autograd.Function):

@@ -31,6 +31,18 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class QueryKeyValue(Linear):
+    """One linear map to queries, keys and values, whose keys' bias is never trained.
+
+    That bias adds the same to all scores of a query, which the softmax takes away again, so its gradient is 0. As
+    computed it would be rounding errors, of which AdamW makes whole steps, in each strategy others.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.bias.chunk(3)
+        return linear(x, self.weight, torch.cat([query, key.detach(), value]))
+
+
 class Embedding(nn.Embedding):
     """nn.Embedding with uninitialised weights; `initial_values` provides all of them."""
 
@@ -64,7 +76,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.num_heads, self.dropout = layer, config.num_heads, config.dropout
-        self.qkv = Linear(config.hidden_dim, 3 * config.hidden_dim)
+        self.qkv = QueryKeyValue(config.hidden_dim, 3 * config.hidden_dim)
         self.projection = Linear(config.hidden_dim, config.hidden_dim)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool, cache: KeyValueCache | None) -> Tensor:

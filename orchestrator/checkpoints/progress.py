@@ -43,6 +43,8 @@ class Progress:
     """Scores of earlier checkpoints by step; lower is better."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the last finished step, by name; a run that is interrupted after it still reports them."""
+    precision: str | None = None
+    """`training.precision` of the steps before; None in checkpoints of versions that did not record it."""
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
@@ -56,6 +58,16 @@ class Progress:
     def to_json(self) -> str:
         """Return the progress as JSON."""
         return json.dumps(asdict(self), indent=2)
+
+    def changed_meaning(self, precision: str) -> str | None:
+        """Return what changes from here on, if this checkpoint was written when `precision` meant something else."""
+        if self.precision is not None or precision not in ("bf16", "16"):
+            return None
+        return (
+            f"the checkpoint after step {self.step} is of an earlier version, whose ZeRO strategies trained "
+            f"training.precision={precision} with half-precision weights and gradients; from here on both are float32 "
+            f"under every strategy. In a new run, {precision}-true trains as ZeRO did before"
+        )
 
     @property
     def optimizer_steps(self) -> int:

@@ -65,5 +65,6 @@ def check_device(config: TrainingRunConfig, use_gpu: bool) -> None:
             f"training.compile=true: torch.compile needs a C++ compiler on CPU, and there is no {compiler}; "
             "apt-get install g++ python3-dev, dnf install gcc-c++ python3-devel, or set training.compile=false"
         )
-    if config.training.precision == "16" and not use_gpu:
-        raise HardwareError("training.precision=16: float16 needs a GPU; choose bf16 or 32 on CPU")
+    precision = config.training.precision
+    if precision.startswith("16") and not use_gpu:
+        raise HardwareError(f"training.precision={precision}: float16 needs a GPU; choose bf16 or 32 on CPU")

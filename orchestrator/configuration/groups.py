@@ -8,6 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from modules.config import Config, Identity, Runtime
 
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+_PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types", "communication_data_type"}
+_FLOAT16_SETTINGS = {"enabled", "auto_cast", "fp16_master_weights_and_grads"}
+"""Settings of DeepSpeed that would change the precision; the others below `fp16` belong to the loss scale."""
 BestMetric = Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]
 
 
@@ -42,12 +45,31 @@ class StrategyConfig(Config):
     name: Runtime[StrategyName] = "single"
     """`single`, `ddp`, or DeepSpeed ZeRO stage 1, 2 or 3, 2 and 3 also with the optimizer offloaded to the CPU."""
     deepspeed: Runtime[dict[str, Any]] = {}
-    """DeepSpeed's own settings, merged over ours."""
+    """DeepSpeed's own settings, merged over ours; all but those of the precision, which is `training.precision`."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _leaves_the_precision_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        scaling = value.get("fp16")
+        inside = set(scaling) & _FLOAT16_SETTINGS if isinstance(scaling, dict) else set()
+        found = sorted(set(value) & _PRECISION_SETTINGS) + [f"fp16.{name}" for name in sorted(inside)]
+        if found:
+            raise ValueError(
+                f"{', '.join(found)}: the precision decides what comes out, so it is part of the recipe; "
+                "set training.precision instead"
+            )
+        return value
 
     @property
     def zero_stage(self) -> int:
         """The ZeRO stage; 0 without DeepSpeed."""
         return int(self.name[4]) if self.name.startswith("zero") else 0
+
+    @property
+    def quantizes_weights(self) -> bool:
+        """Whether DeepSpeed is to quantize the weights that it gathers."""
+        zero = self.deepspeed.get("zero_optimization")
+        return isinstance(zero, dict) and bool(zero.get("zero_quantized_weights"))
 
     @property
     def offload(self) -> bool:

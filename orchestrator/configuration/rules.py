@@ -47,6 +47,23 @@ def _single_has_one_worker(config: TrainingRunConfig) -> list[str]:
     ]
 
 
+def _precision_suits_the_strategy(config: TrainingRunConfig) -> list[str]:
+    precision, strategy = config.training.precision, config.strategy
+    autocast = precision.removesuffix("-true")
+    if precision != autocast and not strategy.zero_stage:
+        return [
+            f"training.precision={precision}: beside half-precision weights the optimizer keeps float32 ones, which "
+            f"strategy={strategy.name} does not, and together they would take as much memory as "
+            f"training.precision={autocast}; choose that, or strategy=zero1, zero2, zero3"
+        ]
+    if precision in ("bf16", "16") and strategy.quantizes_weights:
+        return [
+            "strategy.deepspeed.zero_optimization.zero_quantized_weights=true: DeepSpeed quantizes no float32 weights, "
+            f"which training.precision={precision} has; choose training.precision={precision}-true"
+        ]
+    return []
+
+
 def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
     return _phase_mistakes(config.objective, config.training.num_steps)
 
@@ -84,6 +101,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"training", "cluster"}), _batches_are_divisible),
     (frozenset({"training", "model"}), _sequence_fits),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
+    (frozenset({"training", "strategy"}), _precision_suits_the_strategy),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
 )

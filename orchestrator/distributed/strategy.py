@@ -15,8 +15,10 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
+from modules.config import Precision
 from orchestrator.configuration.groups import StrategyConfig
 from orchestrator.distributed.compile_folder import prepare_to_compile
+from orchestrator.distributed.precision import deepspeed_precision
 from orchestrator.distributed.runtime import Runtime
 
 _ANY_PORT = 0
@@ -75,7 +77,9 @@ class _DDP(DDPStrategy):
         return self._device
 
 
-def build_strategy(config: StrategyConfig, runtime: Runtime, gradient_clip_norm: float | None) -> Strategy:
+def build_strategy(
+    config: StrategyConfig, runtime: Runtime, gradient_clip_norm: float | None, precision: Precision
+) -> Strategy:
     """Return the Lightning strategy of this worker."""
     device = torch.device(runtime.device)
     if config.name == "single":
@@ -86,10 +90,10 @@ def build_strategy(config: StrategyConfig, runtime: Runtime, gradient_clip_norm:
         return _DDP(device, cluster_environment=environment, gradient_as_bucket_view=True)
     # our strategies compile nothing; DeepSpeed's own settings may (offload to NVMe, quantized weights, ZenFlow)
     prepare_to_compile(lambda text: runtime.emit({"kind": "note", "text": text}))
-    return _deepspeed_strategy(config, device, environment, gradient_clip_norm)
+    return _deepspeed_strategy(config, device, environment, gradient_clip_norm, precision)
 
 
-def deepspeed_config(config: StrategyConfig, gradient_clip_norm: float | None) -> dict[str, Any]:
+def deepspeed_config(config: StrategyConfig, gradient_clip_norm: float | None, precision: Precision) -> dict[str, Any]:
     """Return DeepSpeed's configuration; the user's own settings take precedence, group by group."""
     zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
     if config.offload:
@@ -101,6 +105,7 @@ def deepspeed_config(config: StrategyConfig, gradient_clip_norm: float | None) -
         # torch's fused AdamW on the CPU needs no compiler, DeepSpeed's own does
         "zero_force_ds_cpu_optimizer": False,
         "train_micro_batch_size_per_gpu": 1,
+        **deepspeed_precision(precision),
     }
     for key, value in config.deepspeed.items():
         both = isinstance(value, dict) and isinstance(ours.get(key), dict)
@@ -109,10 +114,16 @@ def deepspeed_config(config: StrategyConfig, gradient_clip_norm: float | None) -
 
 
 def _deepspeed_strategy(
-    config: StrategyConfig, device: torch.device, environment: ClusterEnvironment, gradient_clip_norm: float | None
+    config: StrategyConfig,
+    device: torch.device,
+    environment: ClusterEnvironment,
+    gradient_clip_norm: float | None,
+    precision: Precision,
 ) -> Strategy:
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # otherwise ZeRO-3 starts `numactl` for every micro-batch to count devices (8 ms, deepspeed 0.19.8)
+        os.environ.setdefault("LOCAL_SIZE", "1")
     from pytorch_lightning.strategies import DeepSpeedStrategy
 
     class _DeepSpeed(DeepSpeedStrategy):
@@ -120,6 +131,11 @@ def _deepspeed_strategy(
         def root_device(self) -> torch.device:
             # the engine compares the index with 0, and a plain `cpu` device has none
             return torch.device(device.type, device.index or 0)
+
+        def init_deepspeed(self) -> None:
+            super().init_deepspeed()
+            if precision == "16":
+                _scale_loss(self.model)
 
         def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             # Lightning has divided by the number of accumulated micro-batches; the engine would divide again
@@ -130,6 +146,7 @@ def _deepspeed_strategy(
             if hasattr(engine, "destroy"):  # missing if the setup has failed
                 engine.destroy()
             _release_sharded_models()
+            _undo_process_wide_settings()
             super().teardown()
 
     class _CpuDeepSpeed(_DeepSpeed):
@@ -146,7 +163,7 @@ def _deepspeed_strategy(
             """Do nothing: everything is on the CPU already."""
 
     settings: dict[str, Any] = {
-        "config": deepspeed_config(config, gradient_clip_norm),
+        "config": deepspeed_config(config, gradient_clip_norm, precision),
         "cluster_environment": environment,
         # we report skipped steps ourselves
         "logging_level": logging.ERROR,
@@ -182,6 +199,33 @@ def _release_sharded_models() -> None:
     method: Any = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
     for cell in method.__closure__:
         cell.cell_contents.cache_clear()
+
+
+def _scale_loss(engine: Any) -> None:
+    """Scale the loss of a float32 engine, as DeepSpeed does for float16 weights.
+
+    For float16 autocast it creates torch's scaler instead, which clips before it unscales, and which lets each rank
+    skip a step by its own part of the gradient (deepspeed 0.19.8).
+    """
+    from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
+
+    zero = engine.optimizer
+    zero.torch_autocast_gradscaler = None
+    zero.loss_scaler = CreateLossScaler(
+        torch.float16, engine.loss_scale(), engine.dynamic_loss_scale(), engine.dynamic_loss_scale_args()
+    )
+    zero.dynamic_loss_scale = zero.loss_scaler.dynamic
+
+
+def _undo_process_wide_settings() -> None:
+    """Undo what DeepSpeed has set for the whole process, so that the next fit in it computes what it should."""
+    from deepspeed.runtime import torch_autocast
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
+
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED, torch_autocast.TORCH_AUTOCAST_DTYPE = False, None
+    torch.nn.functional.linear = getattr(
+        InsertPostInitMethodToModuleSubClasses, "linear_bk", torch.nn.functional.linear
+    )
 
 
 def _without_compiled_collectives() -> None:

@@ -13,6 +13,7 @@ from modules.objective import Objective
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.rules import micro_batch_size
+from orchestrator.distributed.precision import lightning_precision
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.distributed.strategy import build_strategy
 from orchestrator.runs.results import Results
@@ -30,7 +31,6 @@ from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.guard import Rollback, StepGuard
 from orchestrator.training.save_schedule import SaveSchedule, seen_mtbf_seconds
 
-_LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _LONGEST_SAMPLE_TOKENS = 64
 
 
@@ -92,12 +92,12 @@ def _build_module(parts: Parts) -> GPTModule:
 
 
 def _build_trainer(parts: Parts, callbacks: list[Callback]) -> Trainer:
-    config, runtime = parts.config, parts.runtime
+    config, runtime, precision = parts.config, parts.runtime, parts.config.training.precision
     trainer = Trainer(
         accelerator="gpu" if runtime.device.startswith("cuda") else "cpu",
         devices=1,
-        strategy=build_strategy(config.strategy, runtime, config.optimizer.gradient_clip_norm),
-        precision=_LIGHTNING_PRECISION[config.training.precision],  # type: ignore[arg-type]
+        strategy=build_strategy(config.strategy, runtime, config.optimizer.gradient_clip_norm, precision),
+        precision=lightning_precision(precision, config.strategy.zero_stage),  # type: ignore[arg-type]
         max_steps=config.training.num_steps,
         max_epochs=-1,
         accumulate_grad_batches=parts.share.accumulation_steps,

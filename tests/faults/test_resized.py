@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from float16 import as_on_gpu
 from jobs import begun_job
 from planted_faults import Planted, PlantedLoss
 from tiny_run import go_back, write_text
@@ -24,6 +25,7 @@ STEPS = 8
 OVERFLOWS = PlantedLoss((1, 2), factor=1e5)
 """Of a float16 gradient, so that the loss scale is another one than at the beginning when the first half is saved."""
 Way = tuple[str, int]
+ZERO = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 ALL: list[Way] = [("single", 1), *itertools.product(("ddp", "zero1", "zero2", "zero3"), (1, 2, 3, 4))]
 FEW: list[tuple[Way, Way]] = [
     (("zero3", 3), ("zero1", 2)),
@@ -58,6 +60,11 @@ class Workshop:
         go_back(root / "runs/tiny", STEPS // 2)
         return self.train(root, way, precision)
 
+    def last_state(self, way: Way, precision: str, then: Way | None = None) -> list[bytes]:
+        """Return the weights and moments of each rank at the end of a training, or of its second half."""
+        checkpoint = self.root(way, precision, then) / "runs" / "tiny" / "checkpoints" / f"step_{STEPS:08d}"
+        return [file.read_bytes() for file in sorted(checkpoint.glob("*.safetensors"))]
+
     def train(self, root: Path, way: Way, precision: str, around: Any = None, **checkpoint: Any) -> Outcome:
         config = PretrainConfig.model_validate(
             {
@@ -81,7 +88,7 @@ class Workshop:
                 "tracking": {"mode": "disabled"},
             }
         )
-        around = around or (Planted((as_on_gpu, OVERFLOWS)) if precision == "16" else Planted(()))
+        around = around or (Planted((as_on_gpu, OVERFLOWS)) if precision.startswith("16") else Planted(()))
         return self._pools[way[1]].train(begun_job(config), around)
 
 
@@ -94,28 +101,6 @@ def last_loss_scale(workshop: Workshop, saved: Way, way: Way | None = None) -> d
     """Return the loss scale that a training ended with, or its second half in another way."""
     run = workshop.root(saved, "16", way) / "runs" / "tiny"
     return json.loads((run / "checkpoints" / f"step_{STEPS:08d}" / "state.json").read_text())["loss_scale"]
-
-
-@contextmanager
-def as_on_gpu(rank: int) -> Iterator[None]:
-    """Train float16 on the CPU as it is trained on a GPU, slowly: Lightning would take bfloat16, DeepSpeed refuse."""
-    import torch
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
-    from pytorch_lightning import Trainer
-    from pytorch_lightning.plugins import DeepSpeedPrecision, MixedPrecision
-    from pytorch_lightning.strategies import DeepSpeedStrategy
-
-    def trainer(strategy: Any, precision: Any, **settings: Any) -> Trainer:
-        of_zero = isinstance(strategy, DeepSpeedStrategy)
-        plugin = DeepSpeedPrecision(precision) if of_zero else MixedPrecision(precision, "cpu")
-        return Trainer(strategy=strategy, plugins=[plugin], **settings)
-
-    with (
-        patch("orchestrator.training.fit.Trainer", trainer),
-        patch.object(CPU_Accelerator, "is_fp16_supported", lambda self: True),
-        patch.object(CPU_Accelerator, "supported_dtypes", lambda self: [torch.float, torch.bfloat16, torch.half]),
-    ):
-        yield
 
 
 def largest_difference(workshop: Workshop, saved: Way, way: Way, precision: str) -> float:
@@ -139,20 +124,34 @@ def test_any_number_of_workers_goes_on_from_any_other(workshop: Workshop, saved:
     assert largest_difference(workshop, saved, way, "32") <= 1e-5
 
 
-@pytest.mark.parametrize("way", [("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)], ids=str)
+@pytest.mark.parametrize("way", [("single", 1), *((name, 2) for name in ("ddp", *ZERO))], ids=str)
 def test_bfloat16_goes_on_bit_for_bit(workshop: Workshop, way: Way) -> None:
     assert largest_difference(workshop, way, way, "bf16") == 0
+    assert workshop.last_state(way, "bf16", way) == workshop.last_state(way, "bf16")
 
 
-@pytest.mark.parametrize(("saved", "way"), [(("zero3", 3), ("zero2", 2)), (("zero1", 2), ("ddp", 3))], ids=str)
+@pytest.mark.parametrize(
+    ("way", "precision"), [(("zero1", 2), "bf16-true"), (("zero2", 2), "16-true"), (("zero3", 2), "bf16-true")], ids=str
+)
+def test_half_precision_weights_go_on_bit_for_bit(workshop: Workshop, way: Way, precision: str) -> None:
+    assert largest_difference(workshop, way, way, precision) == 0
+    assert workshop.last_state(way, precision, way) == workshop.last_state(way, precision)
+
+
+@pytest.mark.parametrize(
+    ("saved", "way"),
+    [(("zero3", 3), ("zero2", 2)), (("zero1", 2), ("ddp", 3)), (("ddp", 2), ("zero3_offload", 2))],
+    ids=str,
+)
 def test_bfloat16_goes_on_under_another_strategy(workshop: Workshop, saved: Way, way: Way) -> None:
     # sums in another order, rounded to 8 bits each: no tighter bound holds
     assert largest_difference(workshop, saved, way, "bf16") <= 1e-3
 
 
-@pytest.mark.parametrize("way", [("ddp", 2), ("zero2", 2), ("zero3", 2)], ids=str)
+@pytest.mark.parametrize("way", [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)], ids=str)
 def test_float16_goes_on_bit_for_bit_with_its_loss_scale(workshop: Workshop, way: Way) -> None:
     assert largest_difference(workshop, way, way, "16") == 0
+    assert workshop.last_state(way, "16", way) == workshop.last_state(way, "16")
     assert last_loss_scale(workshop, way, way) == last_loss_scale(workshop, way)
     # torch's scaler halves it at each overflow, DeepSpeed's from the second one on
     assert last_loss_scale(workshop, way, way)["scale"] == (2**14 if way[0] == "ddp" else 2**15)

@@ -50,6 +50,36 @@ def test_autocast_decides_the_type() -> None:
         assert linear(torch.randn(4, 8), torch.randn(6, 8), None).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_autocast_computes_as_torch_does_with_gradients_in_the_weights_type(
+    dtype: torch.dtype, with_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(2, 5, 24, requires_grad=True), torch.randn(8, 24, requires_grad=True)]
+    leaves += [torch.randn(8, requires_grad=True)] if with_bias else []
+    with torch.autocast("cpu", dtype):
+        found, expected = linear(*leaves, *([] if with_bias else [None])), F.linear(*leaves)
+    assert torch.equal(found, expected)
+    upstream = torch.randn(2, 5, 8).to(dtype)
+    found_grads, expected_grads = (torch.autograd.grad(out, leaves, upstream) for out in (found, expected))
+    for grad, expected_grad in zip(found_grads, expected_grads, strict=True):
+        assert grad.dtype == torch.float32
+        torch.testing.assert_close(grad, expected_grad, rtol=2e-2, atol=2e-2)
+
+
+def test_autocast_keeps_no_copy_of_the_weight_until_the_backward_pass() -> None:
+    kept = []
+    weight = torch.nn.Parameter(torch.randn(64, 48))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        linear(torch.randn(4, 48), weight, None)
+    of_its_size = [tensor for tensor in kept if tensor.numel() == weight.numel()]
+    assert [tensor.data_ptr() for tensor in of_its_size] == [weight.data_ptr()]
+
+
 def test_backward_reads_the_weight_that_the_parameter_then_has() -> None:
     weight = torch.nn.Parameter(torch.randn(6, 8))
     x = torch.randn(4, 8, requires_grad=True)

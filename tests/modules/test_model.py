@@ -1,5 +1,6 @@
 """The model beside transformers' GPT-2, attention beside its formula, and initial weights."""
 
+import copy
 import itertools
 import math
 import os
@@ -139,6 +140,21 @@ def test_documents_and_padding_together_equal_transformers(
     found = logits(model, input_ids, causal=causal, document_ids=document_ids, padding_mask=padding_mask)
     assert largest_difference(found[padding_mask], expected[padding_mask]) < 1e-4
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_bias_of_the_keys_changes_nothing_and_has_no_gradient(model: GPT, input_ids: Tensor, causal: bool) -> None:
+    model = copy.deepcopy(model)
+    attention = model.blocks[0].attention
+    before = logits(model, input_ids, causal=causal)
+    with torch.no_grad():
+        attention.qkv.bias[CONFIG.hidden_dim : 2 * CONFIG.hidden_dim] += 1.0
+    assert largest_difference(logits(model, input_ids, causal=causal), before) < 1e-4
+    model.head(model(input_ids, causal=causal), input_ids).backward()
+    query, key, value = attention.qkv.bias.grad.chunk(3)
+    assert not key.any()
+    assert query.all()
+    assert value.all()
 
 
 def test_gradients_equal_transformers(model: GPT, peer: torch.nn.Module, input_ids: Tensor) -> None:

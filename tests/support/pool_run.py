@@ -15,7 +15,12 @@ STEPS, BATCH = 30, 8
 
 
 class PoolRun:
-    """A tiny training below `root`, saved after every step unless `checkpoint` says otherwise."""
+    """A tiny training below `root`, saved after every step unless `checkpoint` says otherwise.
+
+    Args:
+        training: Fields of the section `training` that differ.
+        optimizer: The same of `optimizer`.
+    """
 
     def __init__(
         self,
@@ -24,6 +29,8 @@ class PoolRun:
         root: Path,
         strategy: str,
         checkpoint: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
+        optimizer: dict[str, Any] | None = None,
         **guard: float,
     ) -> None:
         self._pool, self._root = pool, root
@@ -34,13 +41,14 @@ class PoolRun:
                 "data": {"source": "files", "path": str(text), "split": "position", "val_fraction": 0.0},
                 "tokenizer": {"kind": "byte"},
                 "model": {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "max_positions": 32},
-                "optimizer": {"warmup_steps": 4},
+                "optimizer": {"warmup_steps": 4, **(optimizer or {})},
                 "training": {
                     "num_steps": STEPS,
                     "sequence_length": 32,
                     "global_batch_size": BATCH,
                     "micro_batch_size": 2,
                     "log_interval_steps": 1,
+                    **(training or {}),
                 },
                 "guard": guard,
                 "strategy": {"name": strategy},

@@ -27,9 +27,9 @@ def _nothing(rank: int) -> AbstractContextManager[None]:
 
 
 class WorkerPool:
-    """`world_size` processes that run `train` together, job after job."""
+    """`world_size` processes that run `train` together, job after job, on the CPU or each on a GPU (`cuda`)."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, device: str = "cpu") -> None:
         self.world_size = world_size
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
@@ -38,7 +38,7 @@ class WorkerPool:
             port = probe.getsockname()[1]
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, world_size, port), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, world_size, port, device), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -71,8 +71,8 @@ class Pools(dict[int, WorkerPool]):
             pool.close()
 
 
-def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+def _serve(pipe: Any, rank: int, world_size: int, port: int, device: str) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "DS_ACCELERATOR": device}
     import torch
 
     from orchestrator.distributed.runtime import Runtime
@@ -82,7 +82,8 @@ def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
     while True:
         job, around = pipe.recv()
         events: list[dict[str, Any]] = []
-        runtime = Runtime(rank=rank, world_size=world_size, local_rank=rank, device="cpu", emit=events.append)
+        place = device if device == "cpu" else f"{device}:{rank}"
+        runtime = Runtime(rank=rank, world_size=world_size, local_rank=rank, device=place, emit=events.append)
         error = None
         try:
             with around(rank):

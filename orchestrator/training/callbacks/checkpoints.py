@@ -78,6 +78,8 @@ class Checkpoints(Callback):
         if progress is None:
             state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, pl_module.seed), 0)
             progress = Progress(step=0, tokens=0)
+        elif changed := progress.changed_meaning(pl_module.training_config.precision):
+            self._note(changed)
         if self._rollback is not None:
             progress = self._rolled_back(progress, self._rollback)
         self._guard.restore(progress.guard)
@@ -155,6 +157,7 @@ class Checkpoints(Callback):
             guard=self._guard.state,
             scores=self._scores,
             metrics=metrics,
+            precision=module.training_config.precision,
         )
         state = training_state(trainer, module.model)
         self._saves.begin(state, _shapes(module), progress, self._retention(progress))

@@ -19,7 +19,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"training": {"num_steps": 0}}, "training.num_steps=0: must be above 0"),
     ({"training": {"compile": "maybe"}}, "training.compile=maybe: must be true or false"),
     ({"training": 5}, "training=5: must be fields and values, {field:value}"),
-    ({"training": {"precision": 8}}, "training.precision=8: must be one of 32, bf16, 16"),
+    ({"training": {"precision": 8}}, "training.precision=8: must be one of 32, bf16, 16, bf16-true, 16-true"),
     ({"data": {"val_fraction": 2}}, "data.val_fraction=2: must be below 1"),
     ({"data": {"source": "fils"}}, "data.source=fils: must be one of stdlib, files, huggingface; did you mean files?"),
     (

@@ -68,6 +68,41 @@ def test_single_strategy_takes_one_worker() -> None:
     assert mistake.startswith("strategy=single")
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+@pytest.mark.parametrize("strategy", ["single", "ddp", "zero1", "zero3_offload"])
+def test_half_precision_weights_need_the_float32_weights_of_zero(precision: str, strategy: str) -> None:
+    mistakes = cross_group_mistakes(pretrain(training={"precision": precision}, strategy={"name": strategy}))
+    assert bool(mistakes) == (strategy in ("single", "ddp"))
+    for mistake in mistakes:
+        assert mistake.startswith(f"training.precision={precision}: ")
+        assert mistake.endswith(f"training.precision={precision[:-5]}; choose that, or strategy=zero1, zero2, zero3")
+
+
+@pytest.mark.parametrize(("precision", "fits"), [("bf16", False), ("bf16-true", True), ("16", False), ("32", True)])
+def test_float32_weights_are_not_quantized_under_autocast(precision: str, fits: bool) -> None:
+    deepspeed = {"zero_optimization": {"zero_quantized_weights": True}}
+    config = pretrain(training={"precision": precision}, strategy={"name": "zero3", "deepspeed": deepspeed})
+    assert (cross_group_mistakes(config) == []) == fits
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"bf16": {"enabled": True}}, "bf16: "),
+        ({"torch_autocast": {"enabled": True}, "data_types": {}}, "data_types, torch_autocast: "),
+        ({"communication_data_type": "bf16"}, "communication_data_type: "),
+        ({"fp16": {"enabled": True, "loss_scale": 8}}, "fp16.enabled: "),
+        ({"fp16": {"initial_scale_power": 8}, "zero_optimization": {"overlap_comm": False}}, None),
+    ],
+)
+def test_settings_of_deepspeed_leave_the_precision_alone(settings: dict[str, Any], named: str | None) -> None:
+    if named is None:
+        assert StrategyConfig.model_validate({"name": "zero2", "deepspeed": settings}).deepspeed == settings
+        return
+    with pytest.raises(ValidationError, match=rf"{named}the precision .* set training\.precision instead"):
+        StrategyConfig.model_validate({"name": "zero2", "deepspeed": settings})
+
+
 @pytest.mark.parametrize(
     ("name", "stage", "offload"), [("ddp", 0, False), ("zero2", 2, False), ("zero3_offload", 3, True)]
 )
