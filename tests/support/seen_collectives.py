@@ -1,0 +1,81 @@
+"""Records the collective operations of a step, those of Python and those of DDP's reducer alike."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from planted_faults import before_each_micro_batch
+
+
+class Collective(NamedTuple):
+    """One collective operation, as torch's dispatcher calls it."""
+
+    name: str
+    dtype: str
+    num_elements: int
+    """Of its output."""
+
+
+@dataclass(frozen=True)
+class SeenCollectives:
+    """Records rank 0's collectives from the first micro-batch of `step` to that of the next one, in a file below it."""
+
+    folder: Path
+    step: int
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        seen: list[Collective] = []
+        recorder, steps = ExitStack(), set()
+
+        def begin_or_end(module: Any, batch: Any) -> None:
+            if module.step in steps:
+                return
+            steps.add(module.step)
+            if module.step == self.step:
+                recorder.enter_context(_recording(seen))
+            elif module.step == self.step + 1:
+                recorder.close()
+                if rank == 0:
+                    self._file.write_text(json.dumps(seen), encoding="utf-8")
+
+        with before_each_micro_batch(begin_or_end):
+            yield
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "collectives.json"
+
+    def read(self) -> list[Collective]:
+        """Return the collectives in their order."""
+        return [Collective(*each) for each in json.loads(self._file.read_text(encoding="utf-8"))]
+
+    def counts(self) -> Counter[str]:
+        """Return how often each collective with each dtype happens in the step."""
+        return Counter(f"{each.name} {each.dtype}" for each in self.read())
+
+
+@contextmanager
+def _recording(seen: list[Collective]) -> Iterator[None]:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "c10d":
+                output = _first_tensor(args)
+                name = func.overloadpacket.__name__.strip("_")
+                seen.append(Collective(name, str(output.dtype).removeprefix("torch."), output.numel()))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        yield
+
+
+def _first_tensor(value: Any) -> Any:
+    while isinstance(value, list | tuple):
+        value = value[0]
+    return value
