@@ -41,6 +41,10 @@ test-fast: setup  ## Run the unit tests alone, in less than 90 seconds: no Ray, 
 test-faults: setup  ## Run the long form of the fault tests: every strategy on every cluster, many times
 	@$(BIN)/python -m pytest -m long
 
+.PHONY: test-gpu
+test-gpu: setup  ## Run the tests that need a CUDA device, some of them two
+	@$(BIN)/python -m pytest -m gpu
+
 .PHONY: check
 check: setup  ## Check format, lint, types and import rules
 	@$(BIN)/ruff format --check .

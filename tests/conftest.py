@@ -52,6 +52,21 @@ def shared_file() -> Callable[[str], Path]:
     return find
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `gpu`, or `gpu(number)` for several devices, where there are fewer.
+
+    It is skipped here and not where it is collected, so that a fault in its file shows on every machine.
+    """
+    marker = item.get_closest_marker("gpu")
+    if marker is not None:
+        import torch
+
+        needed = marker.args[0] if marker.args else 1
+        if torch.cuda.device_count() < needed:
+            pytest.skip(f"needs {needed} CUDA device{'s' if needed > 1 else ''}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the number of skipped tests for each reason, since a skipped test has shown nothing."""
     reasons = Counter(

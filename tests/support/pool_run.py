@@ -1,6 +1,7 @@
 """A tiny training by workers of a `WorkerPool`, whose steps, state and metrics are inspected from outside."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ class PoolRun:
     def go_back_to(self, step: int) -> None:
         """Remove the checkpoints after `step` and the results of the run."""
         go_back(self._run, step)
+
+    def copied_to(self, root: Path, at_step: int) -> Path:
+        """Copy all that this run has stored, as if it had been interrupted after a step, and return `root`."""
+        shutil.copytree(self._root, root)
+        go_back(root / self._run.relative_to(self._root), at_step)
+        return root
 
     @property
     def _run(self) -> Path:

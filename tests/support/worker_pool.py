@@ -59,10 +59,14 @@ class WorkerPool:
 
 
 class Pools(dict[int, WorkerPool]):
-    """A pool of each size, started at the first request."""
+    """A pool of each size on a kind of device, started at the first request."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self._device = device
 
     def __missing__(self, world_size: int) -> WorkerPool:
-        self[world_size] = WorkerPool(world_size)
+        self[world_size] = WorkerPool(world_size, self._device)
         return self[world_size]
 
     def close(self) -> None:
