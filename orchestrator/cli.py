@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modules.errors import InputError
+from orchestrator.display import streams
 from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError, exit_code
 
@@ -34,11 +35,13 @@ class Command:
     summary: str
     config: str
     """Name of its class in orchestrator.configuration.commands; conf/<name>.yaml is its primary configuration."""
+    makes: bool = False
+    """It makes something that outlives it, and so goes on when its output is no longer read or cannot be written."""
 
 
 COMMANDS = {
-    "prepare": Command("turn text into token shards", "PrepareConfig"),
-    "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig"),
+    "prepare": Command("turn text into token shards", "PrepareConfig", makes=True),
+    "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig", makes=True),
     "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
     "generate": Command("continue a prompt", "GenerateConfig"),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
@@ -49,14 +52,25 @@ DONE, FAILURE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code, one of the five below `COMMANDS`.
+    """Run one command and return its exit code: one of those below `COMMANDS`, or `streams.UNREAD`.
 
     Args:
-        argv: the arguments after the program's name; None takes them from sys.argv.
+        argv: the arguments after the program's name; None takes them from sys.argv, and makes the process's standard
+            streams fit for use.
     """
+    if argv is None:
+        streams.open_standard_streams()
+        streams.restart_in_utf8()
+        streams.end_when_unread()
+    return streams.exit_code(_exit_code(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
         with _termination_unwinds():
-            return _main(list(sys.argv[1:] if argv is None else argv))
+            return _main(arguments)
+    except streams.LostOutputError:
+        return DONE  # the streams know why
     except ConfigError as error:
         lines = str(error).splitlines()
         return _failed("\n  ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else error, MISTAKE)
@@ -106,6 +120,7 @@ def _termination_unwinds() -> Iterator[None]:
 
 
 def _main(arguments: list[str]) -> int:
+    _check_readable(arguments)
     first = arguments[0] if arguments else ""
     if first in ("--help", "-h", ""):
         print(_overview(), file=sys.stdout if first else sys.stderr)
@@ -119,6 +134,15 @@ def _main(arguments: list[str]) -> int:
         raise UserError(_unknown_command(first))
     _run_command(first, arguments[1:])
     return DONE
+
+
+def _check_readable(arguments: list[str]) -> None:
+    for text in arguments:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # Python has decoded what is no UTF-8 as lone surrogates
+            rule = "holds bytes that are no UTF-8; write it in UTF-8, and rename the file if it is a path"
+            raise UserError(f"{text!a}: {rule}") from None
 
 
 def _overview() -> str:
@@ -148,6 +172,10 @@ def _unknown_command(name: str) -> str:
 
 
 def _run_command(name: str, arguments: list[str]) -> None:
+    try:
+        os.getcwd()
+    except OSError:  # Hydra and relative paths need it
+        raise UserError("the current folder no longer exists; change to another one") from None
     flags = _flags(name, arguments)
     with _hydra(name, flags) as hydra, _hydra_errors_in_one_line():
         session = _Session(hydra, name, flags)
@@ -342,6 +370,8 @@ class _Session:
 
 
 def _start(name: str, config: "Config") -> None:
+    if COMMANDS[name].makes:
+        streams.go_on_unread()
     importlib.import_module(f"orchestrator.commands.{name}").run(config)
 
 

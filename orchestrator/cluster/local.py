@@ -25,6 +25,7 @@ from orchestrator.cluster.notices import ended_after_grace, forward_notices
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.display.progress import ProgressDisplay
+from orchestrator.display.streams import open_standard_streams
 from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.errors import HardwareError, OrchestratorError, StoppedError, WorkerError, exit_code
 from orchestrator.runs.run import Job
@@ -122,6 +123,7 @@ def _kill_workers() -> None:
 @record
 def _worker(job: Job, use_gpu: bool) -> tuple[int, int] | None:
     """Train on this worker; return signal and step if it was stopped."""
+    open_standard_streams()  # a worker goes on when the terminal is gone or the log's disk is full
     fork_server.unblock_notices()
     threading.Thread(target=_end_with_driver, daemon=True, name="driver").start()
     try:
