@@ -219,7 +219,7 @@ class OptimizerConfig(Config):
     learning_rate: Identity[PositiveFloat] = 1e-3
     """Highest learning rate."""
     min_learning_rate: Identity[NonNegativeFloat] = 1e-4
-    """Learning rate at the last step."""
+    """Learning rate at the last step, unless the schedule is constant or the warm-up as long as the run."""
     schedule: Identity[Literal["cosine", "linear", "constant", "wsd"]] = "cosine"
     """Shape after warm-up; `wsd` stays constant and falls linearly over the last `decay_fraction`."""
     warmup_steps: Identity[NonNegativeInt] = 100

@@ -9,8 +9,10 @@ from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.cluster.launchers import launcher_for
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.groups import StorageConfig
+from orchestrator.configuration.rules import notes
 from orchestrator.display.progress import ProgressDisplay, prepare_progress
 from orchestrator.display.results import show_results
+from orchestrator.display.terminal import print_line
 from orchestrator.runs import run as runs
 from orchestrator.runs.events import DRIVER_KINDS, EventLog
 from orchestrator.runs.goodput import goodput
@@ -24,6 +26,8 @@ def run(config: PretrainConfig) -> None:
     """Prepare the data, train and show the results; for a complete run only show them."""
     storage = Storage(config.storage.root)
     launcher = launcher_for(config)
+    for line in notes(config):
+        print_line(line)
     requirements = DataRequirements(
         max_vocab_size=config.model.vocab_size, sequence_length=config.training.sequence_length
     )

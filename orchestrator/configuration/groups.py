@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from modules.config import Config, Identity, Runtime
 
@@ -12,6 +12,22 @@ _PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types"
 _FLOAT16_SETTINGS = {"enabled", "auto_cast", "fp16_master_weights_and_grads"}
 """Settings of DeepSpeed that would change the precision; the others below `fp16` belong to the loss scale."""
 BestMetric = Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]
+
+
+_LONGEST_NAME = 128
+"""Characters in a name in W&B, whose server refuses longer ones (wandb 0.31.0: wandb_settings.py, _validators.py)."""
+
+
+def _can_be_in_an_address(value: str) -> str:
+    found = re.search(r"[/\\#?%:\x00-\x1f]", value)
+    if found:
+        raise ValueError(f"must not contain {found[0]!r}, nor any other of / \\ # ? % : or a control character")
+    return value
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
+_AddressPart = Annotated[_Name, AfterValidator(_can_be_in_an_address)]
+_Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class RunConfig(Config):
@@ -29,6 +45,8 @@ class RunConfig(Config):
             raise ValueError(
                 "must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores"
             )
+        if value is not None and len(value) > _LONGEST_NAME:
+            raise ValueError(f"has {len(value)} characters, and may have {_LONGEST_NAME}")
         return value
 
 
@@ -168,13 +186,13 @@ class TrackingConfig(Config):
 
     mode: Runtime[Literal["auto", "online", "offline", "disabled"]] = "auto"
     """`auto`: online with a key in the environment, else offline."""
-    project: Runtime[str] = "gpt-orchestrator"
+    project: Runtime[_AddressPart] = "gpt-orchestrator"
     """The W&B project."""
-    entity: Runtime[str | None] = None
+    entity: Runtime[_AddressPart | None] = None
     """The W&B user or team; null takes the owner of the API key."""
-    tags: Runtime[tuple[str, ...]] = ()
+    tags: Runtime[tuple[_Tag, ...]] = ()
     """Tags of the W&B run."""
-    group: Runtime[str | None] = None
+    group: Runtime[_Name | None] = None
     """Group of the W&B run."""
     num_samples: Runtime[NonNegativeInt] = 3
     """Texts that are generated and logged after each validation."""

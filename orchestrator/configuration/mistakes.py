@@ -35,6 +35,8 @@ _RULES = {
     "less_than_equal": "must be at most {le}",
     "too_short": "must have {min_length} or more values",
     "too_long": "must have {max_length} or fewer values",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have {max_length} or fewer characters",
     "string_pattern_mismatch": "must match {pattern}",
     "missing": "must be given",
 }

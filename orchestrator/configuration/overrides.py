@@ -7,18 +7,21 @@ reports all unknown keys at once. Text is taken literally: prompt=Hello, you nee
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modules.config import Config
 from orchestrator.configuration.schema import (
     choices,
     class_at,
     field_at,
+    holds_text,
     nearest,
     nearest_keys,
     shown,
+    takes_null,
     takes_text,
     takes_texts,
+    typed,
 )
 from orchestrator.errors import ConfigError
 
@@ -62,29 +65,26 @@ class Reader:
         """
         key, value = _split(text)
         if parsed is None:
-            return self._text(key, value) if self._takes_text(key, value) else self._unreadable(text)
+            return f"++{key}={_literal(value)}" if self._takes_text(key, value) else self._unreadable(text)
         key = parsed.key_or_group
         if parsed.is_hydra_override() or parsed.is_delete() or parsed.package is not None:
             return text
         if key in self.groups.options or "/" in key:
             return self._group(parsed, value)
-        if self._takes_text(key, value) and not (self.sweeps and parsed.is_sweep_override()):
-            return self._text(key, value)
-        if parsed.is_sweep_override() and not self.sweeps:
+        swept = parsed.is_sweep_override() and self.sweeps
+        if self._takes_text(key, value) and not swept:
+            return f"++{key}={_literal(_without_quotes(parsed, value))}"
+        if parsed.is_sweep_override() and not swept:
             raise ConfigError(f"{text}: one value is expected; write [a,b] for a list, or add --multirun to run each")
-        return f"++{key}={value}"
+        field = field_at(self.kind, key.split("."))
+        items = _literal_items(parsed.value()) if field and holds_text(field) else None
+        return f"++{key}={items or value}"
 
     def _takes_text(self, key: str, value: str) -> bool:
         field = field_at(self.kind, key.split("."))
-        if field is None or not takes_text(field) or "${" in value or value == "null":
+        if field is None or not takes_text(field) or (value == "null" and takes_null(field)):
             return False
-        quoted = value[:1] in ("'", '"') and value[-1:] == value[:1] and len(value) > 1
-        return not quoted and not (takes_texts(field) and (value[:1] == "[" or "," in value))
-
-    def _text(self, key: str, value: str) -> str:
-        """Quote `value`; Hydra reads backslashes before a quote as escapes, and literally elsewhere."""
-        escaped = re.sub(r'(\\*)("|$)', lambda part: part[1] * 2 + ('\\"' if part[2] else ""), value)
-        return f'++{key}="{escaped}"'
+        return not (takes_texts(field) and (value[:1] == "[" or "," in value))
 
     def _unreadable(self, text: str) -> str:
         key, value = _split(text)
@@ -142,3 +142,32 @@ def _split(text: str) -> tuple[str, str]:
     """Return key and value; the key is empty where there is none."""
     found = _KEY.match(text)
     return (found[1], text[found.end() :]) if found else ("", text)
+
+
+def _without_quotes(parsed: "Override", value: str) -> str:
+    """Return the text that the user has put in quotes, or else all of `value`."""
+    text = parsed.value()
+    return text if value[:1] in ("'", '"') and isinstance(text, str) else value
+
+
+def _literal_items(value: Any) -> str | None:
+    """Return a list or a sweep with each text in it taken literally; None for other values."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_item, value))}]"
+    items = getattr(value, "list", None)
+    return ",".join(map(_item, items)) if items else None
+
+
+def _item(value: Any) -> str:
+    text = getattr(value, "text", value)
+    return _literal(text) if isinstance(text, str) else _literal_items(text) or typed(text)
+
+
+def _literal(text: str) -> str:
+    """Quote `text` for Hydra, and escape what OmegaConf would take for an interpolation, ${…}.
+
+    OmegaConf reads backslashes before ${ as escapes, and Hydra those before a quote; elsewhere both leave them alone.
+    """
+    plain = re.sub(r"(\\*)\$\{", lambda part: part[1] * 2 + "\\${", text)
+    escaped = re.sub(r'(\\*)("|$)', lambda part: part[1] * 2 + ('\\"' if part[2] else ""), plain)
+    return f'"{escaped}"'

@@ -23,6 +23,20 @@ def cross_group_mistakes(config: TrainingRunConfig, unusable: Collection[str] = 
     return [line for groups, rule in RULES_BETWEEN_GROUPS if groups <= usable for line in rule(config)]
 
 
+def notes(config: TrainingRunConfig) -> list[str]:
+    """Return a line about each valid setting that does something else than a reader of its name would expect."""
+    optimizer, num_steps = config.optimizer, config.training.num_steps
+    if optimizer.warmup_steps < num_steps:
+        return []
+    highest = optimizer.learning_rate * num_steps / optimizer.warmup_steps
+    peak = "" if optimizer.warmup_steps == num_steps else f", never reaches {optimizer.learning_rate:g}"
+    return [
+        f"note: optimizer.warmup_steps={optimizer.warmup_steps}: not below training.num_steps={num_steps}, so "
+        f"the whole run is warm-up: the learning rate rises to {highest:.2g} at the last step{peak} and "
+        f"does not fall to {optimizer.min_learning_rate:g}"
+    ]
+
+
 def _batches_are_divisible(config: TrainingRunConfig) -> list[str]:
     lines = [_batch_mistakes(config.training, num_workers) for num_workers in config.cluster.worker_counts]
     return [line for found in lines for line in found]

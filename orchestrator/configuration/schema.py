@@ -1,6 +1,7 @@
 """Look-ups in the configuration classes: fields by path, nearest names, values as a user types them."""
 
 import difflib
+import re
 import types
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -12,6 +13,7 @@ from modules.config import Config
 from orchestrator.storage.redaction import redact
 
 _LONGEST_VALUE = 80
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ALIKE = 0.7
 """Ratio of difflib from which on one name counts as a misspelling of another."""
 
@@ -60,6 +62,19 @@ def explanation(field: FieldInfo | None) -> str:
     return " ".join((field.description or "").replace("`", "").split()) if field else ""
 
 
+def typed(value: Any) -> str:
+    """Return `value` as it is typed on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{typed(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(typed, value))}]"
+    if value is None:
+        return "null"
+    return str(value) if value != "" else "''"
+
+
 def takes_text(field: FieldInfo) -> bool:
     """Return whether the field accepts any text."""
     return any(part is str for part in _alternatives(field.annotation)) or takes_texts(field)
@@ -69,6 +84,16 @@ def takes_texts(field: FieldInfo) -> bool:
     """Return whether the field accepts a list of texts, or a single text in its place."""
     takes_one = any(isinstance(item, BeforeValidator) for item in field.metadata)
     return takes_one and get_args(field.annotation) == (str, ...)
+
+
+def takes_null(field: FieldInfo) -> bool:
+    """Return whether null is a value of the field."""
+    return type(None) in _alternatives(field.annotation)
+
+
+def holds_text(field: FieldInfo) -> bool:
+    """Return whether the field's value, or each item of its list, is any text."""
+    return takes_text(field) or any(_alternatives(item) == [str] for item in get_args(field.annotation)[:1])
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
@@ -100,20 +125,8 @@ def dotted(path: Sequence[str | int]) -> str:
 
 def shown(value: Any) -> str:
     """Return `value` as it is typed on the command line, shortened and with the credentials of URLs redacted."""
-    text = redact(_typed(value))
+    text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], redact(typed(value)))  # a message is one line
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
-
-
-def _typed(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_typed(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_typed, value))}]"
-    if value is None:
-        return "null"
-    return str(value) if value != "" else "''"
 
 
 def _alternatives(annotation: Any) -> list[Any]:

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.table import Table
-from rich.text import Text
 
-from orchestrator.display.terminal import loss, new_console, new_table, print_line, printable
+from orchestrator.display.terminal import loss, new_console, new_table, print_line, write_text
 from orchestrator.display.units import count, duration, percent, size
 from orchestrator.runs.goodput import Goodput
 
@@ -79,18 +78,18 @@ def show_samples(prompt: str, samples: Sequence[str]) -> None:
     console = new_console()
     for number, sample in enumerate(samples, start=1):
         console.rule(f"sample {number} of {len(samples)}", align="left", style="dim", characters="-")
-        console.print(Text.assemble((printable(console, prompt), "bold"), printable(console, sample)), soft_wrap=False)
+        write_text(console, prompt, style="bold")
+        write_text(console, f"{sample}\n")
     console.rule(style="dim", characters="-")
 
 
 def stream_text(prompt: str, pieces: Iterable[str]) -> None:
     """Show a prompt, and its continuation piece by piece as it arrives."""
     console = new_console()
-    console.print(Text(printable(console, prompt), style="bold"), end="", soft_wrap=True)
+    write_text(console, prompt, style="bold")
     for piece in pieces:
-        console.file.write(printable(console, piece))
-        console.file.flush()
-    console.file.write("\n")
+        write_text(console, piece)
+    write_text(console, "\n")
 
 
 def _figures_table(title: str, metrics: Mapping[str, float]) -> Table:

@@ -33,3 +33,16 @@ def printable(console: Console, text: str) -> str:
 def print_line(line: str) -> None:
     """Print a line as it is, without wrapping, so that a path or a command in it can be copied."""
     new_console().print(Text(line), soft_wrap=True)
+
+
+def write_text(console: Console, text: str, style: str = "") -> None:
+    """Write a text letter by letter, with the line breaks that are in it and no others.
+
+    In a file or a pipe nothing is done to it; rich would drop control characters and turn tabs into spaces.
+    """
+    shown = printable(console, text)
+    if style and shown and console.is_terminal:
+        console.print(Text(shown, style=style), end="", soft_wrap=True)
+    else:
+        console.file.write(shown)
+        console.file.flush()

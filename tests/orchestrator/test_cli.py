@@ -114,6 +114,11 @@ def test_experiment_is_chosen_with_and_without_a_plus(started: Started) -> None:
         "true",
         "a=b, c = d # e",
         "",
+        "null",
+        "${HOME} and \\\\${HOME}\\",
+        "${",
+        "'Hi,' she said, 'go'",
+        "Größe",
     ],
 )
 def test_text_arrives_word_for_word(prompt: str, started: Started) -> None:
@@ -121,6 +126,26 @@ def test_text_arrives_word_for_word(prompt: str, started: Started) -> None:
     (config,) = started
     assert isinstance(config, GenerateConfig)
     assert config.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        (["data.path=[${HOME}/a,'b ${x}',c d]"], ("${HOME}/a", "b ${x}", "c d")),
+        (["data.path='${HOME}'"], ("${HOME}",)),
+        (["data.path=a", "data.text_field=${x}"], ("a",)),
+    ],
+)
+def test_text_in_lists_and_quotes_is_taken_literally(
+    words: list[str], texts: tuple[str, ...], started: Started
+) -> None:
+    assert main(["prepare", "data=files", *words]) == 0
+    assert started[0].data.path == texts
+
+
+def test_swept_texts_are_taken_literally(started: Started) -> None:
+    assert main(["generate", "-m", "model.path=x", "prompt='a, ${HOME}',b"]) == 0
+    assert [config.prompt for config in started] == ["a, ${HOME}", "b"]
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/corpus/*.jsonl.gz", "/a b/c(1).txt", "~/x@y.txt"])
@@ -183,7 +208,7 @@ def test_all_mistakes_are_reported_in_one_message(capsys: pytest.CaptureFixture[
         (["pretrain", "modl/tiny=3"], "no such group"),
         (["pretrain", "~model.nope"], "'model.nope' does not exist"),
         (["pretrain", "hydra.nope=1"], "hydra.nope"),
-        (["pretrain", "data=files", "data.path=${oc.env:NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
+        (["pretrain", "training.num_steps=${oc.env:NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
         (["pretrain", "--config-dir", "nowhere"], "no such folder"),
         (["pretrain", "--config-name", "nope"], "nope"),
         (["pretrain", "--experimental-rerun", "x"], "pickle"),
@@ -198,6 +223,8 @@ def test_all_mistakes_are_reported_in_one_message(capsys: pytest.CaptureFixture[
         (["runs", "show", "one", "two"], "two: is neither a field nor a group"),
         (["runs", "quickstart"], "quickstart: is neither a field nor a group"),
         (["generate", "model.path=x", "temperature=-1"], "temperature=-1: must be at least 0"),
+        (["generate", "model.path=x", "prompt=a\udcff"], "'prompt=a\\udcff': holds bytes that are no UTF-8"),
+        (["pretrain", "tracking.project=a\nb"], "error: tracking.project=a\\nb: must not contain '\\n'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -10,6 +10,8 @@ from orchestrator.configuration.mistakes import mistakes_in, validated
 from orchestrator.configuration.rules import RULES_BETWEEN_GROUPS
 from orchestrator.errors import ConfigError
 
+CHARACTERS = r"/ \ # ? % : or a control character"
+
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"model": {"num_layer": 3}}, "model.num_layer=3: unknown; did you mean model.num_layers?"),
     ({"num_layers": 3}, "num_layers=3: unknown; did you mean model.num_layers?"),
@@ -46,6 +48,15 @@ CASES: list[tuple[dict[str, Any], str]] = [
         {"run": {"name": "a/b"}},
         "run.name=a/b: must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores",
     ),
+    ({"run": {"name": "n" * 300}}, f"run.name={'n' * 79}…: has 300 characters, and may have 128"),
+    *[
+        ({"tracking": {name: "a/b"}}, f"tracking.{name}=a/b: must not contain '/', nor any other of {CHARACTERS}")
+        for name in ("project", "entity")
+    ],
+    *[({"tracking": {name: ""}}, f"tracking.{name}='': must not be empty") for name in ("project", "entity", "group")],
+    ({"tracking": {"tags": [""]}}, "tracking.tags.0='': must not be empty"),
+    ({"tracking": {"tags": ["t" * 70]}}, f"tracking.tags.0={'t' * 70}: must have 64 or fewer characters"),
+    ({"tracking": {"group": "ü" * 129}}, f"tracking.group={'ü' * 79}…: must have 128 or fewer characters"),
 ]
 
 

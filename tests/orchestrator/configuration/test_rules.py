@@ -6,9 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from modules.data.batches import Share
+from modules.optimizer import learning_rate
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.groups import ClusterConfig, RunConfig, StrategyConfig
-from orchestrator.configuration.rules import cross_group_mistakes, micro_batch_size
+from orchestrator.configuration.rules import cross_group_mistakes, micro_batch_size, notes
 
 
 def pretrain(**groups: Any) -> PretrainConfig:
@@ -130,3 +131,19 @@ def test_configuration_is_frozen_and_comes_back_from_plain_data() -> None:
     with pytest.raises(ValidationError):
         config.run = RunConfig(name="other")  # type: ignore[misc]
     assert PretrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "told"),
+    [
+        (99, ""),
+        (100, "rises to 0.001 at the last step and does not fall to 0.0001"),
+        (200, "rises to 0.0005 at the last step, never reaches 0.001 and does not fall to 0.0001"),
+    ],
+)
+def test_a_warm_up_as_long_as_the_run_is_told(warmup_steps: int, told: str) -> None:
+    config = pretrain(optimizer={"warmup_steps": warmup_steps}, training={"num_steps": 100})
+    lines = notes(config)
+    assert [told in line for line in lines] == [True] * bool(told)
+    peak = learning_rate(config.optimizer, 99, 100)
+    assert not told or f"rises to {peak:g} " in lines[0]

@@ -1,5 +1,7 @@
 """What commands show of their results."""
 
+from typing import Any
+
 import pytest
 
 from orchestrator.display.results import show_evaluation, show_results, show_samples, stream_text
@@ -42,3 +44,10 @@ def test_samples_are_numbered_and_keep_their_letters(capsys: pytest.CaptureFixtu
 def test_streamed_text_is_the_text_and_a_line_end(capsys: pytest.CaptureFixture[str]) -> None:
     stream_text("a", iter(["b", "", "\n c"]))
     assert capsys.readouterr().out == "ab\n c\n"
+
+
+@pytest.mark.parametrize("show", [lambda prompt, text: show_samples(prompt, [text, ""]), stream_text])
+def test_text_in_a_file_is_what_the_model_wrote(show: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\t" + "word " * 40 + "\r\n\x07 :smile: 你好" * 30
+    show("\tprompt " * 20, text)
+    assert "\tprompt " * 20 + text + "\n" in capsys.readouterr().out
