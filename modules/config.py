@@ -1,19 +1,10 @@
 """Frozen configurations of what is trained: data, tokenizer, model, objective, optimizer and training."""
 
+import math
 from enum import Enum
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Role(Enum):
@@ -32,6 +23,21 @@ Runtime = Annotated[T, Role.RUNTIME]
 Input = Annotated[T, Role.INPUT]
 """Path of an input. The identity of its content is part of the recipe, the path is not."""
 
+# Every number has an upper bound, far above what anybody needs: what computes with it neither overflows nor loops.
+MOST_STEPS, MOST_SEQUENCES = 10**10, 2**28
+"""Their product numbers every sample of a run in 63 bits."""
+Count = Annotated[int, Field(gt=0, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+Steps = Annotated[int, Field(gt=0, le=MOST_STEPS)]
+Sequences = Annotated[int, Field(gt=0, le=MOST_SEQUENCES)]
+Width = Annotated[int, Field(gt=0, le=2**20)]
+Length = Annotated[int, Field(gt=0, le=2**27)]
+NumBytes = Annotated[int, Field(gt=0, le=2**60)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
+"""A timer takes no more than 292 years."""
+Factor = Annotated[float, Field(ge=0, le=1e6)]
+Small = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Precision = Annotated[Literal["32", "bf16", "16", "bf16-true", "16-true"], BeforeValidator(str)]
 ObjectiveName = Literal["clm", "mlm"]
@@ -48,6 +54,25 @@ class Config(BaseModel):
     """A validated, immutable part of the configuration: unknown keys are mistakes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_flag_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        types = _types_in(cls.model_fields[str(info.field_name)].annotation)
+        if _holds_flag(value) and types & {int, float} and bool not in types:
+            raise ValueError("must be a number, and true and false are none")
+        return value
+
+
+def _holds_flag(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_holds_flag, items))
+
+
+def _types_in(annotation: Any) -> set[type]:
+    if isinstance(annotation, type) and not get_args(annotation):
+        return {annotation}
+    return {found for part in get_args(annotation) for found in _types_in(part)}
 
 
 class DataConfig(Config):
@@ -67,9 +92,9 @@ class DataConfig(Config):
     """Share of the text that is held out."""
     split: Identity[Literal["document", "position"]] = "document"
     """`document`: held out by a hash of each document; `position`: the end of the stream."""
-    max_bytes: Identity[PositiveInt | None] = None
+    max_bytes: Identity[NumBytes | None] = None
     """Read at most this many bytes of text (UTF-8); null reads all."""
-    num_processes: Runtime[PositiveInt | None] = None
+    num_processes: Runtime[Annotated[int, Field(gt=0, le=4096)] | None] = None
     """Number of tokenising processes; null takes one per core."""
 
     @model_validator(mode="after")
@@ -88,11 +113,11 @@ class TokenizerConfig(Config):
 
     kind: Identity[Literal["bpe", "char", "byte", "file"]] = "bpe"
     """`bpe`: byte-level BPE trained on this data; `char`; `byte`; `file`: an existing tokenizer.json."""
-    vocab_size: Identity[Annotated[int, Field(ge=300)]] = 8192
+    vocab_size: Identity[Annotated[int, Field(ge=300, le=2**24)]] = 8192
     """Largest vocabulary of a trained BPE, special tokens included; the other kinds determine their own size."""
     path: Input[str | None] = None
     """The tokenizer.json of `kind=file`, any fsspec URL."""
-    max_training_bytes: Identity[PositiveInt] = 32 * 2**20
+    max_training_bytes: Identity[NumBytes] = 32 * 2**20
     """A BPE is trained on at most this many bytes from the start of the training text."""
 
     @model_validator(mode="after")
@@ -107,31 +132,32 @@ class ModelConfig(Config):
 
     family: Identity[Literal["gpt2"]] = "gpt2"
     """`gpt2`: learned positions, LayerNorm before each block, GELU, biases."""
-    num_layers: Identity[PositiveInt] = 4
+    num_layers: Identity[Annotated[int, Field(gt=0, le=10_000)]] = 4
     """Transformer blocks."""
-    num_heads: Identity[PositiveInt] = 4
+    num_heads: Identity[Width] = 4
     """Attention heads."""
-    num_kv_heads: Identity[PositiveInt | None] = None
+    num_kv_heads: Identity[Width | None] = None
     """Key and value heads; null takes num_heads, the only choice of the gpt2 family."""
-    hidden_dim: Identity[PositiveInt] = 128
+    hidden_dim: Identity[Width] = 128
     """Width of the residual stream."""
-    mlp_dim: Identity[PositiveInt | None] = None
+    mlp_dim: Identity[Annotated[int, Field(gt=0, le=2**24)] | None] = None
     """Width inside the feed-forward block; null takes 4 x hidden_dim."""
-    max_positions: Identity[PositiveInt] = 256
+    max_positions: Identity[Length] = 256
     """Longest sequence in tokens."""
-    vocab_size: Identity[PositiveInt | None] = None
+    vocab_size: Identity[Annotated[int, Field(gt=0, le=2**24)] | None] = None
     """Rows of the embedding; null takes the tokenizer's size. Padded to a multiple of 64 in memory."""
     dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     """Dropout probability after embeddings, attention and feed-forward blocks."""
     tie_embeddings: Identity[bool] = True
     """The output head shares the token embedding's weights."""
-    norm_epsilon: Identity[PositiveFloat] = 1e-5
+    norm_epsilon: Identity[Small] = 1e-5
     """Added to the variance in each normalisation."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
         if self.hidden_dim % self.num_heads:
-            divisors = [n for n in range(1, self.hidden_dim + 1) if self.hidden_dim % n == 0]
+            small = [n for n in range(1, math.isqrt(self.hidden_dim) + 1) if self.hidden_dim % n == 0]
+            divisors = {*small, *(self.hidden_dim // n for n in small)}
             nearest = sorted(sorted(divisors, key=lambda n: abs(n - self.num_heads))[:2])
             raise ValueError(
                 f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}; "
@@ -155,11 +181,11 @@ class ModelConfig(Config):
 class PhaseConfig(Config):
     """A part of pretraining with fixed objective weights."""
 
-    weights: Identity[dict[ObjectiveName, NonNegativeFloat]]
+    weights: Identity[dict[ObjectiveName, Factor]]
     """Weight of each objective's loss in the sum that is minimised."""
-    fraction: Identity[Annotated[float, Field(gt=0, le=1)] | None] = None
+    fraction: Identity[Small | None] = None
     """Length as a share of training.num_steps."""
-    steps: Identity[PositiveInt | None] = None
+    steps: Identity[Steps | None] = None
     """Length in steps, instead of a fraction."""
 
     @model_validator(mode="after")
@@ -216,23 +242,23 @@ class OptimizerConfig(Config):
 
     name: Identity[Literal["adamw"]] = "adamw"
     """AdamW (Loshchilov and Hutter 2019)."""
-    learning_rate: Identity[PositiveFloat] = 1e-3
+    learning_rate: Identity[Annotated[float, Field(gt=0, le=1e6)]] = 1e-3
     """Highest learning rate."""
-    min_learning_rate: Identity[NonNegativeFloat] = 1e-4
+    min_learning_rate: Identity[Factor] = 1e-4
     """Learning rate at the last step, unless the schedule is constant or the warm-up as long as the run."""
     schedule: Identity[Literal["cosine", "linear", "constant", "wsd"]] = "cosine"
     """Shape after warm-up; `wsd` stays constant and falls linearly over the last `decay_fraction`."""
-    warmup_steps: Identity[NonNegativeInt] = 100
+    warmup_steps: Identity[Annotated[int, Field(ge=0, le=MOST_STEPS)]] = 100
     """Steps of linear warm-up."""
-    decay_fraction: Identity[Annotated[float, Field(gt=0, le=1)]] = 0.2
+    decay_fraction: Identity[Small] = 0.2
     """Share of the steps in which `wsd` decays."""
     betas: Identity[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]] = (0.9, 0.95)
     """Decay rates of the two moments."""
-    epsilon: Identity[PositiveFloat] = 1e-8
+    epsilon: Identity[Small] = 1e-8
     """Added to the square root of the second moment."""
-    weight_decay: Identity[NonNegativeFloat] = 0.1
+    weight_decay: Identity[Factor] = 0.1
     """Decoupled weight decay, on matrices only."""
-    gradient_clip_norm: Identity[PositiveFloat | None] = 1.0
+    gradient_clip_norm: Identity[Annotated[float, Field(gt=0, le=1e30)] | None] = 1.0
     """Largest norm of the gradient over all parameters; null never clips."""
 
     @model_validator(mode="after")
@@ -247,23 +273,23 @@ class OptimizerConfig(Config):
 class TrainingConfig(Config):
     """Length, batches and precision of the training."""
 
-    num_steps: Identity[PositiveInt] = 1000
+    num_steps: Identity[Steps] = 1000
     """Optimizer steps."""
-    sequence_length: Identity[Annotated[int, Field(gt=1)]] = 256
+    sequence_length: Identity[Annotated[Length, Field(gt=1)]] = 256
     """Tokens in a sequence."""
-    global_batch_size: Identity[PositiveInt] = 32
+    global_batch_size: Identity[Sequences] = 32
     """Sequences in a step, over all workers."""
-    micro_batch_size: Runtime[PositiveInt | None] = None
+    micro_batch_size: Runtime[Sequences | None] = None
     """Sequences that a worker computes at once; null takes its whole share of the global batch."""
     precision: Identity[Precision] = "32"
     """`32`; products in half precision: `bf16`, `16` (GPU only); weights and gradients, too: `bf16-true`, `16-true`."""
     attention_scope: Identity[Literal["sequence", "document"]] = "sequence"
     """`document` keeps attention within each document of a packed sequence."""
-    val_interval_steps: Runtime[PositiveInt] = 250
+    val_interval_steps: Runtime[Steps] = 250
     """Validate every this many steps, and at the end."""
-    val_batches: Runtime[PositiveInt] = 10
+    val_batches: Runtime[Count] = 10
     """Global batches in a validation."""
-    log_interval_steps: Runtime[PositiveInt] = 10
+    log_interval_steps: Runtime[Steps] = 10
     """Log and refresh the progress line every this many steps."""
     compile: Runtime[bool] = False
     """Compile the model with torch.compile."""

@@ -4,7 +4,9 @@ import contextlib
 import importlib
 import importlib.metadata
 import logging
+import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -48,6 +50,7 @@ COMMANDS = {
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }
 
+_MOST_SWEPT = 10_000
 DONE, FAILURE, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -342,8 +345,8 @@ class _Session:
         try:
             with _hydra_errors_in_one_line():
                 return _plain(self.hydra.compose_config(self.primary, list(overrides), RunMode.RUN))
-        except ConfigError as error:
-            raise ConfigError("\n".join([*self.mistakes, str(error)])) from error
+        except Exception as error:  # Hydra has read nothing but the arguments, and raises whatever it comes upon
+            raise ConfigError("\n".join([*self.mistakes, _first_line(error)])) from error
 
     def _check_all(self) -> None:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -353,6 +356,9 @@ class _Session:
         fixed = [text for text in self.overrides if text.startswith("hydra")]
         swept = [override for text in self.overrides if text not in fixed and (override := _parsed(text))]
         mistakes = list(self.mistakes)
+        number = math.prod(map(_num_values, swept))
+        if not 0 < number <= _MOST_SWEPT:
+            raise ConfigError(f"--multirun: these are {number:,} runs; a sweep has 1 to {_MOST_SWEPT:,}")
         for job in BasicSweeper.split_arguments(swept, None)[0]:
             mistakes += mistakes_in(self._composed([*job, *fixed]), self.kind)
         if mistakes:
@@ -397,8 +403,18 @@ def _hydra_errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        cause = str(error).strip() or str(error.__cause__)
-        raise ConfigError(cause.splitlines()[0]) from error
+        raise ConfigError(_first_line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error of Hydra, with the reason where it says no more than what it did."""
+    text = str(error).strip() or str(error.__cause__)
+    override = re.match(r"Error merging override \+*(.*)", text)
+    if override and error.__cause__:
+        text = f"{override[1]}: {str(error.__cause__).strip() or type(error.__cause__).__name__}"
+    from orchestrator.storage.redaction import redact
+
+    return redact(text.splitlines()[0])
 
 
 def _parsed(text: str) -> Any:
@@ -408,8 +424,16 @@ def _parsed(text: str) -> Any:
 
     try:
         return OverridesParser.create().parse_override(text)
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # the latter two at numbers and nestings that are too long
         return None
+
+
+def _num_values(override: Any) -> int:
+    """Return how many runs of a sweep an override asks for, without listing them."""
+    value = override.value()
+    if override.is_range_sweep():
+        return max(0, math.ceil((value.stop - value.start) / value.step)) if value.step else 0
+    return len(value.list) if override.is_choice_sweep() else 1
 
 
 def _plain(cfg: "DictConfig") -> Any:

@@ -2,18 +2,24 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field
 
 from modules.config import (
     Config,
+    Count,
     DataConfig,
+    Factor,
     Identity,
     Input,
+    Length,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     Probability,
     Runtime,
+    Seed,
+    Sequences,
+    Small,
     TokenizerConfig,
     TrainingConfig,
 )
@@ -78,11 +84,11 @@ class EvaluateConfig(Config):
     """Null takes the data that the model was trained on, from its recipe."""
     part: Identity[Literal["held_out", "all"]] = "held_out"
     """`held_out`: what data.val_fraction holds out; `all`: the whole text, for a test set of its own."""
-    sequence_length: Identity[Annotated[int, Field(gt=1)] | None] = None
+    sequence_length: Identity[Annotated[Length, Field(gt=1)] | None] = None
     """Tokens in a window; null takes the length that the model was trained with."""
-    batch_size: Runtime[PositiveInt] = 16
+    batch_size: Runtime[Sequences] = 16
     """Windows computed at once."""
-    max_sequences: Identity[PositiveInt | None] = None
+    max_sequences: Identity[Count | None] = None
     """Stop after this many windows; null reads all held-out text."""
     mlm_probability: Identity[Probability | None] = None
     """Share of positions masked for masked accuracy; null takes the model's training value."""
@@ -94,17 +100,17 @@ class GenerateConfig(Config):
     model: ModelPath
     prompt: Identity[str] = ""
     """Text to continue; empty starts from the end-of-text token."""
-    num_sequences: Identity[PositiveInt] = 1
+    num_sequences: Identity[Sequences] = 1
     """Number of continuations."""
-    max_new_tokens: Identity[PositiveInt] = 50
+    max_new_tokens: Identity[Count] = 50
     """Longest continuation in tokens."""
-    temperature: Identity[NonNegativeFloat] = 1.0
+    temperature: Identity[Factor] = 1.0
     """Divides the logits; 0 always takes the most likely token."""
-    top_k: Identity[PositiveInt | None] = None
+    top_k: Identity[Count | None] = None
     """Sample among the k most likely tokens only."""
-    top_p: Identity[Annotated[float, Field(gt=0, le=1)] | None] = None
+    top_p: Identity[Small | None] = None
     """Sample among the most likely tokens that together reach this probability."""
-    seed: Identity[Annotated[int, Field(ge=0, lt=2**63)]] = 1234
+    seed: Identity[Seed] = 1234
     """The same seed gives the same text."""
 
 

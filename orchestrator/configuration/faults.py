@@ -2,9 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
-
-from modules.config import Config, Runtime
+from modules.config import Config, Count, CountOrZero, Runtime, Steps
 
 FaultKind = Literal[
     "kill_rank",
@@ -26,11 +24,11 @@ class FaultsConfig(Config):
 
     kind: Runtime[FaultKind]
     """What goes wrong; the group's options say it in full."""
-    at_step: Runtime[PositiveInt]
+    at_step: Runtime[Steps]
     """It happens in this step, counted from 1, or as soon as possible after it; in saves, in the next one."""
-    rank: Runtime[NonNegativeInt] = 0
+    rank: Runtime[CountOrZero] = 0
     """The worker in which it happens."""
-    times: Runtime[PositiveInt] = 1
+    times: Runtime[Count] = 1
     """How many times it happens in the whole run, restarts included; at most once per step or save."""
 
     @property

@@ -3,9 +3,9 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from modules.config import Config, Identity, Runtime
+from modules.config import Config, Count, CountOrZero, Identity, Runtime, Seconds, Seed, Steps
 
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 _PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types", "communication_data_type"}
@@ -14,6 +14,7 @@ _FLOAT16_SETTINGS = {"enabled", "auto_cast", "fp16_master_weights_and_grads"}
 BestMetric = Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]
 
 
+Workers = Annotated[int, Field(gt=0, le=2**16)]
 _LONGEST_NAME = 128
 """Characters in a name in W&B, whose server refuses longer ones (wandb 0.31.0: wandb_settings.py, _validators.py)."""
 
@@ -35,7 +36,7 @@ class RunConfig(Config):
 
     name: Runtime[str | None] = None
     """The run's folder and its name in W&B; null makes one from the recipe, so the same command continues it."""
-    seed: Identity[Annotated[int, Field(ge=0, lt=2**63)]] = 1234
+    seed: Identity[Seed] = 1234
     """Decides initial weights, data order, masks and samples."""
 
     @field_validator("name")
@@ -99,19 +100,19 @@ class ClusterConfig(Config):
 
     name: Runtime[Literal["local", "ray"]] = "local"
     """`local`: this machine; `ray`: Ray Train, embedded or on an existing cluster."""
-    num_workers: Runtime[PositiveInt | tuple[PositiveInt, PositiveInt]] = 1
+    num_workers: Runtime[Workers | tuple[Workers, Workers]] = 1
     """Training processes; `[min,max]` is elastic (Ray only)."""
-    cpus_per_worker: Runtime[PositiveFloat] = 1
+    cpus_per_worker: Runtime[Annotated[float, Field(gt=0, le=2**16)]] = 1
     """CPUs that Ray sets aside for each worker."""
     gpus_per_worker: Runtime[Annotated[int, Field(ge=0, le=1)] | None] = None
     """0 or 1; null takes one GPU for each worker where there are enough, else none."""
-    max_failures: Runtime[NonNegativeInt] = 3
+    max_failures: Runtime[CountOrZero] = 3
     """Restarts from the last checkpoint after lost or killed workers; the next one fails the run."""
-    max_preemptions: Runtime[NonNegativeInt | None] = None
+    max_preemptions: Runtime[CountOrZero | None] = None
     """Restarts after preempted nodes, counted separately (Ray only); null allows any number."""
-    resize_interval_seconds: Runtime[PositiveFloat] = 60
+    resize_interval_seconds: Runtime[Seconds] = 60
     """With `[min,max]`, how often to check whether the cluster has room for another number of workers."""
-    hang_timeout_seconds: Runtime[PositiveFloat] = 600
+    hang_timeout_seconds: Runtime[Seconds] = 600
     """A worker that finishes no step for this long is considered hung; it must outlast a save and a validation."""
     address: Runtime[str | None] = None
     """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
@@ -146,21 +147,21 @@ class CheckpointConfig(Config):
     """`async`: training waits for a copy in memory, as large as a worker's part; `sync`: for the store, no copy."""
     interval: Runtime[Literal["steps", "auto"]] = "steps"
     """`steps`: every `interval_steps`; `auto`: computed from the measured cost of a save and the rate of faults."""
-    interval_steps: Runtime[PositiveInt] = 250
+    interval_steps: Runtime[Steps] = 250
     """Save every this many steps, and at the end."""
-    mtbf_seconds: Runtime[PositiveFloat | None] = None
+    mtbf_seconds: Runtime[Seconds | None] = None
     """Mean time between faults, for interval=auto; null measures it in the run, at first one day."""
-    keep_last: Runtime[PositiveInt] = 2
+    keep_last: Runtime[Count] = 2
     """Newest checkpoints that are kept."""
-    keep_every_steps: Runtime[PositiveInt | None] = None
+    keep_every_steps: Runtime[Steps | None] = None
     """Checkpoints at multiples of this many steps are kept for good."""
-    keep_best: Runtime[NonNegativeInt] = 0
+    keep_best: Runtime[CountOrZero] = 0
     """This many checkpoints with the best `best_metric` are kept, of those with a validation after their step."""
     best_metric: Runtime[BestMetric] = "val/loss_clm"
     """What decides which checkpoints are best."""
-    max_failed_saves: Runtime[NonNegativeInt] = 3
+    max_failed_saves: Runtime[CountOrZero] = 3
     """Saves in a row that may fail, each one reported; the next failed save, or a failed last save, fails the run."""
-    grace_seconds: Runtime[PositiveFloat] = 60
+    grace_seconds: Runtime[Seconds] = 60
     """Time after a notice of termination for the current step and a last checkpoint."""
 
 
@@ -171,13 +172,13 @@ LEAST_NORMS = 20
 class GuardConfig(Config):
     """Which steps are skipped as bad; one whose loss or gradient is not finite is always skipped."""
 
-    spike_sigma: Identity[PositiveFloat | None] = None
+    spike_sigma: Identity[Annotated[float, Field(gt=0, le=1e6)] | None] = None
     """Skip a step whose gradient norm is this many standard deviations above the mean; null: never."""
-    window_steps: Identity[Annotated[int, Field(ge=LEAST_NORMS)]] = 100
+    window_steps: Identity[Annotated[int, Field(ge=LEAST_NORMS, le=10**6)]] = 100
     """Mean and deviation are of this many earlier good steps; with fewer than 20, no step is a spike."""
-    max_consecutive: Runtime[PositiveInt] = 20
+    max_consecutive: Runtime[Count] = 20
     """This many skipped steps in a row cause a rollback."""
-    max_rollbacks: Runtime[NonNegativeInt] = 3
+    max_rollbacks: Runtime[CountOrZero] = 3
     """Number of rollbacks to a checkpoint, each skipping the data since then; after them the run fails."""
 
 
@@ -194,5 +195,5 @@ class TrackingConfig(Config):
     """Tags of the W&B run."""
     group: Runtime[_Name | None] = None
     """Group of the W&B run."""
-    num_samples: Runtime[NonNegativeInt] = 3
+    num_samples: Runtime[CountOrZero] = 3
     """Texts that are generated and logged after each validation."""

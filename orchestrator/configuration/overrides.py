@@ -13,8 +13,10 @@ from modules.config import Config
 from orchestrator.configuration.schema import (
     choices,
     class_at,
+    config_classes,
     field_at,
     holds_text,
+    is_list,
     nearest,
     nearest_keys,
     shown,
@@ -71,6 +73,8 @@ class Reader:
             return text
         if key in self.groups.options or "/" in key:
             return self._group(parsed, value)
+        if wanted := _item_meant(self.kind, key):
+            raise ConfigError(f"{shown(text)}: {wanted}")
         swept = parsed.is_sweep_override() and self.sweeps
         if self._takes_text(key, value) and not swept:
             return f"++{key}={_literal(_without_quotes(parsed, value))}"
@@ -142,6 +146,18 @@ def _split(text: str) -> tuple[str, str]:
     """Return key and value; the key is empty where there is none."""
     found = _KEY.match(text)
     return (found[1], text[found.end() :]) if found else ("", text)
+
+
+def _item_meant(kind: type[Config], key: str) -> str:
+    """Return what to write for a key that looks for a field in a list itself; empty where it does not."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        field = field_at(kind, parts[:end])
+        if field and is_list(field) and not parts[end].isdigit():
+            path = ".".join(parts[:end])
+            item = ".".join([path, "0", *(parts[end:] if config_classes(field.annotation) else [])])
+            return f"{path} is a list; write {item} for its first item, or give all of it, {path}=[…]"
+    return ""
 
 
 def _without_quotes(parsed: "Override", value: str) -> str:

@@ -96,6 +96,11 @@ def holds_text(field: FieldInfo) -> bool:
     return takes_text(field) or any(_alternatives(item) == [str] for item in get_args(field.annotation)[:1])
 
 
+def is_list(field: FieldInfo) -> bool:
+    """Return whether the field accepts nothing but a list."""
+    return all(get_origin(part) is tuple for part in _alternatives(field.annotation))
+
+
 def choices(field: FieldInfo) -> tuple[str, ...]:
     """Return the values of a field that accepts one of a fixed set."""
     return tuple(str(value) for part in _alternatives(field.annotation) for value in _literal_values(part))

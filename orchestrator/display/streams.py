@@ -6,7 +6,7 @@ import os
 import select
 import sys
 from errno import EPIPE
-from typing import TextIO
+from typing import Any, TextIO
 
 UNREAD = 128 + 13
 """Exit code after the reader of the output has closed its pipe: that of a tool that SIGPIPE (13) has ended."""
@@ -29,7 +29,7 @@ class _Descriptor(io.FileIO):
         self.ends_program = False
         self.is_terminal = self.isatty()
 
-    def write(self, data: memoryview) -> int:  # type: ignore[override]
+    def write(self, data: Any) -> int:
         """Write; what cannot be written is dropped."""
         try:
             return self._write(data)
@@ -39,7 +39,7 @@ class _Descriptor(io.FileIO):
                 raise LostOutputError from error
             return len(data)
 
-    def _write(self, data: memoryview) -> int:
+    def _write(self, data: Any) -> int:
         while (written := super().write(data)) is None:  # another process has made the pipe non-blocking
             select.select([], [self], [])
         return written
