@@ -64,6 +64,12 @@ class Config(BaseModel):
         return value
 
 
+def divisors(number: int) -> list[int]:
+    """Return every divisor of a positive number, in ascending order, without counting up to it."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
 def _holds_flag(value: Any) -> bool:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return isinstance(value, bool) or any(map(_holds_flag, items))
@@ -156,9 +162,7 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
         if self.hidden_dim % self.num_heads:
-            small = [n for n in range(1, math.isqrt(self.hidden_dim) + 1) if self.hidden_dim % n == 0]
-            divisors = {*small, *(self.hidden_dim // n for n in small)}
-            nearest = sorted(sorted(divisors, key=lambda n: abs(n - self.num_heads))[:2])
+            nearest = sorted(sorted(divisors(self.hidden_dim), key=lambda n: abs(n - self.num_heads))[:2])
             raise ValueError(
                 f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}; "
                 f"nearest: {' or '.join(map(str, nearest))}"
@@ -280,7 +284,7 @@ class TrainingConfig(Config):
     global_batch_size: Identity[Sequences] = 32
     """Sequences in a step, over all workers."""
     micro_batch_size: Runtime[Sequences | None] = None
-    """Sequences that a worker computes at once; null takes its whole share of the global batch."""
+    """Sequences that a worker computes at once; null takes its share of the global batch, with the most workers."""
     precision: Identity[Precision] = "32"
     """`32`; products in half precision: `bf16`, `16` (GPU only); weights and gradients, too: `bf16-true`, `16-true`."""
     attention_scope: Identity[Literal["sequence", "document"]] = "sequence"

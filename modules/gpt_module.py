@@ -14,7 +14,8 @@ from modules.generation import Sampling, sample
 from modules.losses import weighted_sum
 from modules.model import GPT
 from modules.objective import Objective
-from modules.optimizer import build_optimizer, learning_rate, parameter_groups
+from modules.optimizer import build_optimizer, parameter_groups
+from modules.schedule import learning_rate
 
 
 class GPTModule(LightningModule):

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -26,6 +26,7 @@ from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
 from orchestrator.cluster.ray_worker import MailboxActor, WorkerNotices, open_mailbox, work
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
+from orchestrator.configuration.rules import one_of, worker_counts
 from orchestrator.distributed.runtime import STOP_SIGNALS, Event
 from orchestrator.errors import HardwareError, StoppedError, WorkerError, exit_code
 from orchestrator.runs.processes import ProcessId
@@ -41,14 +42,15 @@ class RayLauncher:
 
     def __init__(self, config: TrainingRunConfig) -> None:
         self._config, self._grace_seconds = config.cluster, config.checkpoint.grace_seconds
-        present = _present_resources(config.cluster)
-        _check_resources(config.cluster, present)
-        check_device(config, _use_gpu(config.cluster, present))
+        self._worker_counts = worker_counts(config)
+        present, fewest = _present_resources(config.cluster), self._worker_counts[0]
+        _check_resources(config.cluster, fewest, present)
+        check_device(config, _use_gpu(config.cluster, fewest, present))
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
         """See `Launcher.launch`; events of the workers and of Ray Train's controller arrive through a mailbox."""
-        emit({"kind": "note", "text": _start_text(self._config)})
-        _tune(self._config)
+        emit({"kind": "note", "text": _start_text(self._config, self._worker_counts)})
+        _tune(self._worker_counts)
         with _cluster(self._config), tempfile.TemporaryDirectory(prefix="ray-train-") as ray_folder:
             attempt = _Attempt(emit)
             with open_mailbox(attempt.receive) as mailbox:
@@ -58,7 +60,7 @@ class RayLauncher:
                     attempt.run(notices)
 
     def _trainer(self, job: Job, mailbox: MailboxActor, ray_folder: str) -> "_Trainer":
-        use_gpu = _use_gpu(self._config, ray.cluster_resources())
+        use_gpu = _use_gpu(self._config, self._worker_counts[0], ray.cluster_resources())
         max_preemptions = self._config.max_preemptions
         trainer = _Trainer(
             work,
@@ -75,15 +77,16 @@ class RayLauncher:
                 callbacks=[WorkerNotices()],  # type: ignore[list-item]  # Ray Train accepts its internal ones as well
             ),
         )
-        trainer.mailbox = mailbox
+        trainer.mailbox, trainer.worker_counts = mailbox, self._worker_counts
         return trainer
 
     def _scaling(self, use_gpu: bool) -> ScalingConfig:
         resources: dict[str, float] = {"CPU": self._config.cpus_per_worker}
         if use_gpu:
             resources["GPU"] = 1
+        fewest, most = self._worker_counts[0], self._worker_counts[-1]
         return ScalingConfig(
-            num_workers=self._config.num_workers,
+            num_workers=(fewest, most) if fewest < most else most,
             use_gpu=use_gpu,
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=self._config.resize_interval_seconds,
@@ -151,18 +154,17 @@ class _Attempt:
             raise self._stop
 
 
-def _start_text(config: ClusterConfig) -> str:
-    workers = " to ".join(map(str, sorted({min(config.worker_counts), max(config.worker_counts)})))
+def _start_text(config: ClusterConfig, counts: Sequence[int]) -> str:
     where = f"the Ray cluster at {config.address}" if config.address else "an embedded Ray"
-    return f"starting {workers} worker{'s' if workers != '1' else ''} on {where}"
+    return f"starting {one_of(counts)} worker{'s' if counts[-1] > 1 else ''} on {where}"
 
 
-def _tune(config: ClusterConfig) -> None:
+def _tune(counts: Sequence[int]) -> None:
     """Make Ray Train detect a lost worker sooner, unless the user has set these variables; workers get them too."""
-    if max(config.worker_counts) <= _LARGE_GROUP:
+    if counts[-1] <= _LARGE_GROUP:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
-    if len(config.worker_counts) > 1:
+    if len(counts) > 1:
         # workers wait this long for resources that the cluster no longer has; then fewer may do
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 
@@ -171,12 +173,13 @@ class _Trainer(TorchTrainer):
     """Uses our policies, and leaves Ctrl-C to us: Ray's own handler turns it into exit code 1 (ray 2.60.0)."""
 
     mailbox: MailboxActor | None = None
+    worker_counts: Sequence[int] = ()
     _controller: Any = None
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         policies = {
             "failure_policy": Failures(self.run_config.failure_config or FailureConfig(), self.mailbox),
-            "scaling_policy": scaling_policy(self.scaling_config, self.mailbox),
+            "scaling_policy": scaling_policy(self.scaling_config, self.mailbox, self.worker_counts),
         }
         return super()._initialize_and_run_controller(**{**settings, **policies})
 
@@ -264,8 +267,7 @@ def _present_resources(config: ClusterConfig) -> Mapping[str, float]:
         return ray.cluster_resources()
 
 
-def _check_resources(config: ClusterConfig, present: Mapping[str, float]) -> None:
-    fewest = min(config.worker_counts)
+def _check_resources(config: ClusterConfig, fewest: int, present: Mapping[str, float]) -> None:
     wanted = {"CPU": fewest * config.cpus_per_worker, "GPU": float(fewest * (config.gpus_per_worker or 0))}
     for kind, number in wanted.items():
         if number > present.get(kind, 0):
@@ -275,9 +277,9 @@ def _check_resources(config: ClusterConfig, present: Mapping[str, float]) -> Non
             )
 
 
-def _use_gpu(config: ClusterConfig, present: Mapping[str, float]) -> bool:
+def _use_gpu(config: ClusterConfig, fewest: int, present: Mapping[str, float]) -> bool:
     if config.gpus_per_worker is None:
-        return present.get("GPU", 0) >= min(config.worker_counts)
+        return present.get("GPU", 0) >= fewest
     return bool(config.gpus_per_worker)
 
 

@@ -3,7 +3,7 @@
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -119,9 +119,15 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
-def scaling_policy(config: ScalingConfig, mailbox: MailboxActor) -> ScalingPolicy:
-    """Return the policy for a fixed or an elastic number of workers."""
-    return _Elastic(config, mailbox) if config.elasticity_enabled else _Fixed(config)
+def scaling_policy(config: ScalingConfig, mailbox: MailboxActor, worker_counts: Sequence[int]) -> ScalingPolicy:
+    """Return the policy for a fixed or an elastic number of workers.
+
+    Args:
+        config: Ray Train's settings.
+        mailbox: Receives the events of changes.
+        worker_counts: The numbers of workers that a run may have, ascending.
+    """
+    return Elastic(config, mailbox, worker_counts) if config.elasticity_enabled else _Fixed(config)
 
 
 class _Fixed(FixedScalingPolicy):
@@ -131,12 +137,15 @@ class _Fixed(FixedScalingPolicy):
         return label_selector_without(unusable_nodes())
 
 
-class _Elastic(ElasticScalingPolicy):
-    """Detects a lost node at once, and lets workers save before their number is changed on purpose."""
+class Elastic(ElasticScalingPolicy):
+    """Starts only numbers of workers that can share out the batch, and lets workers save before theirs is changed.
 
-    def __init__(self, config: ScalingConfig, mailbox: MailboxActor) -> None:
+    It also detects a lost node at once.
+    """
+
+    def __init__(self, config: ScalingConfig, mailbox: MailboxActor, worker_counts: Sequence[int]) -> None:
         super().__init__(config)
-        self._mailbox = mailbox
+        self._mailbox, self._worker_counts = mailbox, worker_counts
         self._num_workers = 0
         self._in_use: frozenset[str] = frozenset()
 
@@ -171,7 +180,8 @@ class _Elastic(ElasticScalingPolicy):
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
         unusable = unusable_nodes() - self._in_use
         usable = {node: what for node, what in reserved_resources.items() if node not in unusable}
-        return super()._count_possible_workers(usable)
+        room = super()._count_possible_workers(usable)
+        return max((number for number in self._worker_counts if number <= room), default=0)
 
     def _get_reserved_resources(self) -> Any:
         """Request the cluster's current resources: the coordinator's cached answer is up to 20 seconds old."""

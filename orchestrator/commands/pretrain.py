@@ -34,7 +34,7 @@ def run(config: PretrainConfig) -> None:
     with prepare_progress() as progress:
         data_name = prepared_data(storage, config.data, config.tokenizer, requirements, progress)
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
-    if this_run.metrics(storage) is None:
+    if not this_run.is_complete(storage):
         begin = partial(runs.begin, storage, this_run, config)
         with lease(storage, this_run.name, on_removal=begin) as attempt, ProgressDisplay() as display:
             begin()

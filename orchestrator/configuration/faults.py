@@ -1,5 +1,6 @@
 """Injected faults: what a run may break on purpose, when, and the rules about it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from modules.config import Config, Count, CountOrZero, Runtime, Steps
@@ -42,7 +43,7 @@ class FaultsConfig(Config):
         return self.kind in SAVE_KINDS
 
 
-def fault_mistakes(faults: FaultsConfig, worker_counts: range, num_steps: int, keep_last: int) -> list[str]:
+def fault_mistakes(faults: FaultsConfig, worker_counts: Sequence[int], num_steps: int, keep_last: int) -> list[str]:
     """Return the reasons why the fault could not happen or the run could not survive it, one line each.
 
     Args:

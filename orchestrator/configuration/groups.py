@@ -101,7 +101,7 @@ class ClusterConfig(Config):
     name: Runtime[Literal["local", "ray"]] = "local"
     """`local`: this machine; `ray`: Ray Train, embedded or on an existing cluster."""
     num_workers: Runtime[Workers | tuple[Workers, Workers]] = 1
-    """Training processes; `[min,max]` is elastic (Ray only)."""
+    """Training processes; `[min,max]` is elastic (Ray only), with the numbers that can share out the global batch."""
     cpus_per_worker: Runtime[Annotated[float, Field(gt=0, le=2**16)]] = 1
     """CPUs that Ray sets aside for each worker."""
     gpus_per_worker: Runtime[Annotated[int, Field(ge=0, le=1)] | None] = None
@@ -134,7 +134,7 @@ class ClusterConfig(Config):
 
     @property
     def worker_counts(self) -> range:
-        """Every number of workers that this run may have."""
+        """Every number of workers that was asked for; `rules.worker_counts` are those that the batch allows."""
         if isinstance(self.num_workers, tuple):
             return range(self.num_workers[0], self.num_workers[1] + 1)
         return range(self.num_workers, self.num_workers + 1)

@@ -1,16 +1,30 @@
 """How a step is divided among workers, and the rules that join several groups."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from modules.config import ObjectiveConfig, TrainingConfig
+from modules.config import ObjectiveConfig, divisors
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.configuration.faults import fault_mistakes
 
 
+def worker_counts(config: TrainingRunConfig) -> list[int]:
+    """Return the numbers of workers among which the global batch can be shared out, ascending; the run has no other."""
+    size, micro = config.training.global_batch_size, config.training.micro_batch_size or 1
+    return [number for number in config.cluster.worker_counts if size % (number * micro) == 0]
+
+
 def micro_batch_size(config: TrainingRunConfig, num_workers: int) -> int:
-    """Return the number of sequences that each of `num_workers` computes at once."""
-    return config.training.micro_batch_size or config.training.global_batch_size // num_workers
+    """Return the number of sequences that each of `num_workers` computes at once.
+
+    Unless it is set, it is a worker's whole share where there are the most workers. Fewer of them accumulate the rest:
+    a larger micro-batch might not fit into their memory.
+    """
+    training = config.training
+    if training.micro_batch_size:
+        return training.micro_batch_size
+    most = training.global_batch_size // max(worker_counts(config))
+    return max(size for size in divisors(training.global_batch_size // num_workers) if size <= most)
 
 
 def cross_group_mistakes(config: TrainingRunConfig, unusable: Collection[str] = ()) -> list[str]:
@@ -25,21 +39,50 @@ def cross_group_mistakes(config: TrainingRunConfig, unusable: Collection[str] = 
 
 def notes(config: TrainingRunConfig) -> list[str]:
     """Return a line about each valid setting that does something else than a reader of its name would expect."""
+    return [f"note: {line}" for line in (*_long_warmup(config), *_left_out_counts(config))]
+
+
+def _long_warmup(config: TrainingRunConfig) -> list[str]:
     optimizer, num_steps = config.optimizer, config.training.num_steps
     if optimizer.warmup_steps < num_steps:
         return []
     highest = optimizer.learning_rate * num_steps / optimizer.warmup_steps
     peak = "" if optimizer.warmup_steps == num_steps else f", never reaches {optimizer.learning_rate:g}"
     return [
-        f"note: optimizer.warmup_steps={optimizer.warmup_steps}: not below training.num_steps={num_steps}, so "
+        f"optimizer.warmup_steps={optimizer.warmup_steps}: not below training.num_steps={num_steps}, so "
         f"the whole run is warm-up: the learning rate rises to {highest:.2g} at the last step{peak} and "
         f"does not fall to {optimizer.min_learning_rate:g}"
     ]
 
 
-def _batches_are_divisible(config: TrainingRunConfig) -> list[str]:
-    lines = [_batch_mistakes(config.training, num_workers) for num_workers in config.cluster.worker_counts]
-    return [line for found in lines for line in found]
+def _left_out_counts(config: TrainingRunConfig) -> list[str]:
+    counts, asked = worker_counts(config), config.cluster.worker_counts
+    if len(counts) == len(asked):
+        return []
+    return [
+        f"cluster.num_workers=[{asked[0]},{asked[-1]}]: training.global_batch_size={config.training.global_batch_size} "
+        f"can be shared out among {one_of(counts)} workers; the run has no other number of them"
+    ]
+
+
+def one_of(numbers: Sequence[int]) -> str:
+    """Return the numbers as in `1, 2 or 4`."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _batch_can_be_shared_out(config: TrainingRunConfig) -> list[str]:
+    if worker_counts(config):
+        return []
+    training, asked = config.training, config.cluster.worker_counts
+    size, units = training.global_batch_size, [number * (training.micro_batch_size or 1) for number in asked]
+    nearest = {max(size // unit * unit for unit in units), min((size // unit + 1) * unit for unit in units)}
+    product = f"{asked[0]} workers" if len(asked) == 1 else f"any of {asked[0]} to {asked[-1]} workers"
+    product += f" x micro_batch_size {training.micro_batch_size}" if training.micro_batch_size else ""
+    return [
+        f"training.global_batch_size={size}: not divisible by {product}; "
+        f"nearest: {' or '.join(map(str, sorted(nearest - {0})))}"
+    ]
 
 
 def _sequence_fits(config: TrainingRunConfig) -> list[str]:
@@ -85,18 +128,8 @@ def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
 def _fault_can_happen(config: TrainingRunConfig) -> list[str]:
     if config.faults is None:
         return []
-    counts, keep_last = config.cluster.worker_counts, config.checkpoint.keep_last
+    counts, keep_last = worker_counts(config) or config.cluster.worker_counts, config.checkpoint.keep_last
     return fault_mistakes(config.faults, counts, config.training.num_steps, keep_last)
-
-
-def _batch_mistakes(training: TrainingConfig, num_workers: int) -> list[str]:
-    micro = training.micro_batch_size or 1
-    size, unit = training.global_batch_size, num_workers * micro
-    if size % unit == 0:
-        return []
-    nearest = [n for n in (size // unit * unit, (size // unit + 1) * unit) if n > 0]
-    product = f"{num_workers} workers" + (f" x micro_batch_size {micro}" if training.micro_batch_size else "")
-    return [f"training.global_batch_size={size}: not divisible by {product}; nearest: {' or '.join(map(str, nearest))}"]
 
 
 def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
@@ -112,7 +145,7 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
 
 
 RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
-    (frozenset({"training", "cluster"}), _batches_are_divisible),
+    (frozenset({"training", "cluster"}), _batch_can_be_shared_out),
     (frozenset({"training", "model"}), _sequence_fits),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
     (frozenset({"training", "strategy"}), _precision_suits_the_strategy),

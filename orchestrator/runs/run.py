@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
@@ -12,6 +12,7 @@ from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.errors import DamagedFileError, RunMismatchError
+from orchestrator.planning.continuation import is_same_but_for_length, obstacle
 from orchestrator.runs.json_files import read_object, write_object
 from orchestrator.storage.store import Storage
 
@@ -49,6 +50,11 @@ class Run:
     def metrics(self, storage: Storage) -> dict[str, float] | None:
         """Return the final metrics; None until the run is complete."""
         return read_object(storage, self.metrics_name, "delete it and run the same command again to write it anew")
+
+    def is_complete(self, storage: Storage) -> bool:
+        """Return whether all its steps are done; a run that was complete may now have more of them."""
+        metrics, num_steps = self.metrics(storage), self.recipe["training"]["num_steps"]
+        return metrics is not None and metrics.get("progress/step", num_steps) >= num_steps
 
     def where_to_look(self, storage: Storage) -> list[str]:
         """Return lines that say where the tracked data is and how to look at it."""
@@ -102,6 +108,8 @@ def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
 def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]) -> Run:
     """Return the run that `config` names, new or existing; write nothing.
 
+    An existing one may get another number of steps if that changes nothing about those that it has done.
+
     Raises:
         RunMismatchError: a run of this name has another recipe; the message lists what differs.
     """
@@ -110,9 +118,13 @@ def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]
     if begun is None:
         _check_is_new(storage, name)
         return Run(name, recipe, secrets.token_hex(4))
-    if begun.recipe != recipe:
+    if begun.recipe == recipe:
+        return begun
+    if not is_same_but_for_length(begun.recipe, recipe):
         raise RunMismatchError(_mismatch(name, begun.recipe, recipe))
-    return begun
+    if reason := obstacle(begun.recipe, recipe, max(committed_steps(storage, name), default=0)):
+        raise RunMismatchError(f"{_mismatch(name, begun.recipe, recipe)}\n  {reason}")
+    return replace(begun, recipe=recipe)
 
 
 def _check_is_new(storage: Storage, name: str) -> None:
@@ -153,6 +165,7 @@ def folder_names(storage: Storage) -> list[str]:
 
 def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
     """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun."""
+    storage.remove(run.metrics_name)  # of fewer steps
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     storage.write_bytes(f"{run.folder}/{_CONFIG}", settings.encode())
     run.write_identity(storage, [])

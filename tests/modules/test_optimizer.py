@@ -7,7 +7,8 @@ import torch
 
 from modules.config import ModelConfig, OptimizerConfig
 from modules.model import GPT, initialize
-from modules.optimizer import build_optimizer, learning_rate, parameter_groups
+from modules.optimizer import build_optimizer, parameter_groups
+from modules.schedule import learning_rate
 
 CONFIG = OptimizerConfig(learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10)
 NUM_STEPS = 100

@@ -1,6 +1,7 @@
 """What Ray Train's controller decides, without a cluster: it distinguishes and counts faults, preemptions, resizes."""
 
 import socket
+import types
 from typing import Any
 
 import pytest
@@ -152,3 +153,75 @@ def test_workers_are_kept_from_nodes_that_do_not_answer_or_are_about_to_go(monke
         assert ray_policy.unusable_nodes() == {"silent", "going"}
     assert ray_policy.label_selector_without({"silent", "going"}) == {"ray.io/node-id": "!in(going,silent)"}
     assert ray_policy.label_selector_without(set()) is None
+
+
+def elastic_policy(monkeypatch: pytest.MonkeyPatch, mailbox: FakeMailbox, counts: list[int]) -> Any:
+    """Return the policy of a run whose cluster has `policy.room` free CPUs, two on each node."""
+    from ray.train import ScalingConfig
+
+    from orchestrator.cluster import ray_policy
+
+    def nodes() -> dict[str, dict[str, float]]:
+        cpus = [2.0] * (policy.room // 2) + [1.0] * (policy.room % 2)
+        return {str(number): {"CPU": cpu} for number, cpu in enumerate(cpus)}
+
+    scaling = ScalingConfig(num_workers=(counts[0], counts[-1]), elastic_resize_monitor_interval_s=0)
+    policy: Any = ray_policy.scaling_policy(scaling, mailbox, counts)
+    monkeypatch.setattr(ray_policy, "unusable_nodes", set)
+    monkeypatch.setattr(ray_policy.time, "sleep", lambda _: None)
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(policy, "_get_reserved_resources", nodes)
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("asked", "batch", "expected"),
+    [
+        ([1, 8], 32, {0: None, 1: 1, 2: 2, 3: 2, 5: 4, 7: 4, 8: 8, 9: 8, 50: 8}),
+        ([8, 16], 64, {1: None, 7: None, 8: 8, 15: 8, 16: 16, 17: 16}),
+        ([8, 16], 60, {9: None, 10: 10, 11: 10, 14: 12, 16: 15}),
+    ],
+)
+def test_elastic_run_starts_with_the_largest_number_of_workers_that_fits(
+    asked: list[int],
+    batch: int,
+    expected: dict[int, int | None],
+    mailbox: FakeMailbox,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from orchestrator.configuration.commands import PretrainConfig
+    from orchestrator.configuration.rules import worker_counts
+
+    config = PretrainConfig.model_validate(
+        {"training": {"global_batch_size": batch}, "cluster": {"name": "ray", "num_workers": asked}}
+    )
+    policy = elastic_policy(monkeypatch, mailbox, worker_counts(config))
+    started = {}
+    for policy.room in expected:
+        decision = policy.make_decision_for_non_running_worker_group()
+        started[policy.room] = getattr(decision, "num_workers", None)
+    assert started == expected
+
+
+class FakeWorker:
+    """Counts how often it was asked to move."""
+
+    def __init__(self) -> None:
+        self.metadata = types.SimpleNamespace(node_id="node")
+        self.times_moved = 0
+
+    def execute_async(self, _: Any) -> None:
+        self.times_moved += 1
+
+
+def test_elastic_run_moves_only_for_another_number_of_workers_that_fits(
+    mailbox: FakeMailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = elastic_policy(monkeypatch, mailbox, [1, 2, 4, 8])
+    group = types.SimpleNamespace(num_workers=4, workers=[FakeWorker()], start_time=0.0)
+    moved_with = []
+    for policy.room in (4, 5, 7, 8):
+        before = group.workers[0].times_moved
+        policy.make_decision_for_running_worker_group(group, None)
+        moved_with += [policy.room] * (group.workers[0].times_moved - before)
+    assert moved_with == [8]

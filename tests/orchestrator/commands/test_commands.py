@@ -309,3 +309,26 @@ def test_data_prepared_before_is_checked_too(text: Path, copied: Path, capsys: p
     assert main(arguments(text, copied, "run.name=other", "model.vocab_size=64")) == 2
     assert "smaller than the tokenizer's" in capsys.readouterr().err
     assert not (copied / "runs/other").exists()
+
+
+def test_run_continued_with_more_steps_is_the_run_that_had_them_from_the_start(text: Path, tmp_path: Path) -> None:
+    constant = ("optimizer.schedule=constant", "objective=clm", "tracking.mode=disabled")
+    assert main(arguments(text, tmp_path, "run.name=longer", *constant, "training.num_steps=10")) == 0
+    assert main(arguments(text, tmp_path, "run.name=longer", *constant, "training.num_steps=16")) == 0
+    assert main(arguments(text, tmp_path, "run.name=whole", *constant, "training.num_steps=16")) == 0
+    longer, whole = (json.loads((tmp_path / f"runs/{name}/metrics.json").read_bytes()) for name in ("longer", "whole"))
+    for name in ("progress/step", "train/loss", "val/loss_clm", "optimizer/lr"):
+        assert longer[name] == pytest.approx(whole[name], rel=1e-6), name
+    weights = [(tmp_path / f"runs/{name}/model/model.safetensors").read_bytes() for name in ("longer", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_run_is_not_continued_with_steps_that_would_have_changed_those_done(
+    copied: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = arguments(text, copied, "run.name=tiny", "tracking.mode=offline", "training.num_steps=30")
+    recipe = (copied / "runs/tiny/recipe.json").read_bytes()
+    assert main(more) == 2
+    said = capsys.readouterr().err
+    assert "training.num_steps: was 20, now 30\n  it has done 20 steps, and from step 4 on the learning rate" in said
+    assert (copied / "runs/tiny/recipe.json").read_bytes() == recipe

@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from modules.data.batches import Share
-from modules.optimizer import learning_rate
+from modules.schedule import learning_rate
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.groups import ClusterConfig, RunConfig, StrategyConfig
-from orchestrator.configuration.rules import cross_group_mistakes, micro_batch_size, notes
+from orchestrator.configuration.rules import cross_group_mistakes, micro_batch_size, notes, worker_counts
 
 
 def pretrain(**groups: Any) -> PretrainConfig:
@@ -50,12 +50,57 @@ def test_batch_that_cannot_be_shared_out_names_the_nearest_that_can() -> None:
     assert mistake.endswith("nearest: 96 or 120")
 
 
-def test_elastic_batch_must_fit_every_number_of_workers() -> None:
-    cluster = {"name": "ray", "num_workers": [1, 3]}
-    fits = pretrain(training={"global_batch_size": 12}, cluster=cluster, strategy={"name": "ddp"})
-    fits_not = pretrain(training={"global_batch_size": 16}, cluster=cluster, strategy={"name": "ddp"})
-    assert cross_group_mistakes(fits) == []
-    assert "not divisible by 3 workers" in cross_group_mistakes(fits_not)[0]
+def elastic(fewest: int, most: int, batch: int, micro: int | None = None) -> PretrainConfig:
+    return pretrain(
+        training={"global_batch_size": batch, "micro_batch_size": micro},
+        cluster={"name": "ray", "num_workers": [fewest, most]},
+        strategy={"name": "ddp"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "counts"),
+    [
+        (elastic(1, 8, 32), [1, 2, 4, 8]),
+        (elastic(8, 16, 64), [8, 16]),
+        (elastic(8, 16, 60), [10, 12, 15]),
+        (elastic(1, 8, 32, micro=8), [1, 2, 4]),
+        (elastic(1, 8, 840), [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, list) else "",
+)
+def test_elastic_run_uses_the_numbers_of_workers_that_fit_and_says_which(
+    config: PretrainConfig, counts: list[int]
+) -> None:
+    assert worker_counts(config) == counts
+    assert cross_group_mistakes(config) == []
+    *others, last = map(str, counts)
+    said = " ".join(notes(config))
+    assert (f"among {', '.join(others)} or {last} workers" in said) == (len(counts) < len(config.cluster.worker_counts))
+
+
+@pytest.mark.parametrize(
+    ("config", "nearest"), [(elastic(5, 7, 32), [30, 35]), (elastic(5, 6, 7, micro=4), [20]), (elastic(9, 9, 8), [9])]
+)
+def test_elastic_run_without_a_number_that_fits_names_batches_that_would(
+    config: PretrainConfig, nearest: list[int]
+) -> None:
+    (mistake,) = cross_group_mistakes(config)
+    assert mistake.endswith(f"nearest: {' or '.join(map(str, nearest))}")
+    for size in nearest:
+        training = config.training.model_copy(update={"global_batch_size": size})
+        assert cross_group_mistakes(config.model_copy(update={"training": training})) == []
+
+
+@pytest.mark.parametrize("batch", [24, 32, 40, 60, 840])
+def test_micro_batch_never_grows_as_workers_leave(batch: int) -> None:
+    config = elastic(1, 8, batch)
+    counts = worker_counts(config)
+    sizes = [micro_batch_size(config, number) for number in counts]
+    assert sizes[-1] == batch // counts[-1] == max(sizes)
+    for number, size in zip(counts, sizes, strict=True):
+        assert size * number * accumulation_steps(config, number) == batch
+        assert size == sizes[-1] or batch // number % sizes[-1]
 
 
 def test_phases_must_cover_the_steps() -> None:
