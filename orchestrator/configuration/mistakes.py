@@ -10,7 +10,16 @@ from pydantic_core import ErrorDetails
 from modules.config import Config
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.rules import cross_group_mistakes
-from orchestrator.configuration.schema import class_at, dotted, explanation, field_at, nearest, nearest_keys, shown
+from orchestrator.configuration.schema import (
+    class_at,
+    dotted,
+    explanation,
+    field_at,
+    nearest,
+    nearest_group,
+    nearest_keys,
+    shown,
+)
 from orchestrator.errors import ConfigError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -175,8 +184,8 @@ def _to_the_leaf(raw: Mapping[str, Any], path: Path) -> Path:
 
 def _unknown_key(path: Path, kind: type[Config]) -> str:
     known = next(n for n, part in enumerate(path, 1) if isinstance(part, str) and field_at(kind, path[:n]) is None)
-    near = nearest_keys(kind, path[:known]) or nearest_keys(kind, path)
-    if near:
+    group = nearest_group(kind, path[:known]) if known < len(path) else None
+    if near := [group] if group else nearest_keys(kind, path[:known]) or nearest_keys(kind, path):
         return f"unknown; did you mean {' or '.join(near)}?"
     parent = class_at(kind, path[: known - 1])
     where = dotted(path[: known - 1]) or "the command"

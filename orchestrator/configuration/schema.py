@@ -113,14 +113,31 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def nearest_keys(root: type[Config], path: Sequence[str | int]) -> list[str]:
-    """Return up to two keys that the unknown key at `path` may mean, best first."""
+    """Return up to two keys that the unknown key at `path` may mean, best first.
+
+    A neighbour of the same group is meant rather than a field of another group that is as similar.
+    """
     parent = class_at(root, path[:-1])
     siblings = [dotted([*path[:-1], name]) for name in parent.model_fields] if parent else []
     keys = dict.fromkeys([*siblings, *(key for key, _ in leaves(root)), *root.model_fields])
     whole, last = dotted(path), str(path[-1])
-    scores = {key: max(_ratio(whole, key) - 0.15, _ratio(last, key.rpartition(".")[2])) for key in keys}
-    best = sorted((key for key in keys if scores[key] >= _ALIKE), key=lambda key: -scores[key])
+    scores = {
+        key: max(_ratio(whole, key) - 0.15, _ratio(last, key.rpartition(".")[2])) + 0.15 * (key in siblings)
+        for key in keys
+    }
+    # without the bonus, so that what only lies nearby is no misspelling
+    best = sorted(
+        (key for key in keys if scores[key] - 0.15 * (key in siblings) >= _ALIKE), key=lambda key: -scores[key]
+    )
     return [key for key in best[:2] if scores[key] > scores[best[0]] - 0.1]
+
+
+def nearest_group(root: type[Config], path: Sequence[str | int]) -> str | None:
+    """Return the group that the unknown key at `path`, which has fields of its own, may mean."""
+    parent = class_at(root, path[:-1])
+    groups = [name for name, field in parent.model_fields.items() if config_classes(field.annotation)] if parent else []
+    near = nearest(str(path[-1]), groups)
+    return dotted([*path[:-1], near]) if near else None
 
 
 def dotted(path: Sequence[str | int]) -> str:

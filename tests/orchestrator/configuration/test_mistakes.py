@@ -1,5 +1,6 @@
 """Messages about mistakes: path, value, rule and remedy, for all mistakes at once."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, 
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.mistakes import mistakes_in, validated
 from orchestrator.configuration.rules import RULES_BETWEEN_GROUPS
+from orchestrator.configuration.schema import leaves
 from orchestrator.errors import ConfigError
 
 CHARACTERS = r"/ \ # ? % : or a control character"
@@ -16,6 +18,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"model": {"num_layer": 3}}, "model.num_layer=3: unknown; did you mean model.num_layers?"),
     ({"num_layers": 3}, "num_layers=3: unknown; did you mean model.num_layers?"),
     ({"stategy": {"name": "ddp"}}, "stategy.name=ddp: unknown; did you mean strategy?"),
+    ({"modle": {"x": 3}}, "modle.x=3: unknown; did you mean model?"),
     ({"training": {"num_steps": "abc"}}, "training.num_steps=abc: must be a whole number"),
     ({"training": {"num_steps": 1.5}}, "training.num_steps=1.5: must be a whole number"),
     ({"training": {"num_steps": 0}}, "training.num_steps=0: must be above 0"),
@@ -122,3 +125,21 @@ def test_credentials_in_a_url_are_struck_out() -> None:
     (line,) = mistakes_in({"data": {"split": "s3://KEY:SECRET@bucket/x"}}, PretrainConfig)
     assert "KEY" not in line
     assert "SECRET" not in line
+
+
+def misspelt(word: str) -> list[str]:
+    """Return the word with two letters swapped, one dropped and one doubled, in its middle."""
+    at = len(word) // 2
+    swapped = word[: at - 1] + word[at] + word[at - 1] + word[at + 1 :]
+    return [swapped, word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:]]
+
+
+@pytest.mark.parametrize("group", [name for name in PretrainConfig.model_fields if name != "faults"])
+def test_misspelt_group_or_field_is_recognised(group: str) -> None:
+    keys = [key for key, _ in leaves(PretrainConfig) if key.startswith(f"{group}.") and key.count(".") == 1]
+    for field in (key.partition(".")[2] for key in keys):
+        asked = {(group, word): f"{group}.{field}" for word in misspelt(field) if word != field}
+        asked |= {(word, "x"): group for word in misspelt(group)}
+        for (first, second), meant in asked.items():
+            (line,) = mistakes_in({first: {second: 3}}, PretrainConfig)
+            assert re.match(rf"{first}.{second}=3: unknown; did you mean {re.escape(meant)}( or [\w.]+)?\?", line), line
