@@ -18,6 +18,7 @@ from orchestrator.runs.events import DRIVER_KINDS, EventLog
 from orchestrator.runs.goodput import goodput
 from orchestrator.runs.lease import lease
 from orchestrator.runs.run import Job, Run
+from orchestrator.runs.tracking import check_environment
 from orchestrator.storage.store import Storage
 from orchestrator.training.pretraining import PreparedText
 
@@ -26,6 +27,7 @@ def run(config: PretrainConfig) -> None:
     """Prepare the data, train and show the results; for a complete run only show them."""
     storage = Storage(config.storage.root)
     launcher = launcher_for(config)
+    check_environment(config.tracking)
     for line in notes(config):
         print_line(line)
     requirements = DataRequirements(

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from orchestrator.configuration.groups import TrackingConfig
+from orchestrator.errors import ConfigError
 from orchestrator.storage.redaction import redact, without_secrets
 
 _KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
@@ -109,6 +112,28 @@ def resolve_mode(config: TrackingConfig) -> Literal["online", "offline", "disabl
     if wandb_mode in ("online", "offline", "disabled"):
         return wandb_mode
     return "online" if key_place() else "offline"
+
+
+def check_environment(config: TrackingConfig) -> None:
+    """Check the variables that W&B would take its settings from, before the run rather than in it.
+
+    Raises:
+        ConfigError: W&B refuses some of them, and the run would be untracked.
+    """
+    names = sorted(name for name in os.environ if name.startswith("WANDB_") and name not in _KEYS)
+    if not names or resolve_mode(config) == "disabled":
+        return
+    import wandb
+
+    refused = []
+    for name in names:
+        try:
+            wandb.Settings().update_from_env_vars({name: os.environ[name]})
+        except Exception as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else _short(error)
+            refused.append(f"{name} in the environment: {reason}; correct or unset it")
+    if refused:
+        raise ConfigError("\n".join(refused))
 
 
 def key_place() -> str | None:

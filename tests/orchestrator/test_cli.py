@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from typing import Any
 import pytest
 
 from modules.errors import InputError
-from orchestrator.cli import COMMANDS, main
+from orchestrator.cli import COMMANDS, DONE, FAILURE, MISTAKE, main
 from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, PretrainConfig, RunsConfig
-from orchestrator.errors import ArtifactError, HardwareError
+from orchestrator.display import streams
+from orchestrator.distributed.runtime import STOP_SIGNALS
+from orchestrator.errors import ArtifactError, HardwareError, exit_code
+from orchestrator.training.callbacks import watchdog
 
 Started = list[Any]
 
@@ -263,6 +267,13 @@ def test_exit_code_says_whose_doing_it_was(
     assert main(["generate", "model.path=x"]) == code
     shown = capsys.readouterr().err
     assert shown.startswith(said) if said == "Traceback" else shown == said
+
+
+def test_every_exit_code_is_documented() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", readme, re.MULTILINE)}
+    of_signals = {exit_code(number) for number in STOP_SIGNALS}
+    assert documented == {DONE, FAILURE, MISTAKE, streams.UNREAD, watchdog.EXIT_CODE, *of_signals}
 
 
 def test_single_run_leaves_nothing_of_hydra(started: Started) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.configuration.groups import TrackingConfig
-from orchestrator.runs.tracking import NullTracker, make_tracker, resolve_mode
+from orchestrator.errors import ConfigError
+from orchestrator.runs.tracking import NullTracker, check_environment, make_tracker, resolve_mode
 from orchestrator.storage.redaction import is_secret_name, without_secrets
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -276,3 +277,23 @@ def artifact_records(records: list[Any]) -> list[Any]:
         elif record.HasField("request") and record.request.HasField("log_artifact"):
             found.append(record.request.log_artifact)
     return found
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WANDB_TAGS", "t" * 70),
+        ("WANDB_TAGS", "a,,b"),
+        ("WANDB_PROJECT", "a/b"),
+        ("WANDB_MODE", "x"),
+        ("WANDB_RUN_ID", "/"),
+    ],
+)
+def test_variable_that_wandb_refuses_is_found_before_the_run(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_environment(TrackingConfig())
+    monkeypatch.setenv(name, value)
+    check_environment(TrackingConfig(mode="disabled"))
+    with pytest.raises(ConfigError, match=f"^{name} in the environment: .*; correct or unset it$"):
+        check_environment(TrackingConfig())
