@@ -349,17 +349,11 @@ class _Session:
             raise ConfigError("\n".join([*self.mistakes, _first_line(error)])) from error
 
     def _check_all(self) -> None:
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
         from orchestrator.configuration.mistakes import mistakes_in
 
         fixed = [text for text in self.overrides if text.startswith("hydra")]
-        swept = [override for text in self.overrides if text not in fixed and (override := _parsed(text))]
         mistakes = list(self.mistakes)
-        number = math.prod(map(_num_values, swept))
-        if not 0 < number <= _MOST_SWEPT:
-            raise ConfigError(f"--multirun: these are {number:,} runs; a sweep has 1 to {_MOST_SWEPT:,}")
-        for job in BasicSweeper.split_arguments(swept, None)[0]:
+        for job in _jobs([text for text in self.overrides if text not in fixed]):
             mistakes += mistakes_in(self._composed([*job, *fixed]), self.kind)
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
@@ -426,6 +420,25 @@ def _parsed(text: str) -> Any:
         return OverridesParser.create().parse_override(text)
     except (HydraException, ValueError, RecursionError):  # the latter two at numbers and nestings that are too long
         return None
+
+
+def _jobs(overrides: Sequence[str]) -> Sequence[Sequence[str]]:
+    """Return the overrides of each run of a sweep.
+
+    Raises:
+        ConfigError: there is none, or there are too many to list, or Hydra cannot list them.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.errors import HydraException
+
+    swept = [override for text in overrides if (override := _parsed(text))]
+    try:
+        number = math.prod(map(_num_values, swept))
+        if not 0 < number <= _MOST_SWEPT:
+            raise ConfigError(f"--multirun: these are {number:,} runs; a sweep has 1 to {_MOST_SWEPT:,}")
+        return BasicSweeper.split_arguments(swept, None)[0]
+    except HydraException as error:  # it handles some kinds of sweep alone
+        raise ConfigError(f"--multirun: {_first_line(error)}") from error
 
 
 def _num_values(override: Any) -> int:

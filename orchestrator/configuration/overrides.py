@@ -75,7 +75,7 @@ class Reader:
             return self._group(parsed, value)
         if wanted := _item_meant(self.kind, key):
             raise ConfigError(f"{shown(text)}: {wanted}")
-        swept = parsed.is_sweep_override() and self.sweeps
+        swept = parsed.is_sweep_override() and self.sweeps and not _is_glob(parsed)
         if self._takes_text(key, value) and not swept:
             return f"++{key}={_literal(_without_quotes(parsed, value))}"
         if parsed.is_sweep_override() and not swept:
@@ -109,9 +109,9 @@ class Reader:
 
     def _requested_options(self, parsed: "Override", value: str) -> list[str]:
         if parsed.is_sweep_override():
-            if self.sweeps and parsed.is_choice_sweep():
+            if self.sweeps and parsed.is_choice_sweep() and not _is_glob(parsed):
                 return list(parsed.sweep_string_iterator())
-            raise ConfigError(f"{parsed.input_line}: one option is expected; add --multirun to run each")
+            raise ConfigError(f"{parsed.input_line}: one option is expected; with --multirun a,b runs each")
         return [value]
 
     def _no_such_group(self, group: str, value: str) -> str:
@@ -158,6 +158,11 @@ def _item_meant(kind: type[Config], key: str) -> str:
             item = ".".join([path, "0", *(parts[end:] if config_classes(field.annotation) else [])])
             return f"{path} is a list; write {item} for its first item, or give all of it, {path}=[…]"
     return ""
+
+
+def _is_glob(parsed: "Override") -> bool:
+    """Return whether the value is glob(…), for which Hydra needs more than the argument: it is no sweep here."""
+    return type(parsed.value()).__name__ == "Glob"
 
 
 def _without_quotes(parsed: "Override", value: str) -> str:
