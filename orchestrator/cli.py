@@ -402,12 +402,12 @@ def _hydra_errors_in_one_line() -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error of Hydra, with the reason where it says no more than what it did."""
+    from orchestrator.storage.redaction import redact
+
     text = str(error).strip() or str(error.__cause__)
     override = re.match(r"Error merging override \+*(.*)", text)
     if override and error.__cause__:
         text = f"{override[1]}: {str(error.__cause__).strip() or type(error.__cause__).__name__}"
-    from orchestrator.storage.redaction import redact
-
     return redact(text.splitlines()[0])
 
 

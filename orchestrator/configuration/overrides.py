@@ -111,7 +111,8 @@ class Reader:
         if parsed.is_sweep_override():
             if self.sweeps and parsed.is_choice_sweep() and not _is_glob(parsed):
                 return list(parsed.sweep_string_iterator())
-            raise ConfigError(f"{parsed.input_line}: one option is expected; with --multirun a,b runs each")
+            remedy = f"list the options, {parsed.key_or_group}=a,b" if self.sweeps else "add --multirun to run each"
+            raise ConfigError(f"{parsed.input_line}: one option is expected; {remedy}")
         return [value]
 
     def _no_such_group(self, group: str, value: str) -> str:
