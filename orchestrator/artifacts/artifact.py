@@ -65,6 +65,26 @@ def publish(storage: Storage, local_folder: Path, name: str, extra: Mapping[str,
     return _publish_by_upload(storage, local_folder, name, files, extra)
 
 
+def replace(storage: Storage, local_folder: Path, name: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Publish a local folder in place of the committed artifact `name`, which is whole until the last moment.
+
+    The arguments are those of `publish`. Who reads the old one from a local store is not disturbed.
+    """
+    files = digest_folder(local_folder)
+    if not storage.is_local:
+        storage.upload(local_folder, name)
+        return commit(storage, name, files, extra)
+    place = storage.local_path(name)
+    assert place is not None
+    manifest = commit(Storage(str(local_folder)), "", files, extra)
+    with _explained(storage, name):
+        _sync_folder(local_folder)
+        with _locked(place.parent), _set_aside(place):
+            _move(storage, local_folder, name, place)
+        sync(place.parent)
+    return manifest
+
+
 def commit(storage: Storage, name: str, files: Mapping[str, FileEntry], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Commit files that are already in place: write the manifest, then COMMITTED; return the manifest.
 
@@ -203,18 +223,17 @@ def _publish_by_rename(
     place = storage.local_path(name)
     assert place is not None
     manifest = commit(Storage(str(folder)), "", files, extra)
-    try:
+    with _explained(storage, name):
         _sync_folder(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         if not _is_moved(storage, folder, name, place):
             with _locked(place.parent):
                 if is_committed(storage, name):
                     return read_manifest(storage, name)
-                _set_aside(place)
-                _move(storage, folder, name, place)
+                with _set_aside(place):
+                    if not _is_moved(storage, folder, name, place):
+                        return read_manifest(storage, name)  # another publisher has used the moment
         sync(place.parent)
-    except OSError as error:
-        raise explain(error, "write", storage.url(name)) from None
     return manifest
 
 
@@ -229,11 +248,21 @@ def _is_moved(storage: Storage, folder: Path, name: str, place: Path) -> bool:
     return True
 
 
-def _set_aside(place: Path) -> None:
-    """Rename what has no commit, and remove it under its new name; only while the parent folder is locked."""
+@contextmanager
+def _set_aside(place: Path) -> Iterator[None]:
+    """Rename what is at `place`, and remove it afterwards; only while the parent folder is locked."""
     aside = place.with_name(f"{STAGING_PREFIX}{place.name}-{uuid.uuid4().hex[:8]}")
     os.rename(place, aside)
+    yield
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _explained(storage: Storage, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, "write", storage.url(name)) from None
 
 
 @contextmanager

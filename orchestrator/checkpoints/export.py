@@ -31,15 +31,13 @@ def export_model(
         save_huggingface(folder, model, vocab_size, _tensors(checkpoint), end_of_text_id=tokenizer.end_of_text_id)
         tokenizer.save(folder / "tokenizer.json")
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-        if artifact.is_committed(storage, name):
-            _remove_shorter(storage, name, checkpoint.progress.step)
-        artifact.publish(storage, folder, name, {"kind": "model", "step": checkpoint.progress.step})
+        put = artifact.replace if _is_of_another_step(storage, name, checkpoint.progress.step) else artifact.publish
+        put(storage, folder, name, {"kind": "model", "step": checkpoint.progress.step})
 
 
-def _remove_shorter(storage: Storage, name: str, step: int) -> None:
-    """Remove the model that the run left when it was to have fewer steps; `publish` would let it be."""
-    if artifact.read_manifest(storage, name)["step"] != step:
-        storage.remove(name)
+def _is_of_another_step(storage: Storage, name: str, step: int) -> bool:
+    """Return whether there is the model that the run left when it was to have fewer steps."""
+    return artifact.is_committed(storage, name) and artifact.read_manifest(storage, name)["step"] != step
 
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:

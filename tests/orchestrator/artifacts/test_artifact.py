@@ -256,6 +256,24 @@ def test_publishers_at_the_same_time_never_take_a_commit_away(local: Storage, de
     assert local.list("data", hidden=True) == ["corpus-1"]
 
 
+def test_replaced_artifact_is_whole_until_the_last_moment(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_files(storage)
+    digested = artifact.digest_folder
+
+    def still_there(folder: Path) -> dict[str, FileEntry]:
+        assert verify(storage, NAME)["kind"] == "test"
+        return digested(folder)
+
+    monkeypatch.setattr(artifact, "digest_folder", still_there)
+    with staging_folder(storage, NAME) as folder, storage.open_read(f"{NAME}/weights.bin") as reader:
+        (folder / "weights.bin").write_bytes(b"longer")
+        artifact.replace(storage, folder, NAME, {"kind": "new"})
+        assert not storage.is_local or reader.read() == FILES["weights.bin"]
+    assert verify(storage, NAME)["kind"] == "new"
+    assert storage.read_bytes(f"{NAME}/weights.bin") == b"longer"
+    assert storage.list("data", hidden=True) == ["corpus-1"]
+
+
 def test_failed_staging_leaves_nothing(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), staging_folder(storage, NAME) as folder:
         (folder / "file").write_bytes(b"1")
