@@ -1,7 +1,6 @@
 """Text to token shards, streamed throughout; the output is the same for every number of processes."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import xxhash
 
 from modules.config import DataConfig, TokenizerConfig
+from modules.cores import num_cores
 from modules.data.documents import Piece, SourceFile, check_formats, read_documents
 from modules.data.encoder_pool import EncoderPool
 from modules.data.hub import read_hub_dataset
@@ -70,12 +70,6 @@ def prepare_tokens(
         _write_tokens(pool, pieces.assigned(), writers, progress)
     _check_splits(data, writers)
     _write_description(folder, made, dtype, {split: writer.description() for split, writer in writers.items()})
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use; a container may have fewer than the machine."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _write_tokens(

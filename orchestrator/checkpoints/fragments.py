@@ -1,6 +1,5 @@
 """Read ranges of parameters and moments from a checkpoint's files: each chunk once, verified, in parallel."""
 
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from modules.cores import num_cores
 from orchestrator.artifacts.artifact import file_entries
 from orchestrator.checkpoints.parts import CHUNK_BYTES, Index, other_version
 from orchestrator.distributed.training_state import Fragment
@@ -22,7 +22,7 @@ from orchestrator.storage.store import Storage
 
 _thread = threading.local()
 _NUM_REMOTE_READERS = 16
-_NUM_LOCAL_READERS = min(4, os.cpu_count() or 1)
+_NUM_LOCAL_READERS = min(4, num_cores())
 
 
 @dataclass(frozen=True)

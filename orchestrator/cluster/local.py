@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from modules.cores import num_cores
 from modules.errors import InputError
 from orchestrator.cluster import fork_server
 from orchestrator.cluster.base import check_device, is_final, restart_event
@@ -156,7 +157,7 @@ def _train(job: Job, use_gpu: bool) -> None:
         node_rank=int(os.environ["GROUP_RANK"]),
         device=f"cuda:{local_rank}" if use_gpu else "cpu",
     )
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    torch.set_num_threads(max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     if rank:
         train(job, runtime)
         return

@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from modules.cores import num_cores
 from orchestrator.cluster.base import check_device
 from orchestrator.cluster.notices import Notices, forward_notices
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
@@ -206,7 +207,7 @@ def _cluster(config: ClusterConfig) -> Iterator[None]:
     if ours:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if config.address is None:
-            options |= {"include_dashboard": False, "num_cpus": os.cpu_count()}
+            options |= {"include_dashboard": False, "num_cpus": num_cores()}
         # Ray prints pages of the log of each lost raylet, even without log_to_driver; our events report the loss
         ray_driver.print_to_stdstream = lambda *_, **__: None
         try:
@@ -262,7 +263,7 @@ def cluster_facts(address: str) -> dict[str, Any]:
 def _present_resources(config: ClusterConfig) -> Mapping[str, float]:
     """Return the resources by Ray's names; those of an embedded Ray are this machine's, so it need not start yet."""
     if config.address is None and not ray.is_initialized():
-        return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        return {"CPU": float(num_cores()), "GPU": float(torch.cuda.device_count())}
     with _cluster(config):
         return ray.cluster_resources()
 

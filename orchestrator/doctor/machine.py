@@ -5,6 +5,7 @@ import shutil
 
 import psutil
 
+from modules.cores import num_cores
 from orchestrator.display.units import size
 from orchestrator.doctor.findings import Finding
 
@@ -15,7 +16,7 @@ LEAST_FREE_MEMORY_BYTES = 2 * 2**30
 
 def processors() -> Finding:
     """Count the processors that this process may use, and the memory."""
-    usable, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    usable, present = num_cores(), os.cpu_count() or 1
     memory = psutil.virtual_memory()
     cpus = f"{usable} CPU{'s' if usable != 1 else ''}" + (f" of {present}" if usable < present else "")
     text = f"{cpus}, {size(memory.total)} memory, {size(memory.available)} of it free"

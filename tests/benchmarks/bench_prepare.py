@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modules.config import DataConfig, TokenizerConfig
-from modules.data.prepare import num_cores, prepare_tokens
+from modules.cores import num_cores
+from modules.data.prepare import prepare_tokens
 from modules.data.stdlib import LocalFile, stdlib_files
 from modules.data.tokenizer import byte_alphabet
 
