@@ -13,11 +13,14 @@ class Role(Enum):
     IDENTITY = "identity"
     RUNTIME = "runtime"
     INPUT = "input"
+    LATER = "later identity"
 
 
 T = TypeVar("T")
 Identity = Annotated[T, Role.IDENTITY]
 """Decides the output, and is part of the recipe."""
+LaterIdentity = Annotated[T, Role.LATER]
+"""As `Identity`, for a field younger than some runs: at its default it is left out, so recipes stay what they were."""
 Runtime = Annotated[T, Role.RUNTIME]
 """Decides where and how the output is made, what is shown or what is kept; not part of the recipe."""
 Input = Annotated[T, Role.INPUT]
@@ -122,7 +125,9 @@ class TokenizerConfig(Config):
     vocab_size: Identity[Annotated[int, Field(ge=300, le=2**24)]] = 8192
     """Largest vocabulary of a trained BPE, special tokens included; the other kinds determine their own size."""
     path: Input[str | None] = None
-    """The tokenizer.json of `kind=file`, any fsspec URL."""
+    """The tokenizer.json of `kind=file`, or a folder that holds one, any fsspec URL."""
+    end_token: LaterIdentity[str | None] = None
+    """The token of `kind=file` that ends a document, such as `</s>`; null takes `<|endoftext|>`, which is added."""
     max_training_bytes: Identity[NumBytes] = 32 * 2**20
     """A BPE is trained on at most this many bytes from the start of the training text."""
 
@@ -130,6 +135,8 @@ class TokenizerConfig(Config):
     def _path_goes_with_file(self) -> Self:
         if (self.kind == "file") != (self.path is not None):
             raise ValueError("tokenizer.path must be set with kind=file, and only then")
+        if self.end_token is not None and self.kind != "file":
+            raise ValueError("tokenizer.end_token needs kind=file: the other kinds end documents with <|endoftext|>")
         return self
 
 

@@ -32,8 +32,12 @@ class Sampling:
     """Sample among the most likely tokens that together reach this probability; None takes all."""
     seed: int = 0
     """Seed of the random numbers."""
-    stop_id: int | None = None
-    """Token that ends a sequence; None ends at `max_new_tokens` alone."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a sequence; without one it ends at `max_new_tokens` alone."""
+    context_length: int | None = None
+    """Tokens that the model sees at once; None takes all its positions."""
+    document_end_id: int | None = None
+    """Token after which a sequence is a new document, for models that attend within documents alone; else None."""
 
 
 def sample(model: GPT, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
@@ -49,8 +53,8 @@ def sample(model: GPT, prompt_ids: Sequence[int], sampling: Sampling) -> Iterato
         sampling: Settings of the continuation.
 
     Yields:
-        int64 [num_sequences] on the CPU, the next token of each sequence; `stop_id` for those that have ended. The
-        iterator stops once all have ended.
+        int64 [num_sequences] on the CPU, the next token of each sequence; the first of `stop_ids` for those that have
+        ended. The iterator stops once all have ended.
 
     Raises:
         InputError: The prompt is empty, or holds a token id outside the vocabulary.
@@ -79,18 +83,19 @@ def _sample(model: GPT, prompt_ids: Sequence[int], sampling: Sampling) -> Iterat
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    num_sequences, count, stop_id = sampling.num_sequences, sampling.max_new_tokens, sampling.stop_id
+    num_sequences, count = sampling.num_sequences, sampling.max_new_tokens
+    stop_ids = torch.tensor(sampling.stop_ids, dtype=torch.int64, device=device)
     uniforms = _uniforms(sampling.seed, num_sequences, count).to(device)
-    window = _Window(model, torch.tensor(prompt_ids, device=device), num_sequences, count)
+    window = _Window(model, torch.tensor(prompt_ids, device=device), sampling)
     ended = torch.zeros(num_sequences, dtype=torch.bool, device=device)
     try:
         for step in range(count):
             tokens = _next_tokens(window.next_logits(), sampling, uniforms[:, step])
-            if stop_id is not None:
-                tokens = tokens.masked_fill(ended, stop_id)
-                ended |= tokens == stop_id
+            if sampling.stop_ids:
+                tokens = tokens.masked_fill(ended, sampling.stop_ids[0])
+                ended |= torch.isin(tokens, stop_ids)
             yield tokens.cpu()
-            if stop_id is not None and bool(ended.all()):
+            if sampling.stop_ids and bool(ended.all()):
                 return
             window.append(tokens)
     finally:
@@ -106,11 +111,13 @@ def _next_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor
 class _Window:
     """The tokens within the model's context, with their keys and values."""
 
-    def __init__(self, model: GPT, prompt: Tensor, num_sequences: int, max_new_tokens: int) -> None:
+    def __init__(self, model: GPT, prompt: Tensor, sampling: Sampling) -> None:
         self._model = model
-        self._size = min(model.config.max_positions, len(prompt) + max_new_tokens)
-        self._tokens = prompt[-self._size :].expand(num_sequences, -1)
-        self._cache = self._new_cache(num_sequences)
+        longest = min(sampling.context_length or model.config.max_positions, model.config.max_positions)
+        self._size = min(longest, len(prompt) + sampling.max_new_tokens)
+        self._document_end_id = sampling.document_end_id
+        self._tokens = prompt[-self._size :].expand(sampling.num_sequences, -1)
+        self._cache = self._new_cache(sampling.num_sequences)
 
     def next_logits(self) -> Tensor:
         """Return the logits [B, V] of the next token."""
@@ -119,8 +126,15 @@ class _Window:
             self._cache = self._new_cache(len(self._tokens))
         new = self._tokens[:, self._cache.length :]
         with _uncompiled(self._model):
-            hidden = self._model(new, cache=self._cache)
+            hidden = self._model(new, document_ids=self._document_ids(), cache=self._cache)
         return self._model.head.logits(hidden[:, -1])
+
+    def _document_ids(self) -> Tensor | None:
+        """Return the number of each token's document, [B, S]; None if attention crosses documents."""
+        if self._document_end_id is None:
+            return None
+        ends = (self._tokens == self._document_end_id).long()
+        return ends.cumsum(1) - ends
 
     def append(self, tokens: Tensor) -> None:
         self._tokens = torch.cat([self._tokens, tokens[:, None]], dim=1)

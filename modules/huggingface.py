@@ -1,7 +1,7 @@
 """Conversion from and to Hugging Face checkpoints of the GPT-2 family. No pickle is read or written."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,8 @@ def load_huggingface(folder: Path, device: torch.device | str = "cpu") -> GPT:
     """
     config, vocab_size = read_config(folder)
     weights = _open_weights(folder)
+    if config.tie_embeddings:
+        weights.tie([huggingface_name(name) for name in _VOCABULARY])
     with torch.device(device):
         model = GPT(config, vocab_size)
     with torch.no_grad():
@@ -182,6 +184,15 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
     return from_huggingface(_read_json(path))
 
 
+def read_end_ids(folder: Path) -> list[int]:
+    """Return the tokens at which the model of a Hugging Face folder ends a text, that of config.json first."""
+    found: list[int] = []
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        ids = _read_json(path).get("eos_token_id") if path.is_file() else None
+        found += [number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)]
+    return list(dict.fromkeys(found))
+
+
 class _Weights:
     """Tensors of one or several safetensors files, read by name on demand."""
 
@@ -193,7 +204,16 @@ class _Weights:
             except (OSError, SafetensorError) as error:
                 raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
             # The hub's own gpt2 files hold the Transformer without its head, so their names lack the prefix.
-            self._file_of |= {_full_name(name): (opened, name) for name in list(opened.keys())}
+            stored = {_full_name(name): (opened, name) for name in list(opened.keys())}
+            # safetensors keeps one of several names of the same tensor, and notes the others in its metadata
+            names = {_full_name(other): _full_name(kept) for other, kept in (opened.metadata() or {}).items()}
+            self._file_of |= {other: stored[kept] for other, kept in names.items() if kept in stored} | stored
+
+    def tie(self, names: Sequence[str]) -> None:
+        """Read the one of these names that is stored under all of them."""
+        stored = [name for name in names if name in self._file_of]
+        for name in names if stored else ():
+            self._file_of.setdefault(name, self._file_of[stored[0]])
 
     def read(self, name: str) -> Tensor:
         if name not in self._file_of:

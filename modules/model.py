@@ -179,10 +179,10 @@ class GPT(nn.Module):
         Args:
             input_ids: [B, T], int64.
             causal: Each position attends to itself and those before it; otherwise to all positions.
-            document_ids: [B, T]; positions attend only to those with the same number.
+            document_ids: [B, S]; positions attend only to those with the same number.
             padding_mask: [B, T], bool, True for real tokens; no position attends to another that is padding.
             cache: Keys and values of earlier positions; those of `input_ids` are added to it. Only for causal
-                attention without documents and padding.
+                attention without padding.
 
         Returns:
             [B, T, D]. Rows of padding hold meaningless numbers.
@@ -274,7 +274,7 @@ def _attention_mask(
     length = positions.shape[0]
     masks = []
     if document_ids is not None:
-        masks.append(document_ids[:, None, :, None] == document_ids[:, None, None, :])
+        masks.append(document_ids[:, None, past:, None] == document_ids[:, None, None, :])
     if padding_mask is not None:
         # Every position attends to itself; otherwise the softmax of a padding row would have nothing to sum over.
         eye = torch.eye(length, dtype=torch.bool, device=positions.device)

@@ -27,15 +27,17 @@ def validation_sums(model: GPT, batch: Batch) -> Tensor:
 def validation_metrics(sums: Tensor) -> dict[str, float]:
     """Return the metrics by name, from float64 [6] sums over all batches and workers.
 
-    Bits per byte do not depend on the tokenizer: the loss of all tokens is divided by the bytes that they encode.
+    Bits per byte do not depend on the tokenizer: the loss of all tokens is divided by the bytes of text for which they
+    stand. They are left out if nobody counted those bytes.
     """
     nats, targets, num_bytes, masked_nats, masked_targets, hits = sums.tolist()
     loss = nats / targets
     causal = {
         "val/loss_clm": loss,
         "val/perplexity": math.exp(min(loss, 700.0)),  # exp overflows float64 above 709
-        "val/bits_per_byte": nats / math.log(2) / num_bytes,
     }
+    if num_bytes > 0:  # not a number where it is not known
+        causal["val/bits_per_byte"] = nats / math.log(2) / num_bytes
     if not masked_targets:
         return causal
     return {**causal, "val/loss_mlm": masked_nats / masked_targets, "val/mlm_accuracy": hits / masked_targets}

@@ -3,6 +3,7 @@
 B sequences in a micro-batch, T positions, K positions that the masked objective predicts.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,18 +89,18 @@ class BatchMaker:
         stream: TokenStream,
         tokenizer: Tokenizer,
         settings: BatchSettings,
-        token_num_bytes: np.ndarray | None = None,
+        counts_bytes: bool = False,
     ) -> None:
         """Set up what decides a batch besides its windows.
 
         Args:
-            token_num_bytes: int [V], UTF-8 bytes that each token encodes; if given, each batch has `num_bytes`.
+            counts_bytes: Whether each batch has `num_bytes`.
 
         Raises:
             InputError: The stream is shorter than one sample.
         """
         check_length(len(stream), settings.sequence_length)
-        self._stream, self._settings, self._token_num_bytes = stream, settings, token_num_bytes
+        self._stream, self._settings, self._counts_bytes = stream, settings, counts_bytes
         self._length = settings.sequence_length
         self._masker = (
             Masker(settings.objective, settings.seed, tokenizer.special_ids, tokenizer.mask_id, tokenizer.vocab_size)
@@ -118,7 +119,8 @@ class BatchMaker:
         Returns:
             `input_ids` and `targets` int64 [B, T], views of one [B, T + 1] copy; `sample_ids` int64 [B]; `step`; with
             masks `mlm_input_ids` int64 [B, T], `mlm_positions` and `mlm_targets` int64 [B, K]; with documents
-            `document_ids` int32 [B, T]; with `token_num_bytes` `num_bytes`, the bytes of the targets.
+            `document_ids` int32 [B, T]; if asked for, `num_bytes`, the bytes of text for which the targets stand, not a
+            number if they are not known.
         """
         windows = torch.empty(len(starts), self._length + 1, dtype=torch.int64)
         self._stream.fill(starts, self._length + 1, windows.numpy())
@@ -129,8 +131,9 @@ class BatchMaker:
         if self._settings.with_documents:
             document_ids = self._stream.document_ids(starts, self._length)
             batch["document_ids"] = torch.from_numpy(document_ids)
-        if self._token_num_bytes is not None:
-            batch["num_bytes"] = int(self._token_num_bytes[windows.numpy()[:, 1:]].sum())
+        if self._counts_bytes:
+            num_bytes = self._stream.num_bytes(starts + 1, self._length)
+            batch["num_bytes"] = math.nan if num_bytes is None else num_bytes
         if self._masker is not None:
             masked = self._masker.mask(windows.numpy()[:, :-1], samples, document_ids)
             for name, values in zip(("mlm_input_ids", "mlm_positions", "mlm_targets"), masked, strict=True):
@@ -198,7 +201,7 @@ class ValidationBatches:
             InputError: The stream is shorter than one sample.
         """
         settings = replace(settings, seed=settings.seed + self.MASK_SEED_OFFSET)
-        self._maker = BatchMaker(stream, tokenizer, settings, tokenizer.token_num_bytes())
+        self._maker = BatchMaker(stream, tokenizer, settings, counts_bytes=True)
         self._length = settings.sequence_length
         self._global_batch_size, self._places = share.global_batch_size, share.places()
         self._num_windows = (len(stream) - 1) // self._length

@@ -13,16 +13,14 @@ from typing import BinaryIO, Self, TypeVar, cast
 import numpy as np
 
 from modules.child_process import child_environment
-from modules.data.encoder_process import pack_texts, read_frame, write_frame
-from modules.data.encoding import TextEncoder
+from modules.data.encoder_process import read_frame, write_frame
+from modules.data.encoding import Encoded, Passage, TextEncoder
 
 Tag = TypeVar("Tag")
-Encoded = tuple[np.ndarray, np.ndarray]
-"""Token numbers of all texts of a batch, and int64 how many each text has."""
 
 
 class EncoderPool:
-    """Tokenises batches of texts in `num_processes` processes; with one, in this process.
+    """Tokenises batches of passages in `num_processes` processes; with one, in this process.
 
     The processes are fresh interpreters on two pipes, not forks (torch may have started threads here) and not
     `multiprocessing`'s (which imports the caller's main module and may not be used in its own daemons, such as workers
@@ -52,51 +50,53 @@ class EncoderPool:
         for process in self._processes:
             process.communicate()
 
-    def encode(self, batches: Iterable[tuple[list[str], Tag]]) -> Iterator[tuple[Encoded, Tag]]:
-        """Tokenises each batch of texts and gives it back with its tag, in order.
+    def encode(self, batches: Iterable[tuple[list[Passage], Tag]]) -> Iterator[tuple[Encoded, Tag]]:
+        """Tokenises each batch of passages and gives it back with its tag, in order.
 
         Raises:
+            CannotEncodeError: A text holds what the tokenizer has no token for.
             RuntimeError: A tokenising process died.
         """
         if self._num_processes == 1:
             yield from self._encode_here(batches)
             return
         pending: deque[tuple[Future[Encoded], Tag]] = deque()
-        for texts, tag in batches:
+        for passages, tag in batches:
             if len(self._processes) < min(self._num_processes, len(pending) + 1):
                 self._start()
-            pending.append((self._threads.submit(self._encode_there, texts), tag))
+            pending.append((self._threads.submit(self._encode_there, passages), tag))
             if len(pending) > self.BATCHES_IN_FLIGHT * self._num_processes:
                 future, first_tag = pending.popleft()
                 yield future.result(), first_tag
         for future, tag in pending:
             yield future.result(), tag
 
-    def _encode_here(self, batches: Iterable[tuple[list[str], Tag]]) -> Iterator[tuple[Encoded, Tag]]:
+    def _encode_here(self, batches: Iterable[tuple[list[Passage], Tag]]) -> Iterator[tuple[Encoded, Tag]]:
         encoder = TextEncoder(self._path.read_text(encoding="utf-8"), self._dtype)
-        for texts, tag in batches:
-            yield encoder.encode(texts), tag
+        for passages, tag in batches:
+            yield encoder.encode(passages), tag
 
-    def _encode_there(self, texts: list[str]) -> Encoded:
+    def _encode_there(self, passages: list[Passage]) -> Encoded:
         process = self._idle.get()
         try:
-            return self._ask(process, texts)
+            return self._ask(process, passages)
         finally:
             self._idle.put(process)
 
-    def _ask(self, process: subprocess.Popen, texts: list[str]) -> Encoded:
+    def _ask(self, process: subprocess.Popen, passages: list[Passage]) -> Encoded:
         try:
-            write_frame(cast(BinaryIO, process.stdin), *pack_texts(texts))
-            frame = read_frame(cast(BinaryIO, process.stdout))
+            write_frame(cast(BinaryIO, process.stdin), passages)
+            reply = read_frame(cast(BinaryIO, process.stdout))
         except BrokenPipeError:
-            frame = None
-        if frame is None:
+            reply = None
+        if reply is None:
             raise RuntimeError(
                 f"tokenising process {process.pid} ended with code {process.wait()}; "
                 "if the system killed it for memory, lower data.num_processes"
             )
-        counts = np.frombuffer(frame, dtype=np.int64, count=len(texts))
-        return np.frombuffer(frame, dtype=self._dtype, offset=counts.nbytes), counts
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def _start(self) -> None:
         process = subprocess.Popen(

@@ -5,10 +5,16 @@ This module imports only numpy and tokenizers, because every tokenising process 
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
+from tokenizers import Regex, pre_tokenizers
+
+from modules.data import traits
+from modules.data.source_text import Losses, SourceText
+from modules.errors import InputError
 
 ASCII_WORD = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 """Pattern by which GPT-2 and every byte-level BPE of `tokenizers` split ASCII text before merging.
@@ -21,11 +27,67 @@ ASCII_GAP = re.compile(r"(?<=[!-~]) (?=[!-~])")
 CACHE_CHARS = 2**24
 
 
+class Passage(NamedTuple):
+    """A text to encode."""
+
+    text: str
+    lead: str = ""
+    """Text just before it, which is encoded with it so that its tokens are those of the whole document."""
+    num_lead_tokens: int = 0
+    """Tokens of `lead`, which are dropped."""
+    trail: str = ""
+    """Text just after it, as `lead`."""
+    num_trail_tokens: int = 0
+    counts_bytes: bool = False
+    """Whether the bytes that each token stands for are asked for."""
+
+
+class Encoded(NamedTuple):
+    """What several passages became."""
+
+    tokens: np.ndarray
+    """Tokens of all passages, concatenated."""
+    counts: np.ndarray
+    """int64, the number of tokens of each passage."""
+    num_bytes: np.ndarray | None
+    """uint32 of the shape of `tokens`, UTF-8 bytes of text that each stands for, 0 where nobody asked.
+
+    None if the tokenizer's own table says it for every text.
+    """
+    losses: Losses
+    """What the tokens do not give back, of the passages that can lose anything."""
+
+
+class CannotEncodeError(InputError):
+    """A tokenizer has no tokens for a text; the message begins with the reason."""
+
+
 def load_encoder(serialised: str) -> tokenizers.Tokenizer:
-    """Return a tokenizer that encodes special tokens in text as ordinary text; the file format lacks that setting."""
+    """Return a tokenizer that encodes special tokens in text as ordinary text.
+
+    The file format lacks that setting, and it does not reach tokens that the model itself spells, such as the piece
+    `</s>` of a Unigram model: those are cut after their first character before the model sees them.
+    """
     encoder = tokenizers.Tokenizer.from_str(serialised)
     encoder.encode_special_tokens = True
+    names = {token.content: number for number, token in encoder.get_added_tokens_decoder().items() if token.special}
+    spelt = [re.escape(name[0]) + f"(?={re.escape(name[1:])})" for name in names if _spells(encoder, name, names[name])]
+    if spelt:
+        cut = pre_tokenizers.Split(Regex("|".join(spelt)), "isolated")
+        before = encoder.pre_tokenizer
+        encoder.pre_tokenizer = pre_tokenizers.Sequence([before, cut]) if before else cut
     return encoder
+
+
+def _spells(encoder: tokenizers.Tokenizer, name: str, number: int) -> bool:
+    """Return whether the text `name` is encoded as the special token of that name."""
+    for text in (name, f"a {name} a", f"a{name}a"):
+        try:
+            if len(name) > 1 and number in encoder.encode(text, add_special_tokens=False).ids:
+                return True
+        except Exception:  # noqa: S112  # `tokenizers` raises a bare Exception for a letter without a token
+            continue
+    return False
 
 
 class TextEncoder:
@@ -40,17 +102,63 @@ class TextEncoder:
     def __init__(self, serialised: str, dtype: np.dtype):
         """Load the text of a tokenizer.json; `dtype` is that of the tokens."""
         self._encoder = load_encoder(serialised)
+        self._encoder.post_processor = None  # a ByteLevel one moves the places of tokens
         self._dtype = dtype
-        self._cut: Callable[[str], list[str]] = words if _cuts_like_gpt2(serialised) else lambda text: [text]
+        description = json.loads(serialised)
+        self._has_table = traits.keeps_bytes(description)
+        self._loses_nothing = traits.loses_nothing(description)
+        self._is_per_character = traits.is_per_character(description)
+        self._source = SourceText(self._encoder, traits.unknown_id(description))
+        self._cut: Callable[[str], list[str]] | None = words if traits.cuts_like_gpt2(description) else None
         self.cache: dict[str, bytes] = {}
         """Tokens of the words encoded so far; emptied when their characters exceed `CACHE_CHARS`."""
         self._cached_chars = 0
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens of all texts, concatenated, and the number of tokens of each text (int64)."""
-        encoded = [self._encode_words(self._cut(text)) for text in texts]
-        tokens = np.frombuffer(b"".join(encoded), dtype=self._dtype)
-        return tokens, np.array([len(part) for part in encoded], dtype=np.int64) // self._dtype.itemsize
+    def encode(self, passages: Sequence[Passage]) -> Encoded:
+        """Return the tokens of all passages.
+
+        Raises:
+            CannotEncodeError: A text holds what the tokenizer has no token for.
+        """
+        if self._has_table and self._cut is not None and not any(passage.lead or passage.trail for passage in passages):
+            encoded = [self._encode_words(self._cut(passage.text)) for passage in passages]
+            counts = np.array([len(part) for part in encoded], dtype=np.int64) // self._dtype.itemsize
+            return Encoded(np.frombuffer(b"".join(encoded), dtype=self._dtype), counts, None, Losses())
+        try:
+            encoded = [self._encode_passage(passage) for passage in passages]
+        except Exception as error:  # `tokenizers` raises a bare Exception
+            raise CannotEncodeError(str(error)) from error
+        ids, num_bytes, losses = zip(*encoded, strict=True)
+        return Encoded(
+            np.concatenate(ids).astype(self._dtype),
+            np.array([len(part) for part in ids], dtype=np.int64),
+            None if self._has_table else np.concatenate(num_bytes).astype(np.uint32),
+            sum(losses, Losses()),
+        )
+
+    def _encode_passage(self, passage: Passage) -> tuple[np.ndarray, np.ndarray, Losses]:
+        """Return the tokens of a passage, the bytes that each stands for, and what is lost."""
+        text = passage.lead + passage.text + passage.trail
+        looks = (passage.counts_bytes and not self._has_table) or not self._loses_nothing
+        if not looks or self._is_per_character:
+            (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=False)
+        else:
+            encoding = self._encoder.encode(text, add_special_tokens=False)
+        kept = slice(passage.num_lead_tokens, len(encoding.ids) - passage.num_trail_tokens)
+        ids = np.array(encoding.ids[kept], dtype=np.int64)
+        if not looks:
+            return ids, np.zeros(len(ids), dtype=np.int64), Losses()
+        offsets = self._offsets(encoding, passage, kept)
+        num_bytes = self._source.num_bytes(passage.text, offsets) if passage.counts_bytes else np.zeros(len(ids))
+        losses = Losses() if self._loses_nothing else self._source.losses(passage.text, ids, offsets)
+        return ids, num_bytes, losses
+
+    def _offsets(self, encoding: tokenizers.Encoding, passage: Passage, kept: slice) -> np.ndarray:
+        """Return the place of each token in a passage's own text, int64 [n, 2]."""
+        if self._is_per_character:
+            return np.arange(len(passage.text))[:, None] + np.array([0, 1])
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[kept]
+        return np.clip(offsets - len(passage.lead), 0, len(passage.text))
 
     def _encode_words(self, text_words: list[str]) -> bytes:
         if self._cached_chars > CACHE_CHARS:
@@ -84,15 +192,3 @@ def _last_gap(text: str, start: int, stop: int) -> int:
     while space > start and not ASCII_GAP.match(text, space):
         space = text.rfind(" ", start + 1, space)
     return max(space, start)
-
-
-def _cuts_like_gpt2(serialised: str) -> bool:
-    description = json.loads(serialised)
-    cut = description["pre_tokenizer"] or {}
-    return (
-        description["normalizer"] is None
-        and cut.get("type") == "ByteLevel"
-        and cut["use_regex"]
-        and not cut["add_prefix_space"]
-        and all(token["special"] for token in description["added_tokens"])
-    )

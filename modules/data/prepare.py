@@ -13,9 +13,13 @@ from modules.config import DataConfig, TokenizerConfig
 from modules.cores import num_cores
 from modules.data.documents import Piece, SourceFile, check_formats, read_documents
 from modules.data.encoder_pool import EncoderPool
+from modules.data.encoding import CannotEncodeError, Passage
 from modules.data.hub import read_hub_dataset
-from modules.data.shards import DATA_FILE, TOKENIZER_FILE, SplitWriter, token_dtype
-from modules.data.tokenizer import Tokenizer, build_tokenizer, take_bytes
+from modules.data.joints import Joint, Joints
+from modules.data.shard_writer import SplitWriter
+from modules.data.shards import DATA_FILE, TOKENIZER_FILE, token_dtype
+from modules.data.source_text import Losses
+from modules.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer, take_bytes
 from modules.errors import InputError
 
 BATCH_BYTES = 2**20
@@ -32,6 +36,22 @@ class _Assigned(NamedTuple):
     piece: Piece
     num_bytes: int
     split: Split
+    before: Joint = Joint(0)
+    """Where it follows another piece of its document, if the tokenizer needs to know."""
+    after: Joint = Joint(0)
+    """Where another piece follows it."""
+
+    def passage(self, counted: Split | None) -> Passage:
+        """Return what is encoded; the bytes of each token are counted in the split `counted`."""
+        before, after = self.before, self.after
+        return Passage(
+            self.piece.text,
+            before.lead,
+            before.num_lead_tokens,
+            after.trail,
+            after.num_trail_tokens,
+            counts_bytes=self.split == counted,
+        )
 
 
 def prepare_tokens(
@@ -41,7 +61,7 @@ def prepare_tokens(
     tokenizer_file: bytes | None,
     folder: Path,
     progress: OnProgress,
-) -> None:
+) -> list[str]:
     """Write token shards, document boundaries, tokenizer.json and data.json into `folder`.
 
     The output depends on the text and the configuration alone, not on the number of processes or the machine.
@@ -54,48 +74,96 @@ def prepare_tokens(
         folder: Empty local folder. After an error it holds partial output that the caller must remove.
         progress: Called after each batch with the UTF-8 bytes of text and the tokens written so far.
 
+    Returns:
+        Lines for the user on what of the text the tokens do not give back.
+
     Raises:
-        InputError: A file cannot be used, or one split would be empty.
+        InputError: A file cannot be used, one split would be empty, or the tokenizer cannot encode or loses some text.
     """
     check_formats(files)
     pieces = _PieceSource(files, data)
     made = build_tokenizer(tokenizer, pieces.training_texts, tokenizer_file)
     made.save(folder / TOKENIZER_FILE)
     dtype = token_dtype(made.vocab_size)
+    counted = _counted_split(data) if made.token_num_bytes() is None else None
     with ExitStack() as stack:
         writers: dict[Split, SplitWriter] = {}
         for split in ("train", "val"):
-            writers[split] = stack.enter_context(closing(SplitWriter(folder, split, dtype, made.end_of_text_id)))
+            writer = SplitWriter(folder, split, dtype, made.end_of_text_id, writes_token_bytes=split == counted)
+            writers[split] = stack.enter_context(closing(writer))
         pool = stack.enter_context(EncoderPool(folder / TOKENIZER_FILE, dtype, data.num_processes or num_cores()))
-        _write_tokens(pool, pieces.assigned(), writers, progress)
+        try:
+            losses = _write_tokens(pool, _batches(_joined(pieces.assigned(), made), counted), writers, progress, made)
+        except CannotEncodeError as error:
+            raise InputError(
+                f"tokenizer.path={tokenizer.path}: it cannot encode the text ({error}); use a tokenizer that can"
+            ) from error
     _check_splits(data, writers)
     _write_description(folder, made, dtype, {split: writer.description() for split, writer in writers.items()})
+    return losses.told(made.unknown_token)
+
+
+def _counted_split(data: DataConfig) -> Split:
+    """Return the split that validation and evaluation read, in which the bytes of text are counted."""
+    return "val" if data.val_fraction > 0 else "train"
 
 
 def _write_tokens(
-    pool: EncoderPool, assigned: Iterable[_Assigned], writers: dict[Split, SplitWriter], progress: OnProgress
-) -> None:
-    for (tokens, counts), pieces in pool.encode(_batches(assigned)):
-        start = 0
-        for item, count in zip(pieces, counts.tolist(), strict=True):
-            part = tokens[start : start + count]
-            writers[item.split].add(part, item.num_bytes, item.piece.ends_document)
-            start += count
+    pool: EncoderPool,
+    batches: Iterable[tuple[list[Passage], list[_Assigned]]],
+    writers: dict[Split, SplitWriter],
+    progress: OnProgress,
+    tokenizer: Tokenizer,
+) -> Losses:
+    losses, unknown = Losses(), tokenizer.unknown_token
+    for encoded, pieces in pool.encode(batches):
+        losses += encoded.losses
+        if losses.num_lost and unknown is None:
+            raise CannotEncodeError(f"it has no token, and no unknown token, for {losses.shown()}")
+        stops = np.cumsum(encoded.counts).tolist()
+        for item, start, stop in zip(pieces, [0, *stops], stops, strict=False):
+            num_bytes = None if encoded.num_bytes is None else encoded.num_bytes[start:stop].astype(np.int64)
+            writer = writers[item.split]
+            writer.add(encoded.tokens[start:stop], item.num_bytes, item.piece.ends_document, num_bytes)
         done = writers.values()
         progress(sum(writer.num_bytes for writer in done), sum(writer.num_tokens for writer in done))
+    return losses
 
 
-def _batches(assigned: Iterable[_Assigned]) -> Iterator[tuple[list[str], list[_Assigned]]]:
+def _joined(assigned: Iterable[_Assigned], tokenizer: Tokenizer) -> Iterator[_Assigned]:
+    """Move the cuts between the pieces of a document to where its tokens end, for tokenizers that need it."""
+    if tokenizer.joins_at_words:
+        yield from assigned
+        return
+    joints, last = Joints(tokenizer.serialised()), None
+    for item in assigned:
+        if last is not None and not last.piece.ends_document:
+            joint = joints.joint(last.piece.text, item.piece.text)
+            both = last.piece.text + item.piece.text
+            last = _with_text(last, both[: joint.place])._replace(after=joint)
+            item = _with_text(item, both[joint.place :])._replace(before=joint)
+        if last is not None:
+            yield last
+        last = item
+    if last is not None:
+        yield last
+
+
+def _with_text(item: _Assigned, text: str) -> _Assigned:
+    return item._replace(piece=item.piece._replace(text=text), num_bytes=len(text.encode()))
+
+
+def _batches(assigned: Iterable[_Assigned], counted: Split | None) -> Iterator[tuple[list[Passage], list[_Assigned]]]:
     batch: list[_Assigned] = []
     size = 0
     for item in assigned:
         batch.append(item)
         size += item.num_bytes
         if size >= BATCH_BYTES:
-            yield [each.piece.text for each in batch], batch
+            yield [item.passage(counted) for item in batch], batch
             batch, size = [], 0
     if batch:
-        yield [each.piece.text for each in batch], batch
+        yield [item.passage(counted) for item in batch], batch
 
 
 class _PieceSource:
@@ -192,4 +260,6 @@ def _write_description(
         "tokenizer_xxh3_128": xxhash.xxh3_128_hexdigest((folder / TOKENIZER_FILE).read_bytes()),
         "splits": splits,
     }
+    if tokenizer.end_token != END_OF_TEXT:
+        description["end_token"] = tokenizer.end_token
     (folder / DATA_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Token shards, written once and sequentially, and read through memory maps."""
+"""Token shards, read through memory maps."""
 
 import json
 from dataclasses import dataclass
@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from modules.data.tokenizer import Tokenizer
+from modules.data.tokenizer import END_OF_TEXT, Tokenizer
 from modules.errors import InputError
 
-SHARD_TOKENS = 2**27
-"""Tokens in a shard file: 256 or 512 MiB."""
 DATA_FILE = "data.json"
 TOKENIZER_FILE = "tokenizer.json"
 BOUNDARY_DTYPE = np.dtype("<i8")
+TOKEN_BYTES_DTYPE = np.dtype("<u2")
+"""What the bytes of text for which each token stands are written as."""
+_BLOCK_TOKENS = 2**22
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -23,100 +24,39 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
-class SplitWriter:
-    """Writer of one split: shards of tokens, and the start of each document."""
+@dataclass(frozen=True)
+class SpeltBytes:
+    """What tokens spell, for data in which nobody counted the bytes of text: right if the whole split agrees."""
 
-    def __init__(
-        self, folder: Path, split: str, dtype: np.dtype, end_of_text_id: int, shard_tokens: int = SHARD_TOKENS
-    ):
-        self._folder = folder
-        self._split = split
-        self._end_of_text = np.array([end_of_text_id], dtype=dtype)
-        self._shard_tokens = shard_tokens
-        self._shards: list[_File] = []
-        self._starts = _File(folder / f"{split}_document_starts.bin")
-        self._inside_document = False
-        self.num_documents = 0
-        self.num_tokens = 0
-        self.num_bytes = 0
+    table: np.ndarray
+    """[V], UTF-8 bytes that each token spells."""
+    total: int
+    """UTF-8 bytes of the split's text."""
 
-    def add(self, tokens: np.ndarray, num_bytes: int, ends_document: bool) -> None:
-        """Append a piece of a document, and the end-of-text token after its last piece.
-
-        Args:
-            tokens: [n] of the shards' dtype.
-            num_bytes: UTF-8 bytes of the text that the tokens encode.
-            ends_document: Whether this piece is the document's last.
-        """
-        if not self._inside_document:
-            self._starts.write(np.array([self.num_tokens], dtype=BOUNDARY_DTYPE).tobytes())
-            self.num_documents += 1
-        self._write(tokens)
-        if ends_document:
-            self._write(self._end_of_text)
-        self._inside_document = not ends_document
-        self.num_bytes += num_bytes
-
-    def _write(self, tokens: np.ndarray) -> None:
-        while len(tokens):
-            room = -self.num_tokens % self._shard_tokens
-            if room == 0:
-                self._next_shard()
-                room = self._shard_tokens
-            self._shards[-1].write(tokens[:room].tobytes())
-            self.num_tokens += min(room, len(tokens))
-            tokens = tokens[room:]
-
-    def _next_shard(self) -> None:
-        if self._shards:
-            self._shards[-1].close()
-        self._shards.append(_File(self._folder / f"{self._split}_{len(self._shards):05d}.bin"))
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in (*self._shards, self._starts):
-            file.close()
-
-    def description(self) -> dict[str, Any]:
-        """Return the entry of the split in data.json."""
-        return {
-            "documents": self.num_documents,
-            "tokens": self.num_tokens,
-            "bytes": self.num_bytes,
-            "document_starts": self._starts.entry(),
-            "shards": [shard.entry() for shard in self._shards],
-        }
-
-
-class _File:
-    """A file being written, with the digest of its content."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._stream = path.open("wb")
-        self._digest = xxhash.xxh3_128()
-
-    def write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._digest.update(data)
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def entry(self) -> dict[str, str]:
-        return {"name": self._path.name, "xxh3_128": self._digest.hexdigest()}
+    def fits(self, shards: list[np.ndarray]) -> bool:
+        """Return whether all tokens together spell as many bytes as the text has."""
+        blocks = (shard[i : i + _BLOCK_TOKENS] for shard in shards for i in range(0, len(shard), _BLOCK_TOKENS))
+        return sum(int(self.table[block].sum(dtype=np.int64)) for block in blocks) == self.total
 
 
 class TokenStream:
     """One split as a single array of tokens, memory-mapped."""
 
-    def __init__(self, shards: list[np.ndarray], document_starts: np.ndarray):
+    def __init__(
+        self,
+        shards: list[np.ndarray],
+        document_starts: np.ndarray,
+        token_bytes: "np.ndarray | SpeltBytes | TokenStream | None" = None,
+    ):
         """Join the arrays that `TokenData.open` maps.
 
         Args:
             shards: Tokens; all shards have the same length except the last.
             document_starts: int64 [documents], the position of each document's first token, ascending.
+            token_bytes: UTF-8 bytes of text for which each token stands: an array [V] if it stands for the same ones
+                everywhere, else a stream of the same length; None if they are not known.
         """
+        self._token_bytes = token_bytes
         self._shards = shards
         self._shard_tokens = len(shards[0]) if shards else 1
         self._num_tokens = sum(map(len, shards))
@@ -147,6 +87,24 @@ class TokenStream:
             part = self._shards[shard][offset : offset + len(row)]
             row[: len(part)] = part
             start, row = start + len(part), row[len(part) :]
+
+    def num_bytes(self, starts: np.ndarray, length: int) -> int | None:
+        """Return the UTF-8 bytes of text for which the tokens of all windows stand, or None if they are not known.
+
+        Args:
+            starts: int64 [n], each at most len(self) - length.
+            length: Tokens in a window.
+        """
+        if isinstance(self._token_bytes, SpeltBytes):
+            self._token_bytes = self._token_bytes.table if self._token_bytes.fits(self._shards) else None
+        if self._token_bytes is None:
+            return None
+        numbers = np.empty((len(starts), length), dtype=np.int64)
+        if isinstance(self._token_bytes, np.ndarray):
+            self.fill(starts, length, numbers)
+            return int(self._token_bytes[numbers].sum())
+        self._token_bytes.fill(starts, length, numbers)
+        return int(numbers.sum())
 
     def document_ids(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Return the number of each token's document, counted from 0 within each window.
@@ -186,10 +144,11 @@ class TokenData:
         description = json.loads(content)
         splits = description["splits"]
         dtype = np.dtype(description["dtype"])
+        tokenizer = Tokenizer.load(path / TOKENIZER_FILE, description.get("end_token", END_OF_TEXT))
         return cls(
-            train=_open_split(path, splits["train"], dtype),
-            val=_open_split(path, splits["val"], dtype),
-            tokenizer=Tokenizer.load(path / TOKENIZER_FILE),
+            train=_open_split(path, splits["train"], dtype, tokenizer),
+            val=_open_split(path, splits["val"], dtype, tokenizer),
+            tokenizer=tokenizer,
             fingerprint=xxhash.xxh3_128_hexdigest(content),
             num_bytes={name: split["bytes"] for name, split in splits.items()},
         )
@@ -208,9 +167,14 @@ def check_length(num_tokens: int, sequence_length: int) -> None:
         )
 
 
-def _open_split(path: Path, split: dict[str, Any], dtype: np.dtype) -> TokenStream:
+def _open_split(path: Path, split: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer) -> TokenStream:
     shards = [_map(path / shard["name"], dtype) for shard in split["shards"]]
-    return TokenStream(shards, _map(path / split["document_starts"]["name"], BOUNDARY_DTYPE))
+    starts = _map(path / split["document_starts"]["name"], BOUNDARY_DTYPE)
+    if "token_bytes" in split:
+        counted = [_map(path / shard["name"], TOKEN_BYTES_DTYPE) for shard in split["token_bytes"]]
+        return TokenStream(shards, starts, TokenStream(counted, starts))
+    table = tokenizer.token_num_bytes()
+    return TokenStream(shards, starts, SpeltBytes(tokenizer.spelt_bytes(), split["bytes"]) if table is None else table)
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

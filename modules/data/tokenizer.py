@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from modules.config import TokenizerConfig
-from modules.data.encoding import load_encoder
+from modules.data import traits
+from modules.data.encoding import CannotEncodeError, load_encoder
+from modules.data.traits import byte_alphabet
 from modules.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -27,22 +31,30 @@ Documents = Callable[[], Iterator[str]]
 class Tokenizer:
     """A tokenizer that encodes text to token ids and decodes it.
 
-    Every tokenizer has SPECIAL_TOKENS, and text is never encoded as one of them: a document that contains
-    `<|endoftext|>` is encoded as ordinary text. They enter a sequence only by their ids.
+    Every tokenizer has SPECIAL_TOKENS, the first of them perhaps under another name, and text is never encoded as one
+    of them: a document that contains `<|endoftext|>` is encoded as ordinary text. They enter a sequence only by ids.
     """
 
-    def __init__(self, serialised: str):
-        """Load the text of a tokenizer.json that `build_tokenizer` or `save` made."""
+    def __init__(self, serialised: str, end_token: str = END_OF_TEXT):
+        """Load the text of a tokenizer.json that `build_tokenizer` or `save` made, and the name of its end token."""
         self._encoder = load_encoder(serialised)
+        self.end_token = end_token
         ids = self._encoder.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values()) + 1
         """Number of rows that an embedding needs."""
-        self.special_ids = tuple(ids[token] for token in SPECIAL_TOKENS)
+        self.special_ids = tuple(ids[token] for token in (end_token, *SPECIAL_TOKENS[1:]))
         self.end_of_text_id, self.mask_id, self.padding_id = self.special_ids[:3]
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, none of them special."""
-        return self._encoder.encode(text, add_special_tokens=False).ids
+        """Return the token ids of `text`, none of them special.
+
+        Raises:
+            CannotEncodeError: The text holds what the tokenizer has no token for.
+        """
+        try:
+            return self._encoder.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # `tokenizers` raises a bare Exception
+            raise CannotEncodeError(str(error)) from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text."""
@@ -52,32 +64,81 @@ class Tokenizer:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self._encoder.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def id_of(self, token: str) -> int:
-        """Return the id of a token such as `<|user|>`."""
-        return self._encoder.get_vocab(with_added_tokens=True)[token]
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """Return the text that `ids` add to that of `before`; decoded alone they may lose the space between both."""
+        whole, start = self.decode([*before, *ids]), self.decode(before)
+        if not whole.startswith(start):  # what follows has changed how the end before is written
+            pairs = zip(start, whole, strict=False)
+            start = "".join(left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return whole[len(start) :]
 
-    def token_num_bytes(self) -> np.ndarray:
-        """Return the UTF-8 bytes that each token encodes, int32 [vocab_size]; 0 for special tokens and unused ids."""
-        byte_level = "ByteLevel" in json.dumps(json.loads(self.serialised())["decoder"])
-        sizes = np.zeros(self.vocab_size, dtype=np.int32)
-        for token, number in self._encoder.get_vocab(with_added_tokens=False).items():
-            sizes[number] = len(token) if byte_level else len(token.replace("\u2581", " ").encode())
-        for number, token in self._encoder.get_added_tokens_decoder().items():
-            sizes[number] = 0 if token.special else len(token.content.encode())
-        return sizes
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token such as `<|user|>`, or None if there is no such token."""
+        return self._encoder.token_to_id(token)
+
+    def token_of(self, number: int) -> str | None:
+        """Return the name of a token, or None if there is no such token."""
+        return self._encoder.id_to_token(number)
+
+    @property
+    def unknown_token(self) -> str | None:
+        """The token for what has no other, or None if there is none."""
+        number = traits.unknown_id(self._description)
+        return None if number is None else self.token_of(number)
+
+    def token_num_bytes(self) -> np.ndarray | None:
+        """Return the UTF-8 bytes of text for which each token stands, int32 [vocab_size]; 0 for special tokens.
+
+        None where they depend on the text, as under tokenizers that change it or have an unknown token.
+        """
+        return self.spelt_bytes() if traits.keeps_bytes(self._description) else None
+
+    def spelt_bytes(self) -> np.ndarray:
+        """Return the UTF-8 bytes that each token spells, int32 [vocab_size]; see `traits.spelt_bytes`."""
+        return traits.spelt_bytes(self._description, self.vocab_size)
+
+    @property
+    def joins_at_words(self) -> bool:
+        """Whether the pieces of a document have the tokens of the whole wherever it is cut between words."""
+        return traits.joins_at_words(self._description)
 
     def serialised(self) -> str:
         """Return the text of its tokenizer.json."""
+        return self._serialised
+
+    @cached_property
+    def _serialised(self) -> str:
         return self._encoder.to_str(pretty=True)
+
+    @cached_property
+    def _description(self) -> traits.Description:
+        return json.loads(self._serialised)
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json, which `transformers.PreTrainedTokenizerFast` can load, too."""
         path.write_text(self.serialised(), encoding="utf-8")
 
+    def save_for_transformers(self, folder: Path, max_length: int) -> None:
+        """Write tokenizer.json and the tokenizer_config.json from which `AutoTokenizer` builds the same tokenizer.
+
+        Without the second file it takes the class of the model's type, which puts GPT-2's rules around any vocabulary.
+        """
+        self.save(folder / "tokenizer.json")
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_length,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": self.end_token,
+            "bos_token": self.end_token,
+            "pad_token": PADDING,
+            "mask_token": MASK,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: Path, end_token: str = END_OF_TEXT) -> "Tokenizer":
         """Load what `save` wrote."""
-        return cls(path.read_text(encoding="utf-8"))
+        return cls(path.read_text(encoding="utf-8"), end_token)
 
 
 def build_tokenizer(config: TokenizerConfig, documents: Documents, file: bytes | None) -> Tokenizer:
@@ -89,7 +150,7 @@ def build_tokenizer(config: TokenizerConfig, documents: Documents, file: bytes |
         file: Content of the tokenizer.json of `kind=file`.
 
     Raises:
-        InputError: `file` is not a usable tokenizer.json.
+        InputError: `file` is not a usable tokenizer.json, or lacks the end token.
     """
     kinds = {
         "bpe": lambda: _train_bpe(config, documents),
@@ -97,12 +158,35 @@ def build_tokenizer(config: TokenizerConfig, documents: Documents, file: bytes |
         "byte": _byte_tokenizer,
         "file": lambda: _read_tokenizer(config, file),
     }
-    tokenizer = kinds[config.kind]()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer, end_token = kinds[config.kind](), config.end_token or END_OF_TEXT
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if len(set(ids.values())) < len(ids):
         raise InputError(f"tokenizer.path={config.path}: two tokens share an id; repair its vocabulary")
-    return Tokenizer(tokenizer.to_str())
+    if config.end_token is not None and config.end_token not in ids:
+        raise InputError(
+            f"tokenizer.end_token={config.end_token}: {config.path} has no such token; name one that it has, or null"
+        )
+    return Tokenizer(_with_special_tokens(tokenizer, (end_token, *SPECIAL_TOKENS[1:])), end_token)
+
+
+def _with_special_tokens(tokenizer: tokenizers.Tokenizer, names: Sequence[str]) -> str:
+    """Return the text of a tokenizer.json with special tokens of these names; new ones come after the highest id."""
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    highest = max(ids.values(), default=-1)
+    if highest + 1 > len(ids):
+        tokenizer = _with_entries(tokenizer, [name for name in names if name not in ids], highest + 1)
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return tokenizer.to_str()
+
+
+def _with_entries(tokenizer: tokenizers.Tokenizer, names: Sequence[str], first: int) -> tokenizers.Tokenizer:
+    """Return a tokenizer whose model has entries of these names, numbered from `first` on.
+
+    `tokenizers` numbers an added token after the number of tokens, which another one may have if some ids are unused.
+    """
+    description = json.loads(tokenizer.to_str())
+    description["model"]["vocab"] |= {name: number for number, name in enumerate(names, start=first)}
+    return tokenizers.Tokenizer.from_str(json.dumps(description))
 
 
 def _train_bpe(config: TokenizerConfig, documents: Documents) -> tokenizers.Tokenizer:
@@ -152,14 +236,25 @@ def _byte_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def byte_alphabet() -> list[str]:
-    """Return the character that byte-level vocabularies write for each byte.
+def read_vocabulary(config: TokenizerConfig, file: bytes) -> dict[str, int]:
+    """Return the ids of all tokens in a tokenizer.json, before `build_tokenizer` adds its own.
 
-    Source: `bytes_to_unicode` in openai/gpt-2, src/encoder.py.
+    Raises:
+        InputError: `file` is not a usable tokenizer.json.
     """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+    return _read_tokenizer(config, file).get_vocab(with_added_tokens=True)
+
+
+def joins_at_words(file: bytes) -> bool:
+    """Return whether the pieces of a document have the tokens of the whole wherever it is cut between words.
+
+    False for what is no tokenizer.json, which is refused when it is loaded.
+    """
+    try:
+        # written anew, because older files lack fields
+        return traits.joins_at_words(json.loads(tokenizers.Tokenizer.from_str(file.decode()).to_str()))
+    except Exception:  # `tokenizers` raises a bare Exception for anything it cannot read
+        return False
 
 
 def _read_tokenizer(config: TokenizerConfig, file: bytes | None) -> tokenizers.Tokenizer:
@@ -171,6 +266,9 @@ def _read_tokenizer(config: TokenizerConfig, file: bytes | None) -> tokenizers.T
         raise InputError(f"tokenizer.path={config.path}: not a tokenizer.json of `tokenizers` ({error})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    # the state of a part is its JSON
+    if tokenizer.post_processor and traits.adds_tokens(json.loads(tokenizer.post_processor.__getstate__())):
+        tokenizer.post_processor = None  # it would add tokens that no training text has
     _without_dropout(tokenizer.model)
     return tokenizer
 

@@ -1,43 +1,70 @@
 """Trained models by path: our own model directories, Hugging Face folders and hub names."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from modules.config import TokenizerConfig
-from modules.data.tokenizer import Tokenizer, build_tokenizer
+from modules.config import ObjectiveConfig, TokenizerConfig, TrainingConfig
+from modules.cores import num_cores
+from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer, build_tokenizer, read_vocabulary
 from modules.errors import InputError
-from modules.huggingface import load_huggingface
+from modules.huggingface import load_huggingface, read_end_ids
 from modules.model import GPT
 from orchestrator.artifacts import artifact
 from orchestrator.errors import UserError
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
-_NEEDED = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json", "recipe.json"]
+_NEEDED = (
+    *("config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "recipe.json"),
+)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in evaluation mode, on the GPU if there is one, with its tokenizer and its recipe."""
+    """A model in evaluation mode, on the GPU if there is one, with its tokenizer and what decides how it reads text."""
 
     model: GPT
     tokenizer: Tokenizer
     tokenizer_file: Path
+    end_ids: tuple[int, ...]
+    """Tokens at which a text ends, the first of them also after each document; empty if the model has none."""
+    knows_mask: bool
+    """Whether the model has a row for the mask token; models trained elsewhere mostly have none."""
     recipe: dict[str, Any]
     """Empty for models that were not trained here."""
+    training: TrainingConfig | None
+    """The settings of its training; None if it was not trained here."""
+    objective: ObjectiveConfig
+    """What it learned to predict; the defaults if it was not trained here."""
 
     @property
-    def knows_mask(self) -> bool:
-        """Whether the model has a row for the mask token; models trained elsewhere mostly have none."""
-        return self.tokenizer.mask_id < self.model.vocab_size
+    def context_length(self) -> int:
+        """Tokens up to which it was trained; positions after them may exist, but were never learned."""
+        return self.training.sequence_length if self.training else self.model.config.max_positions
+
+    @property
+    def reads_documents_apart(self) -> bool:
+        """Whether attention stays within each document."""
+        return self.training is not None and self.training.attention_scope == "document"
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return a context in which it computes with the precision of its training.
+
+        Float16 only on a GPU, as in training.
+        """
+        name = self.training.precision if self.training else "32"
+        dtype = {"bf16": torch.bfloat16, "16": torch.float16 if self.device.type == "cuda" else None}.get(name)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
 
 def load_model(path: str) -> TrainedModel:
@@ -48,16 +75,47 @@ def load_model(path: str) -> TrainedModel:
         ArtifactError: the model directory is damaged.
     """
     folder = _local_folder(path)
+    torch.set_num_threads(min(torch.get_num_threads(), num_cores()))  # torch does not see what a container is granted
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_huggingface(folder, device).eval()
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file():
         raise InputError(f"model.path={path}: no tokenizer.json beside the weights; save the tokenizer there")
-    recipe_file = folder / "recipe.json"
-    recipe = json.loads(recipe_file.read_text(encoding="utf-8")) if recipe_file.is_file() else {}
-    config = TokenizerConfig(kind="file", path=str(tokenizer_file))
-    tokenizer = build_tokenizer(config, lambda: iter(()), tokenizer_file.read_bytes())
-    return TrainedModel(model, tokenizer, tokenizer_file, recipe)
+    tokenizer, end_ids, knows_mask = _tokenizer(folder, tokenizer_file, model.vocab_size)
+    return TrainedModel(model, tokenizer, tokenizer_file, end_ids, knows_mask, *_recipe(folder / "recipe.json"))
+
+
+def _tokenizer(folder: Path, file: Path, num_rows: int) -> tuple[Tokenizer, tuple[int, ...], bool]:
+    """Return the tokenizer with the end token of config.json, all end tokens, and whether the mask token has a row."""
+    content = file.read_bytes()
+    config = TokenizerConfig(kind="file", path=str(file))
+    own = read_vocabulary(config, content)
+    names = {number: name for name, number in own.items() if number < num_rows}
+    usual = [own[END_OF_TEXT]] if own.get(END_OF_TEXT) in names else []
+    end_ids = [number for number in read_end_ids(folder) if number in names] or usual
+    if end_ids:
+        config = config.model_copy(update={"end_token": names[end_ids[0]]})
+    tokenizer = build_tokenizer(config, lambda: iter(()), content)
+    return tokenizer, tuple(end_ids), own.get(MASK) in names
+
+
+def _recipe(file: Path) -> tuple[dict[str, Any], TrainingConfig | None, ObjectiveConfig]:
+    """Return the recipe with the settings that decide how the model reads text.
+
+    Raises:
+        UserError: it is not one that this program wrote.
+    """
+    if not file.is_file():
+        return {}, None, ObjectiveConfig()
+    try:
+        recipe = json.loads(file.read_text(encoding="utf-8"))
+        training = TrainingConfig.model_validate(recipe["training"]) if "training" in recipe else None
+        return recipe, training, ObjectiveConfig.model_validate(recipe.get("objective", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{file}: no recipe of this program ({reason}); restore it, or remove it to use the model without one"
+        ) from error
 
 
 def _local_folder(path: str) -> Path:
@@ -88,7 +146,7 @@ def _from_hub(name: str) -> Path:
     except ImportError:
         raise UserError(f"model.path={name}: no such folder; for hub names: pip install huggingface_hub") from None
     try:
-        return Path(snapshot_download(name, allow_patterns=_NEEDED))
+        return Path(snapshot_download(name, allow_patterns=list(_NEEDED)))
     except Exception as error:  # the hub client and the HTTP stack below it raise many unrelated types
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UserError(f"model.path={name}: no such folder, and the hub does not provide it: {reason[0]}") from None

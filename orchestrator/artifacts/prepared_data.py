@@ -1,5 +1,6 @@
 """Prepared data: found by the recipe's fingerprint, or made. The same text and settings give the same artifact."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,17 +12,22 @@ from modules.data.documents import SourceFile, check_formats
 from modules.data.prepare import OnProgress, prepare_tokens
 from modules.data.shards import TokenData, check_length
 from modules.data.stdlib import stdlib_files
+from modules.data.tokenizer import joins_at_words
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.staging import staging_folder
-from orchestrator.errors import ArtifactError, ConfigError
-from orchestrator.storage.input_files import find_files
+from orchestrator.errors import ArtifactError, ConfigError, UserError
+from orchestrator.storage.access import is_local, path_of
+from orchestrator.storage.input_files import StoredFile, find_files
 from orchestrator.storage.local import cache_folder
+from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
-_FORMAT = 2
+_FORMAT = 3
 """Must change whenever the same text and settings give another result, manifest included."""
+_FIRST_FORMAT = 2
+"""What is still right for tokenizers that encode the pieces of a document as they encode the whole."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,7 @@ def prepared_data(
     Raises:
         UserError, InputError: the text cannot be used, or does not fit the requirements; nothing is left behind.
     """
-    files = _source_files(data)
-    tokenizer_file = _tokenizer_file(tokenizer)
+    files, tokenizer_file = _source_files(data), _tokenizer_file(tokenizer)
     recipe = data_recipe(data, tokenizer, files, tokenizer_file)
     name = f"data/{data.source}-{fingerprint(recipe)}"
     if artifact.is_committed(storage, name):
@@ -70,11 +75,18 @@ def prepared_data(
         return name
     with staging_folder(storage, name) as folder:
         total = sum(file.num_bytes for file in files)
-        prepare_tokens(files, data, tokenizer, tokenizer_file, folder, progress(min(total, data.max_bytes or total)))
+        shown = progress(min(total, data.max_bytes or total))
+        notes = prepare_tokens(files, data, tokenizer, tokenizer_file, folder, shown)
         facts = _facts(folder)
         requirements.check(facts)
-        artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts})
+        extra = {"notes": notes} if notes else {}
+        artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts, **extra})
     return name
+
+
+def data_notes(storage: Storage, name: str) -> list[str]:
+    """Return lines for the user on what of the text the tokens of prepared data do not give back."""
+    return artifact.read_manifest(storage, name).get("notes", [])
 
 
 def local_data(storage: Storage, name: str) -> Path:
@@ -122,13 +134,17 @@ def data_recipe(
     """Return what determines the tokens: the text's identity, the settings, and the version of the format."""
     return {
         "command": "prepare",
-        "format": _FORMAT,
+        "format": _format(tokenizer_file),
         "data": identity(data),
         "tokenizer": identity(tokenizer),
         "tokenizer_file": digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
         # by content and not by path, so that the same text prepared elsewhere is the same data
         "files": [[PurePosixPath(file.name).name, file.identity()] for file in files] or list(data.path),
     }
+
+
+def _format(tokenizer_file: bytes | None) -> int:
+    return _FIRST_FORMAT if tokenizer_file is None or joins_at_words(tokenizer_file) else _FORMAT
 
 
 def check_vocab_size(vocab_size: int, max_vocab_size: int | None) -> None:
@@ -155,5 +171,19 @@ def _source_files(data: DataConfig) -> Sequence[SourceFile]:
 def _tokenizer_file(tokenizer: TokenizerConfig) -> bytes | None:
     if tokenizer.path is None:
         return None
-    with find_files([tokenizer.path])[0].open() as file:
+    with _single_file(tokenizer.path).open() as file:
         return file.read()
+
+
+def _single_file(path: str) -> StoredFile:
+    """Return the tokenizer.json at `path`, or in the Hugging Face folder `path`.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    is_folder = os.path.isdir(os.path.expanduser(path_of(path))) if is_local(path) else not PurePosixPath(path).suffix
+    files = find_files([f"{path.rstrip('/')}/tokenizer.json" if is_folder else path])
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:3])
+        raise UserError(f"tokenizer.path={redact(path)}: matches {len(files)} files ({names}, …); name one of them")
+    return files[0]

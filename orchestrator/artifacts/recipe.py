@@ -10,6 +10,7 @@ from modules.config import Config, Role
 def identity(config: Config) -> dict[str, Any]:
     """Return the settings that determine the result, as plain data: every field that is marked `Identity`.
 
+    A field that is marked `LaterIdentity` is left out at its default, so that what was made before keeps its recipe.
     A group of fields is a dict of its own, left out if it is empty. The caller adds the identity of each `Input`,
     which can only be found by reading the input itself.
     """
@@ -19,7 +20,7 @@ def identity(config: Config) -> dict[str, Any]:
         value = getattr(config, name)
         if isinstance(value, Config):
             found |= {name: inside} if (inside := identity(value)) else {}
-        elif Role.IDENTITY in field.metadata:
+        elif Role.IDENTITY in field.metadata or (Role.LATER in field.metadata and value != field.default):
             found[name] = values[name]
     return found
 

@@ -29,7 +29,7 @@ def export_model(
     vocab_size = model.vocab_size or tokenizer.vocab_size
     with staging_folder(storage, name) as folder:
         save_huggingface(folder, model, vocab_size, _tensors(checkpoint), end_of_text_id=tokenizer.end_of_text_id)
-        tokenizer.save(folder / "tokenizer.json")
+        tokenizer.save_for_transformers(folder, model.max_positions)
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         put = artifact.replace if _is_of_another_step(storage, name, checkpoint.progress.step) else artifact.publish
         put(storage, folder, name, {"kind": "model", "step": checkpoint.progress.step})

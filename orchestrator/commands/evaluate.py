@@ -2,12 +2,14 @@
 
 from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from modules.data.shards import TokenData, TokenStream
+from modules.data.tokenizer import END_OF_TEXT
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.models import TrainedModel, load_model
-from orchestrator.artifacts.prepared_data import DataRequirements, local_data, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, local_data, prepared_data
 from orchestrator.configuration.commands import EvaluateConfig
 from orchestrator.display.progress import evaluate_progress, prepare_progress
 from orchestrator.display.results import show_evaluation
+from orchestrator.display.terminal import print_line
 from orchestrator.errors import UserError
 from orchestrator.storage.store import Storage
 from orchestrator.training.evaluation import Windows, compression, evaluate
@@ -17,14 +19,18 @@ def run(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
     trained = load_model(config.model.path)
     stream = _text(config, trained)
-    trained_length = trained.recipe.get("training", {}).get("sequence_length")
-    length = config.sequence_length or trained_length or trained.model.config.max_positions
+    length = config.sequence_length or trained.context_length
     if length > trained.model.config.max_positions:
         raise UserError(f"sequence_length={length}: the model has {trained.model.config.max_positions} positions")
+    if length > trained.context_length:
+        print_line(f"sequence_length={length}: the model learned only its first {trained.context_length} positions")
     windows = Windows.of(stream, length, config.batch_size, config.max_sequences)
     objective = _objective(config, trained)
+    seed = trained.recipe.get("seed", 0) if config.seed is None else config.seed
     with evaluate_progress(windows.count) as progress:
-        metrics = evaluate(trained, windows, objective, config.run.seed, progress)
+        metrics = evaluate(trained, windows, objective, seed, progress)
+    if "val/bits_per_byte" not in metrics:
+        print_line("bits per byte are not known: the text was prepared by a version that did not count its bytes")
     show_evaluation(config.model.path, metrics, compression(trained, windows))
 
 
@@ -39,6 +45,8 @@ def _text(config: EvaluateConfig, trained: TrainedModel) -> TokenStream:
             )
     else:
         name = _prepared(config.data, config, trained, storage)
+    for line in data_notes(storage, name):
+        print_line(line)
     data = TokenData.open(local_data(storage, name))
     return data.train if config.data is not None and config.part == "all" else data.val
 
@@ -46,13 +54,15 @@ def _text(config: EvaluateConfig, trained: TrainedModel) -> TokenStream:
 def _prepared(data: DataConfig, config: EvaluateConfig, trained: TrainedModel, storage: Storage) -> str:
     if config.part == "all":
         data = data.model_copy(update={"val_fraction": 0.0})
-    tokenizer = TokenizerConfig(kind="file", path=str(trained.tokenizer_file))
+    end_token = trained.tokenizer.end_token
+    tokenizer = TokenizerConfig(
+        kind="file", path=str(trained.tokenizer_file), end_token=None if end_token == END_OF_TEXT else end_token
+    )
     with prepare_progress() as progress:
         return prepared_data(storage, data, tokenizer, DataRequirements(), progress)
 
 
 def _objective(config: EvaluateConfig, trained: TrainedModel) -> ObjectiveConfig:
-    objective = ObjectiveConfig.model_validate(trained.recipe.get("objective", {}))
     if config.mlm_probability is None:
-        return objective
-    return objective.model_copy(update={"mlm_probability": config.mlm_probability})
+        return trained.objective
+    return trained.objective.model_copy(update={"mlm_probability": config.mlm_probability})

@@ -4,7 +4,7 @@ import os
 import socket
 from functools import partial
 
-from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, prepared_data
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.cluster.launchers import launcher_for
 from orchestrator.configuration.commands import PretrainConfig
@@ -35,6 +35,8 @@ def run(config: PretrainConfig) -> None:
     )
     with prepare_progress() as progress:
         data_name = prepared_data(storage, config.data, config.tokenizer, requirements, progress)
+    for line in data_notes(storage, data_name):
+        print_line(line)
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     if not this_run.is_complete(storage):
         begin = partial(runs.begin, storage, this_run, config)

@@ -78,7 +78,6 @@ class EvaluateConfig(Config):
     """`orchestrator evaluate`: how well a model predicts held-out text."""
 
     model: ModelPath
-    run: RunConfig = RunConfig()
     storage: StorageConfig = StorageConfig()
     data: DataConfig | None = None
     """Null takes the data that the model was trained on, from its recipe."""
@@ -92,6 +91,8 @@ class EvaluateConfig(Config):
     """Stop after this many windows; null reads all held-out text."""
     mlm_probability: Identity[Probability | None] = None
     """Share of positions masked for masked accuracy; null takes the model's training value."""
+    seed: Identity[Annotated[int, Field(ge=0, lt=2**63)] | None] = None
+    """Decides which positions are masked; null takes the model's training seed, as its validation does."""
 
 
 class GenerateConfig(Config):

@@ -62,10 +62,11 @@ def show_evaluation(model_path: str, metrics: Mapping[str, float], compression: 
     table = new_table("Bits per byte on the same text")
     table.add_column("by")
     table.add_column("bits per byte", justify="right")
-    rows = {"this model": metrics["val/bits_per_byte"], **compression}
+    rows = {**({"this model": metrics["val/bits_per_byte"]} if "val/bits_per_byte" in metrics else {}), **compression}
     for name, bits in sorted(rows.items(), key=lambda row: row[1]):
         table.add_row(name, f"{bits:.4f}", style="bold" if name == "this model" else "")
-    console.print(table)
+    if len(rows) > 1:
+        console.print(table)
 
 
 def show_samples(prompt: str, samples: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ class Results:
         return {} if seconds is None else {"faults/recovery_seconds": seconds}
 
     def validation(self, step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
-        """Report the metrics of a validation, and token ids sampled after it, int64 [num_sequences, T]."""
+        """Report the metrics of a validation, and the prompt with each sample after it, int64 [num_sequences, T]."""
         if self._runtime.rank:
             return
         self._last.update(metrics)

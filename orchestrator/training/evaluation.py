@@ -1,21 +1,27 @@
 """Measure how well a model predicts a token stream, and how well compressors pack the same text."""
 
-import gzip
 import lzma
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from modules.config import ObjectiveConfig
-from modules.data.batches import BatchMaker, BatchSettings
+from modules.data.batches import Batch, BatchMaker, BatchSettings, ValidationBatches
 from modules.data.shards import TokenStream
+from modules.data.tokenizer import Tokenizer
+from modules.errors import InputError
 from modules.validation import validation_metrics, validation_sums
 from orchestrator.artifacts.models import TrainedModel
 
 _COMPRESSED_BYTES = 64 * 2**20
 """xz -9 takes a second per megabyte, so only this much of a longer text is compressed."""
+_GZIP = 31
+"""What zlib calls the form of gzip."""
+_BLOCK_TOKENS = 2**16
+_LONGEST_CHARACTER_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -39,30 +45,93 @@ class Windows:
 def evaluate(
     trained: TrainedModel, windows: Windows, objective: ObjectiveConfig, seed: int, progress: Callable[[int], None]
 ) -> dict[str, float]:
-    """Return perplexity, bits per byte and, where the model knows the mask token, masked accuracy, by metric name.
+    """Return the metrics that the validation of a training has over the same windows, by name.
+
+    The model reads text as in its training: within documents, with the same precision and, under the same seed, masks.
+    Masked metrics are there if it knows the mask token.
 
     Args:
         progress: Receives the number of windows done.
 
     Raises:
-        InputError: the text is shorter than one window.
+        InputError: the text is shorter than one window, or holds a token for which the model has no row.
     """
-    settings = BatchSettings(windows.length, seed, objective, with_masked=trained.knows_mask)
-    maker = BatchMaker(windows.stream, trained.tokenizer, settings, trained.tokenizer.token_num_bytes())
+    settings = BatchSettings(
+        sequence_length=windows.length,
+        seed=seed + ValidationBatches.MASK_SEED_OFFSET,
+        objective=objective,
+        with_masked=trained.knows_mask,
+        with_documents=trained.reads_documents_apart,
+    )
+    maker = BatchMaker(windows.stream, trained.tokenizer, settings, counts_bytes=True)
     total = torch.zeros(6, dtype=torch.float64)
     for first in range(0, windows.count, windows.batch_size):
         samples = np.arange(first, min(first + windows.batch_size, windows.count))
         batch = maker.make(samples * windows.length, samples, 0)
+        _check_rows(trained, batch)
         on_device = {name: v.to(trained.device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
-        total += validation_sums(trained.model, on_device).cpu()
+        with trained.precision():
+            total += validation_sums(trained.model, on_device).cpu()
         progress(int(samples[-1]) + 1)
     return validation_metrics(total)
 
 
+def _check_rows(trained: TrainedModel, batch: Batch) -> None:
+    largest = int(max(batch["input_ids"].max(), batch["targets"].max()))
+    if largest >= trained.model.vocab_size:
+        raise InputError(
+            f"the text has token {largest} ({trained.tokenizer.token_of(largest)}), but the model has rows for tokens "
+            f"0 to {trained.model.vocab_size - 1}; it needs the tokenizer and eos_token_id that it was trained with"
+        )
+
+
 def compression(trained: TrainedModel, windows: Windows) -> dict[str, float]:
-    """Return bits per byte that `gzip -9` and `xz -9` reach on the same text, by name."""
-    ids = np.empty((1, windows.count * windows.length), dtype=np.int64)
-    windows.stream.fill(np.array([0]), ids.shape[1], ids)
-    text = trained.tokenizer.decode(ids[0].tolist()).encode()[:_COMPRESSED_BYTES]
-    packed = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
-    return {name: 8 * len(data) / len(text) for name, data in packed.items()}
+    """Return bits per byte that `gzip -9` and `xz -9` reach on the same text, by name.
+
+    Empty if the tokens do not give the text back: the compressors would pack another one. Only a block of text is in
+    memory at a time.
+    """
+    packers = {"gzip -9": zlib.compressobj(9, wbits=_GZIP), "xz -9": lzma.LZMACompressor(preset=9)}
+    packed = dict.fromkeys(packers, 0)
+    num_tokens, num_bytes = 0, 0
+    for ids, text in _decoded(trained, windows):
+        num_tokens, num_bytes = num_tokens + len(ids), num_bytes + len(text)
+        for name, packer in packers.items():
+            packed[name] += len(packer.compress(text))
+        if num_bytes >= _COMPRESSED_BYTES:
+            break
+    expected = windows.stream.num_bytes(np.array([0]), num_tokens)
+    # the last token may end within a character, which is then decoded as another one
+    if not num_bytes or expected is None or abs(num_bytes - expected) > _LONGEST_CHARACTER_BYTES:
+        return {}
+    return {name: 8 * (packed[name] + len(packer.flush())) / num_bytes for name, packer in packers.items()}
+
+
+def _decoded(trained: TrainedModel, windows: Windows) -> Iterator[tuple[list[int], bytes]]:
+    """Yield blocks of tokens and their text, each document decoded on its own."""
+    stream, stop = windows.stream, windows.count * windows.length
+    starts = stream.document_starts[stream.document_starts < stop].tolist()
+    for start, end in zip(starts, [*starts[1:], stop], strict=True):
+        before: list[int] = []
+        held: list[int] = []
+        for first in range(start, end, _BLOCK_TOKENS):
+            block = np.empty((1, min(_BLOCK_TOKENS, end - first)), dtype=np.int64)
+            stream.fill(np.array([first]), block.shape[1], block)
+            ids, held = _whole_characters(trained.tokenizer, before, [*held, *block[0].tolist()])
+            yield ids, trained.tokenizer.decode_after(before, ids).encode()
+            before = _last_characters(trained.tokenizer, ids)
+        yield held, trained.tokenizer.decode_after(before, held).encode()
+
+
+def _whole_characters(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> tuple[list[int], list[int]]:
+    """Return the tokens up to the last whole character, and the rest, which begins a character."""
+    for stop in range(len(ids), max(0, len(ids) - _LONGEST_CHARACTER_BYTES), -1):
+        if not tokenizer.decode_after(before, ids[:stop]).endswith("\ufffd"):
+            return ids[:stop], ids[stop:]
+    return ids, []
+
+
+def _last_characters(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Return the fewest tokens at the end that are whole characters: decoders of bytes give up on any other run."""
+    ends = (ids[-number:] for number in range(1, _LONGEST_CHARACTER_BYTES + 1))
+    return next((end for end in ends if "\ufffd" not in tokenizer.decode(end)), [])

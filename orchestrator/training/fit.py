@@ -170,7 +170,14 @@ def _sampling(parts: Parts) -> Sampling | None:
     if not tracking.num_samples or tracking.mode == "disabled":
         return None
     longest = min(_LONGEST_SAMPLE_TOKENS, parts.objective.sequence_length - 1)
-    return Sampling(tracking.num_samples, max_new_tokens=longest, top_k=50, seed=parts.config.run.seed)
+    document_end = parts.objective.tokenizer.end_of_text_id
+    return Sampling(
+        tracking.num_samples,
+        max_new_tokens=longest,
+        top_k=50,
+        seed=parts.config.run.seed,
+        document_end_id=document_end if parts.config.training.attention_scope == "document" else None,
+    )
 
 
 def _storage_of_saves(parts: Parts) -> Storage:

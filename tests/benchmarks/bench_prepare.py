@@ -17,7 +17,7 @@ from modules.config import DataConfig, TokenizerConfig
 from modules.cores import num_cores
 from modules.data.prepare import prepare_tokens
 from modules.data.stdlib import LocalFile, stdlib_files
-from modules.data.tokenizer import byte_alphabet
+from modules.data.traits import byte_alphabet
 
 Row = tuple[str, float, float, float]
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2_tokenizer.json"

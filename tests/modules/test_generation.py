@@ -116,7 +116,7 @@ def test_top_k_of_one_is_greedy(model: GPT) -> None:
 
 def test_sequences_end_with_the_stop_token_and_stay_ended(model: GPT) -> None:
     stop_id = int(continuation(model, num_sequences=4)[2, 5])
-    found = continuation(model, num_sequences=4, stop_id=stop_id).tolist()
+    found = continuation(model, num_sequences=4, stop_ids=(stop_id,)).tolist()
     free = continuation(model, num_sequences=4).tolist()
     for row, expected in zip(found, free, strict=True):
         end = expected.index(stop_id) + 1 if stop_id in expected else len(row)
@@ -127,7 +127,7 @@ def test_sequences_end_with_the_stop_token_and_stay_ended(model: GPT) -> None:
 def test_sampling_ends_as_soon_as_all_have(model: GPT) -> None:
     stop_id = int(continuation(model, temperature=0)[0, 3])
     first = continuation(model, temperature=0)[0].tolist().index(stop_id)
-    assert continuation(model, temperature=0, stop_id=stop_id).shape == (1, first + 1)
+    assert continuation(model, temperature=0, stop_ids=(stop_id,)).shape == (1, first + 1)
 
 
 def test_text_goes_on_past_the_positions_as_if_its_start_had_been_dropped(model: GPT) -> None:
@@ -177,3 +177,43 @@ def test_an_empty_prompt_is_refused(model: GPT) -> None:
 def test_a_token_that_the_model_lacks_is_refused(model: GPT) -> None:
     with pytest.raises(InputError, match="token 60"):
         continuation(model, [1, 60])
+
+
+@torch.no_grad()
+def greedy_within_documents(model: GPT, prompt: list[int], count: int, end: int) -> list[int]:
+    """Continue a prompt; each position attends to those after the last `end` before it."""
+    model.eval()
+    tokens = list(prompt)
+    for _ in range(count):
+        ids = torch.tensor([tokens])
+        ends = (ids == end).long()
+        hidden = model(ids, document_ids=ends.cumsum(1) - ends)
+        tokens.append(int(model.head.logits(hidden)[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("prompt", [[9], [3, 1, 9, 4, 9, 1, 5]])
+def test_documents_are_kept_apart_where_the_model_learned_it(model: GPT, prompt: list[int]) -> None:
+    found = continuation(model, prompt, temperature=0, document_end_id=9)[0].tolist()
+    assert found == greedy_within_documents(model, prompt, 20, 9)
+    assert found != continuation(model, prompt, temperature=0)[0].tolist()
+
+
+def test_sequences_end_their_documents_at_different_places(model: GPT) -> None:
+    end = int(continuation(model, num_sequences=4)[2, 5])
+    found = continuation(model, num_sequences=4, document_end_id=end)
+    alone = [continuation(model, num_sequences=n, document_end_id=end)[n - 1] for n in (1, 2, 3, 4)]
+    assert torch.equal(found, torch.stack(alone))
+
+
+def test_no_more_is_seen_at_once_than_the_model_learned(model: GPT) -> None:
+    found = continuation(model, temperature=0, max_new_tokens=20, context_length=12)[0].tolist()
+    tokens = [*PROMPT, *found[: 12 - len(PROMPT) + 1]]
+    assert found[: len(tokens) - len(PROMPT)] == greedy_without_cache(model, PROMPT, len(tokens) - len(PROMPT))
+    assert found[len(tokens) - len(PROMPT) :][:4] == greedy_without_cache(model, tokens[-7:], 4)
+
+
+def test_any_of_several_tokens_ends_a_sequence(model: GPT) -> None:
+    free = continuation(model, temperature=0)[0].tolist()
+    stop = min(free.index(free[3]), free.index(free[5]))
+    assert continuation(model, temperature=0, stop_ids=(free[5], free[3]))[0].tolist() == free[: stop + 1]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modules.config import ModelConfig
 from modules.errors import InputError
-from modules.huggingface import load_huggingface, read_config, save_huggingface
+from modules.huggingface import load_huggingface, read_config, read_end_ids, save_huggingface
 from modules.model import GPT, initialize
 
 VOCAB = 75
@@ -188,3 +188,40 @@ def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="outside the folder"):
         load_huggingface(folder)
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return copies, since the tensors of `load_file` lie in the file, which is written again."""
+    return {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt", "transformer.wte.weight": "lm_head.weight"}])
+def test_a_tied_weight_is_read_under_whichever_name_it_is_stored(
+    transformers: Any, folder: Path, metadata: dict[str, str] | None
+) -> None:
+    weights = read_weights(folder)
+    weights["lm_head.weight"] = weights.pop("transformer.wte.weight")
+    save_file(weights, folder / "model.safetensors", metadata=metadata)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.equal(logits(load_huggingface(folder).eval()), logits(new_model()))
+        if metadata:
+            torch.testing.assert_close(
+                logits(load_huggingface(folder).eval()), peer(INPUT_IDS).logits, rtol=0, atol=1e-5
+            )
+
+
+def test_a_weight_that_no_file_holds_is_named_though_another_is_tied(folder: Path) -> None:
+    weights = read_weights(folder)
+    del weights["transformer.wte.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"transformer\.wte\.weight: not among the weights"):
+        load_huggingface(folder)
+
+
+def test_end_tokens_are_those_of_the_config_and_then_of_the_generation_config(folder: Path) -> None:
+    assert read_end_ids(folder) == [7]
+    (folder / "generation_config.json").write_text('{"eos_token_id": [9, 7]}')
+    assert read_end_ids(folder) == [7, 9]
+    change_config(folder, eos_token_id=None)
+    assert read_end_ids(folder) == [9, 7]

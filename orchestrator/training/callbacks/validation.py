@@ -22,7 +22,7 @@ class Validation(Callback):
         batches: This rank's micro-batches of every validation.
         due: Returns whether to validate after a step.
         sampling: How the objective's prompt is continued after each validation; None samples nothing.
-        report: Receives the metrics, by name, and the sampled token ids, int64 [num_sequences, T].
+        report: Receives the metrics, by name, and the tokens of the prompt and each sample, int64 [num_sequences, T].
         pause: Excludes the time of a validation from the throughput.
     """
 
@@ -59,5 +59,7 @@ class Validation(Callback):
         self._report(module.step, metrics, samples)
 
     def _sample(self, trainer: Trainer, module: GPTModule) -> Tensor:
-        prompt = (module.objective.prompt_ids, self._sampling)
-        return torch.stack(trainer.strategy.predict_step(prompt, 0), dim=1).cpu()
+        prompt = module.objective.prompt_ids
+        samples = torch.stack(trainer.strategy.predict_step((prompt, self._sampling), 0), dim=1).cpu()
+        # decoded without the prompt, a sample may lose the space before it
+        return torch.cat([torch.tensor(prompt).expand(len(samples), -1), samples], dim=1)

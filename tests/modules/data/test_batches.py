@@ -19,7 +19,7 @@ def token_stream(num_tokens=1000, special_every=10):
     tokens = np.random.default_rng(0).integers(0, 256, num_tokens).astype("<u2")
     starts = np.arange(0, num_tokens, special_every)
     tokens[starts[1:] - 1] = TOKENIZER.end_of_text_id
-    return TokenStream([tokens[i : i + 600] for i in range(0, num_tokens, 600)], starts)
+    return TokenStream([tokens[i : i + 600] for i in range(0, num_tokens, 600)], starts, TOKENIZER.token_num_bytes())
 
 
 STREAM = token_stream()

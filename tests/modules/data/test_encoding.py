@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import modules.data.encoding as encoding
 from modules.config import TokenizerConfig
 from modules.data.documents import cut_pieces
-from modules.data.encoding import TextEncoder, words
+from modules.data.encoding import Passage, TextEncoder, words
 from modules.data.stdlib import stdlib_files
 from modules.data.tokenizer import build_tokenizer
 
@@ -36,7 +36,7 @@ WORDY = st.lists(st.sampled_from(PARTS.split("|")), max_size=40).map("".join)
 @example(text="a \x1c b\x1d c")
 @example(text="é  a b é c d")
 def test_looked_up_words_give_the_tokens_that_tokenizers_gives(kind, text):
-    tokens, counts = ENCODERS[kind].encode([text, "between", text])
+    tokens, counts, *_ = ENCODERS[kind].encode([Passage(text), Passage("between"), Passage(text)])
     expected = TOKENIZERS[kind].encode(text)
     assert tokens.tolist() == [*expected, *TOKENIZERS[kind].encode("between"), *expected]
     assert counts.tolist() == [len(expected), len(tokens) - 2 * len(expected), len(expected)]
@@ -44,7 +44,8 @@ def test_looked_up_words_give_the_tokens_that_tokenizers_gives(kind, text):
 
 def test_real_text_gets_the_tokens_of_tokenizers_whole_or_in_pieces():
     texts = [(Path(file.root) / file.name).read_text("utf-8") for file in stdlib_files()[::60]]
-    tokens, _ = ENCODERS["bpe"].encode([piece.text for text in texts for piece in cut_pieces([text])])
+    pieces = [Passage(piece.text) for text in texts for piece in cut_pieces([text])]
+    tokens = ENCODERS["bpe"].encode(pieces).tokens
     assert tokens.tolist() == [token for ids in TOKENIZERS["bpe"].encode_batch(texts) for token in ids]
 
 
@@ -57,6 +58,6 @@ def test_a_full_cache_starts_anew(monkeypatch):
     monkeypatch.setattr(encoding, "CACHE_CHARS", 10)
     encoder = TextEncoder(TOKENIZERS["bpe"].serialised(), np.dtype("<u2"))
     texts = [f"word{number} other" for number in range(50)]
-    tokens, _ = encoder.encode(texts)
+    tokens = encoder.encode([Passage(text) for text in texts]).tokens
     assert tokens.tolist() == [token for text in texts for token in TOKENIZERS["bpe"].encode(text)]
     assert len(encoder.cache) < 10

@@ -14,6 +14,7 @@ from waiting import eventually
 from modules.config import DataConfig, TokenizerConfig
 from modules.data import prepare
 from modules.data.encoder_pool import EncoderPool
+from modules.data.encoding import Passage
 from modules.data.prepare import prepare_tokens
 from modules.data.shards import TokenData
 from modules.data.stdlib import LocalFile
@@ -214,7 +215,7 @@ def test_a_killed_process_is_told_and_leaves_no_other_behind(tmp_path, source, m
 def test_no_more_processes_start_than_there_are_batches(tmp_path, source):
     folder, _ = prepared(tmp_path, source)
     with EncoderPool(folder / "tokenizer.json", np.dtype("<u2"), 8) as pool:
-        assert [tag for _, tag in pool.encode([(["text"], 0), (["text"], 1)])] == [0, 1]
+        assert [tag for _, tag in pool.encode([([Passage("text")], 0), ([Passage("text")], 1)])] == [0, 1]
         assert 1 <= len(encoders()) <= 2
 
 
@@ -224,9 +225,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from modules.data.encoder_pool import EncoderPool
+from modules.data.encoding import Passage
 signal.signal(signal.SIGINT, signal.default_int_handler)  # however the tests were started
 with EncoderPool(Path(sys.argv[1]), np.dtype("<u2"), 2) as pool:
-    for _, n in pool.encode((["text"], n) for n in range(10**9)):
+    for _, n in pool.encode(([Passage("text")], n) for n in range(10**9)):
         if n == 10:
             print("started", flush=True)
 """
@@ -272,3 +274,20 @@ def test_a_failing_progress_callback_leaves_no_process_behind(tmp_path, source, 
     with pytest.raises(KeyboardInterrupt):
         prepare_in_two(tmp_path, source, fail)
     assert not encoders()
+
+
+def test_data_prepared_before_bytes_were_counted_is_read(tmp_path):
+    """Earlier versions wrote no bytes beside the tokens of any tokenizer."""
+    for name, text, known in (("a", "abc" * 50, True), ("b", "abc" * 60 + "ż" * 10, False)):
+        source = files(tmp_path / name, {"a.txt": text.encode()})
+        data = {"split": "position", "val_fraction": 0.1}
+        folder, _ = prepared(tmp_path, source, data, TokenizerConfig(kind="char"), f"out_{name}")
+        before = TokenData.open(folder)
+        description = json.loads((folder / "data.json").read_text())
+        for entry in description["splits"]["val"].pop("token_bytes"):
+            (folder / entry["name"]).unlink()
+        (folder / "data.json").write_text(json.dumps(description))
+        opened = TokenData.open(folder)
+        length = len(opened.val)
+        assert before.val.num_bytes(np.array([0]), length) == before.num_bytes["val"]
+        assert opened.val.num_bytes(np.array([0]), length) == (opened.num_bytes["val"] if known else None)

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from modules.data.shards import SplitWriter, TokenStream, token_dtype
+from modules.data.shard_writer import SplitWriter
+from modules.data.shards import SpeltBytes, TokenStream, token_dtype
 
 
 def write(folder, documents, shard_tokens=7):
-    writer = SplitWriter(folder, "train", np.dtype("<u2"), 99, shard_tokens)
+    writer = SplitWriter(folder, "train", np.dtype("<u2"), 99, shard_tokens=shard_tokens)
     for pieces in documents:
         for number, piece in enumerate(pieces):
             writer.add(np.array(piece, dtype="<u2"), len(piece), number == len(pieces) - 1)
@@ -63,3 +64,31 @@ def test_documents_within_a_window_are_numbered_from_its_start():
 @pytest.mark.parametrize(("vocab_size", "expected"), [(300, "<u2"), (65_536, "<u2"), (65_537, "<u4")])
 def test_tokens_take_the_smaller_type_that_holds_them(vocab_size, expected):
     assert token_dtype(vocab_size) == np.dtype(expected)
+
+
+def test_bytes_of_a_window_are_those_of_its_tokens():
+    table = np.array([1, 10, 100])
+    tokens = [np.array([0, 1, 2, 1]), np.array([1, 0])]
+    found = TokenStream(tokens, np.array([0]), table).num_bytes(np.array([0, 3]), 3)
+    assert found == (1 + 10 + 100) + (10 + 10 + 1)
+
+
+@pytest.mark.parametrize(("total", "expected"), [(132, 111), (133, None)])
+def test_spelt_bytes_are_trusted_only_if_the_whole_text_agrees(total, expected):
+    tokens = [np.array([0, 1, 2, 1]), np.array([1, 0])]
+    stream = TokenStream(tokens, np.array([0]), SpeltBytes(np.array([1, 10, 100]), total))
+    assert stream.num_bytes(np.array([0]), 3) == expected
+
+
+@pytest.mark.parametrize("shard_tokens", [2, 7, 100])
+def test_bytes_that_do_not_fit_beside_a_token_move_on_to_the_next(tmp_path, shard_tokens):
+    writer = SplitWriter(tmp_path, "val", np.dtype("<u2"), 99, writes_token_bytes=True, shard_tokens=shard_tokens)
+    most = 2**16 - 1
+    pieces = [([most + 5, 0, most], 3), ([1, 1], 0), ([], 4), ([2], 1)]
+    for number, (counts, left_over) in enumerate(pieces):
+        total = sum(counts) + left_over
+        writer.add(np.zeros(len(counts), dtype="<u2"), total, number == 3, np.array(counts, dtype=np.int64))
+    writer.close()
+    names = [entry["name"] for entry in writer.description()["token_bytes"]]
+    written = np.concatenate([np.fromfile(tmp_path / name, "<u2") for name in names])
+    assert written.tolist() == [most, 5, most, 1 + 3, 1, 2 + 4, 1]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from modules.config import TokenizerConfig
-from modules.data.tokenizer import SPECIAL_TOKENS, Tokenizer, build_tokenizer, byte_alphabet, take_bytes
+from modules.data.tokenizer import SPECIAL_TOKENS, Tokenizer, build_tokenizer, take_bytes
+from modules.data.traits import byte_alphabet
 from modules.errors import InputError
 
 CORPUS = ["The quick brown fox's tail, and the dog's.\n" * 20, "def f(x):\n    return x + 1\n" * 20, "größe ☃ 12345"]
@@ -80,8 +81,9 @@ def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(tokenizer):
     assert sizes[list(tokenizer.special_ids)].sum() == 0
 
 
-def test_the_bytes_of_a_character_are_those_of_its_utf8():
-    assert CHAR.token_num_bytes()[CHAR.encode("aö☃")].tolist() == [1, 2, 3]
+def test_the_bytes_that_a_character_spells_are_those_of_its_utf8():
+    assert CHAR.spelt_bytes()[CHAR.encode("aö☃")].tolist() == [1, 2, 3]
+    assert CHAR.token_num_bytes() is None  # its unknown token stands for characters of any size
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, BYTE, CHAR], ids=["bpe", "byte", "char"])

@@ -2,7 +2,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from foreign_tokenizers import foreign
 
+from modules.config import DataConfig, TokenizerConfig
+from orchestrator.artifacts.prepared_data import data_recipe
 from orchestrator.cli import main
 from orchestrator.storage.store import Storage
 
@@ -70,3 +73,52 @@ def test_data_without_a_valid_commit_is_prepared_anew(prepare: Command, file: st
     emptied(folder / file)
     assert prepare() == 0
     assert (folder / file).read_bytes() == before
+
+
+def with_tokenizer(tmp_path: Path, path: str) -> list[str]:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be. " * 20)
+    where = ["data=files", f"data.path={text}", "data.val_fraction=0", f"storage.root={tmp_path}/root"]
+    return ["prepare", *where, "tokenizer=file", f"tokenizer.path={path}"]
+
+
+def test_tokenizer_of_a_hugging_face_folder_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(foreign("llama2"))
+    (folder / "added_tokens.json").write_text("{}")
+    (folder / "a.safetensors").touch()
+    for path in (f"{folder}", f"{folder}/", f"{folder}/tokenizer.json", f"{folder}/token*.json"):
+        assert main(with_tokenizer(tmp_path, path)) == 0
+    assert len(list((tmp_path / "root/data").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("*/tokenizer.json", "matches 2 files"),
+        ("none", "none/tokenizer.json: matches no file"),
+        ("a/other", "a/other: matches no file"),
+    ],
+)
+def test_tokenizer_that_no_path_or_several_name_is_refused(
+    path: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "none"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name / "tokenizer.json").write_bytes(foreign("llama2"))
+    assert main(with_tokenizer(tmp_path, f"{tmp_path}/{path}")) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("gpt2", 2), ("llama2", 3), ("llama3", 3), ("prefixed", 3), ("added", 3), ("wordpiece", 3), (None, 2)],
+)
+def test_data_keeps_its_name_where_the_tokens_are_those_of_earlier_versions(kind: str | None, expected: int) -> None:
+    tokenizer = TokenizerConfig(kind="file", path="given.json") if kind else TokenizerConfig()
+    recipe = data_recipe(DataConfig(), tokenizer, (), foreign(kind) if kind else None)
+    assert recipe["format"] == expected
+    assert "end_token" not in recipe["tokenizer"]

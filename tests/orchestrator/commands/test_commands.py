@@ -205,6 +205,46 @@ def test_evaluation_of_the_held_out_text_agrees_with_the_last_validation(
     assert "val/mlm_accuracy" in said
 
 
+FIGURE = r"│ *([\d.,]+)( %)? │ (val/\w+)"
+
+
+def figures_of(said: str) -> dict[str, float]:
+    """Return the figures that `evaluate` has printed, by metric name."""
+    found = re.findall(FIGURE, said)
+    return {name: float(value.replace(",", "")) / (100 if percent else 1) for value, percent, name in found}
+
+
+def test_evaluation_reads_text_as_the_recipe_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        json.dumps({"text": f"document {number}: the fox {'and the dog ' * (number % 3)}"}) for number in range(400)
+    ]
+    (tmp_path / "docs.jsonl").write_text("\n".join(rows))
+    words = ["training.attention_scope=document", "training.precision=bf16", "objective.mlm_shift=true", "run.seed=7"]
+    sizes = ["training.num_steps=4", "training.val_batches=4", "optimizer.warmup_steps=1", "run.name=apart"]
+    assert main(arguments(tmp_path / "docs.jsonl", tmp_path, "tracking.mode=disabled", *words, *sizes)) == 0
+    metrics = json.loads((tmp_path / "runs/apart/metrics.json").read_text())
+
+    def evaluated(model: Path) -> dict[str, float]:
+        capsys.readouterr()
+        assert main(["evaluate", f"model.path={model}", f"storage.root={tmp_path}", "max_sequences=32"]) == 0
+        return figures_of(capsys.readouterr().out)
+
+    found = evaluated(tmp_path / "runs/apart/model")
+    assert found.keys() == {name for name in metrics if name.startswith("val/")}
+    for name, value in found.items():
+        assert value == pytest.approx(metrics[name], abs={"val/perplexity": 6e-3}.get(name, 6e-4)), name
+    other = shutil.copytree(tmp_path / "runs/apart/model", tmp_path / "other")
+    for file in ("COMMITTED", "manifest.json"):
+        (other / file).unlink()
+    recipe = json.loads((other / "recipe.json").read_text())
+    for path, value in (("training.attention_scope", "sequence"), ("objective.mlm_shift", False), ("seed", 8)):
+        group, _, name = path.rpartition(".")
+        changed = {**recipe, name: value} if not group else {**recipe, group: {**recipe[group], name: value}}
+        (other / "recipe.json").write_text(json.dumps(changed))
+        name = "val/loss_clm" if "scope" in path else "val/loss_mlm"
+        assert abs(evaluated(other)[name] - metrics[name]) > 2e-4, path
+
+
 def test_evaluation_of_other_text_prepares_it_with_the_models_tokenizer(
     trained: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

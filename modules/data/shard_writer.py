@@ -1,0 +1,142 @@
+"""Token shards, written once and sequentially."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from modules.data.shards import BOUNDARY_DTYPE, TOKEN_BYTES_DTYPE
+
+SHARD_TOKENS = 2**27
+"""Tokens in a shard file: 256 or 512 MiB."""
+
+
+class SplitWriter:
+    """Writer of one split: shards of tokens, the start of each document, and the bytes that each token stands for."""
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        dtype: np.dtype,
+        end_of_text_id: int,
+        *,
+        writes_token_bytes: bool = False,
+        shard_tokens: int = SHARD_TOKENS,
+    ):
+        self._end_of_text = np.array([end_of_text_id], dtype=dtype)
+        self._tokens = _Shards(folder, split, shard_tokens)
+        self._token_bytes = _Shards(folder, f"{split}_token_bytes", shard_tokens) if writes_token_bytes else None
+        self._starts = _File(folder / f"{split}_document_starts.bin")
+        self._inside_document = False
+        self._owed_bytes = 0
+        self.num_documents = 0
+        self.num_bytes = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self._tokens.length
+
+    def add(
+        self, tokens: np.ndarray, num_bytes: int, ends_document: bool, token_bytes: np.ndarray | None = None
+    ) -> None:
+        """Append a piece of a document, and the end-of-text token after its last piece.
+
+        Args:
+            tokens: [n] of the shards' dtype.
+            num_bytes: UTF-8 bytes of the text that the tokens encode.
+            ends_document: Whether this piece is the document's last.
+            token_bytes: int64 [n], the bytes that each token stands for; those that none does belong to the next token.
+        """
+        if not self._inside_document:
+            self._starts.write(np.array([self.num_tokens], dtype=BOUNDARY_DTYPE).tobytes())
+            self.num_documents += 1
+        tokens = np.concatenate([tokens, self._end_of_text]) if ends_document else tokens
+        if self._token_bytes is not None and token_bytes is not None:
+            left_over = num_bytes - int(token_bytes.sum())
+            self._token_bytes.write(self._written_bytes(token_bytes, left_over, ends_document))
+        self._tokens.write(tokens)
+        self._inside_document = not ends_document
+        self.num_bytes += num_bytes
+
+    def _written_bytes(self, token_bytes: np.ndarray, left_over: int, ends_document: bool) -> np.ndarray:
+        """Return numbers that fit the dtype: what exceeds it moves on to the next tokens, so sums stay right."""
+        wanted = np.append(token_bytes, left_over) if ends_document else token_bytes.copy()
+        if len(wanted) == 0:
+            self._owed_bytes += left_over
+            return np.empty(0, dtype=TOKEN_BYTES_DTYPE)
+        wanted[0] += self._owed_bytes
+        sums = np.cumsum(wanted)
+        room = np.iinfo(TOKEN_BYTES_DTYPE).max * np.arange(1, len(wanted) + 1)
+        written = np.minimum(np.minimum.accumulate(sums - room), 0) + room
+        self._owed_bytes = int(sums[-1] - written[-1]) + (0 if ends_document else left_over)
+        return np.diff(written, prepend=0).astype(TOKEN_BYTES_DTYPE)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._tokens, self._token_bytes, self._starts):
+            if file is not None:
+                file.close()
+
+    def description(self) -> dict[str, Any]:
+        """Return the entry of the split in data.json."""
+        counted = {"token_bytes": self._token_bytes.entries()} if self._token_bytes is not None else {}
+        return {
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "bytes": self.num_bytes,
+            "document_starts": self._starts.entry(),
+            "shards": self._tokens.entries(),
+            **counted,
+        }
+
+
+class _Shards:
+    """An array that is written as several files of equal length, and a shorter last one."""
+
+    def __init__(self, folder: Path, name: str, shard_length: int):
+        self._folder, self._name, self._shard_length = folder, name, shard_length
+        self._files: list[_File] = []
+        self.length = 0
+
+    def write(self, values: np.ndarray) -> None:
+        while len(values):
+            room = -self.length % self._shard_length
+            if room == 0:
+                self._next_file()
+                room = self._shard_length
+            self._files[-1].write(values[:room].tobytes())
+            self.length += min(room, len(values))
+            values = values[room:]
+
+    def _next_file(self) -> None:
+        if self._files:
+            self._files[-1].close()
+        self._files.append(_File(self._folder / f"{self._name}_{len(self._files):05d}.bin"))
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def entries(self) -> list[dict[str, str]]:
+        return [file.entry() for file in self._files]
+
+
+class _File:
+    """A file being written, with the digest of its content."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._stream = path.open("wb")
+        self._digest = xxhash.xxh3_128()
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._digest.update(data)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def entry(self) -> dict[str, str]:
+        return {"name": self._path.name, "xxh3_128": self._digest.hexdigest()}
