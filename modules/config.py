@@ -93,6 +93,8 @@ class DataConfig(Config):
     """A file, folder, glob or list of them (any fsspec URL), or a hub data set's name."""
     text_field: Identity[str] = "text"
     """The field that holds the text in .jsonl, .csv, .parquet and hub data sets."""
+    revision: Input[str | None] = None
+    """A commit, tag or branch of a hub data set; null takes the newest state. Its commit is part of the recipe."""
     subset: Identity[str | None] = None
     """The configuration of a hub data set that has several."""
     hub_split: Identity[str] = "train"
@@ -114,6 +116,8 @@ class DataConfig(Config):
             raise ValueError("source=stdlib takes no data.path; use data=files for your own text")
         if self.source == "huggingface" and len(self.path) != 1:
             raise ValueError("source=huggingface takes one data set name in data.path")
+        if self.source != "huggingface" and self.revision is not None:
+            raise ValueError("data.revision belongs to a hub data set: it needs data=huggingface")
         return self
 
 

@@ -197,7 +197,7 @@ class _PieceSource:
     def _read(self) -> Iterator[Piece]:
         data = self._data
         if data.source == "huggingface":
-            yield from read_hub_dataset(data.path[0], data.subset, data.hub_split, data.text_field)
+            yield from read_hub_dataset(data.path[0], data.revision, data.subset, data.hub_split, data.text_field)
         for file in self._files:
             yield from read_documents(file, data.text_field)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.documents import SourceFile, check_formats
+from modules.data.hub import hub_commit, is_on_this_machine
 from modules.data.prepare import OnProgress, prepare_tokens
 from modules.data.shards import TokenData, check_length
 from modules.data.stdlib import stdlib_files
@@ -68,15 +69,20 @@ def prepared_data(
         UserError, InputError: the text cannot be used, or does not fit the requirements; nothing is left behind.
     """
     files, tokenizer_file = _source_files(data), _tokenizer_file(tokenizer)
+    if earlier := _of_unknown_revision(storage, data, tokenizer, tokenizer_file):
+        requirements.check(artifact.read_manifest(storage, earlier))
+        return earlier
+    data = _with_commit(data)
     recipe = data_recipe(data, tokenizer, files, tokenizer_file)
-    name = f"data/{data.source}-{fingerprint(recipe)}"
+    name = _name(data, recipe)
     if artifact.is_committed(storage, name):
         requirements.check(artifact.read_manifest(storage, name))
         return name
     with staging_folder(storage, name) as folder:
         total = sum(file.num_bytes for file in files)
         shown = progress(min(total, data.max_bytes or total))
-        notes = prepare_tokens(files, data, tokenizer, tokenizer_file, folder, shown)
+        read = () if data.source == "huggingface" else files  # `datasets` reads its own
+        notes = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown)
         facts = _facts(folder)
         requirements.check(facts)
         extra = {"notes": notes} if notes else {}
@@ -85,8 +91,14 @@ def prepared_data(
 
 
 def data_notes(storage: Storage, name: str) -> list[str]:
-    """Return lines for the user on what of the text the tokens of prepared data do not give back."""
-    return artifact.read_manifest(storage, name).get("notes", [])
+    """Return lines for the user on prepared data: what its tokens lack, and which state of the text it is."""
+    manifest = artifact.read_manifest(storage, name)
+    recipe = manifest["recipe"]
+    if recipe["data"]["source"] != "huggingface" or not isinstance(recipe["files"][0], str):
+        return manifest.get("notes", [])
+    path, *commit = recipe["files"]
+    state = f"commit {commit[0]}" if commit else "an unknown state; data.revision=main prepares the newest"
+    return [f"hub data set {path}: {state}", *manifest.get("notes", [])]
 
 
 def local_data(storage: Storage, name: str) -> Path:
@@ -139,8 +151,33 @@ def data_recipe(
         "tokenizer": identity(tokenizer),
         "tokenizer_file": digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
         # by content and not by path, so that the same text prepared elsewhere is the same data
-        "files": [[PurePosixPath(file.name).name, file.identity()] for file in files] or list(data.path),
+        "files": [[PurePosixPath(file.name).name, file.identity()] for file in files] or _hub_identity(data),
     }
+
+
+def _name(data: DataConfig, recipe: dict[str, Any]) -> str:
+    return f"data/{data.source}-{fingerprint(recipe)}"
+
+
+def _hub_identity(data: DataConfig) -> list[str]:
+    return [*data.path, data.revision] if data.revision else list(data.path)
+
+
+def _with_commit(data: DataConfig) -> DataConfig:
+    """Return the configuration with the commit of a hub data set, which may otherwise be another one tomorrow."""
+    if data.source != "huggingface" or is_on_this_machine(data.path[0]):
+        return data
+    return data.model_copy(update={"revision": hub_commit(data.path[0], data.revision)})
+
+
+def _of_unknown_revision(
+    storage: Storage, data: DataConfig, tokenizer: TokenizerConfig, tokenizer_file: bytes | None
+) -> str | None:
+    """Return the name of data that an earlier version prepared without a revision: runs begun with it go on with it."""
+    if data.source != "huggingface" or data.revision is not None:
+        return None
+    name = _name(data, data_recipe(data, tokenizer, (), tokenizer_file))
+    return name if artifact.is_committed(storage, name) else None
 
 
 def _format(tokenizer_file: bytes | None) -> int:
@@ -162,7 +199,7 @@ def check_vocab_size(vocab_size: int, max_vocab_size: int | None) -> None:
 
 def _source_files(data: DataConfig) -> Sequence[SourceFile]:
     if data.source == "huggingface":
-        return ()
+        return find_files(data.path) if is_on_this_machine(data.path[0]) else ()  # a copy is known by its content
     files = stdlib_files() if data.source == "stdlib" else find_files(data.path)
     check_formats(files)
     return files

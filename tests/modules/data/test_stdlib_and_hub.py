@@ -52,9 +52,9 @@ def test_a_hub_data_set_is_streamed_row_by_row(monkeypatch):
         return iter([{"text": "a"}, {"text": "b"}])
 
     hub(monkeypatch, load_dataset)
-    pieces = list(read_hub_dataset("owner/name", "sub", "train", "text"))
+    pieces = list(read_hub_dataset("owner/name", "c0ffee", "sub", "train", "text"))
     assert [piece.text for piece in pieces] == ["a", "b"]
-    assert asked == [("owner/name", "sub", {"split": "train", "streaming": True})]
+    assert asked == [("owner/name", "sub", {"split": "train", "revision": "c0ffee", "streaming": True})]
 
 
 def test_an_unreachable_hub_is_told_in_one_line(monkeypatch):
@@ -63,16 +63,16 @@ def test_an_unreachable_hub_is_told_in_one_line(monkeypatch):
 
     hub(monkeypatch, load_dataset)
     with pytest.raises(InputError, match=r"^data.path=owner/name: .* cannot be read: no route to the hub; check"):
-        list(read_hub_dataset("owner/name", None, "train", "text"))
+        list(read_hub_dataset("owner/name", None, None, "train", "text"))
 
 
 def test_a_hub_row_without_text_is_named(monkeypatch):
     hub(monkeypatch, lambda *_, **__: iter([{"text": "a"}, {"body": "b"}]))
     with pytest.raises(InputError, match=r"^owner/name \(train\), row 1: no field 'text'"):
-        list(read_hub_dataset("owner/name", None, "train", "text"))
+        list(read_hub_dataset("owner/name", None, None, "train", "text"))
 
 
 def test_a_missing_datasets_package_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="pip install datasets"):
-        list(read_hub_dataset("owner/name", None, "train", "text"))
+        list(read_hub_dataset("owner/name", None, None, "train", "text"))

@@ -1,5 +1,8 @@
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from foreign_tokenizers import foreign
@@ -122,3 +125,96 @@ def test_data_keeps_its_name_where_the_tokens_are_those_of_earlier_versions(kind
     recipe = data_recipe(DataConfig(), tokenizer, (), foreign(kind) if kind else None)
     assert recipe["format"] == expected
     assert "end_token" not in recipe["tokenizer"]
+
+
+COMMITS = {None: "a" * 40, "v1": "b" * 40}
+
+
+class Hub:
+    def __init__(self) -> None:
+        self.is_away = False
+        self.read: list[str | None] = []
+
+    def dataset_info(self, path: str, revision: str | None = None) -> SimpleNamespace:
+        if self.is_away:
+            raise ConnectionError("no route to the hub")
+        return SimpleNamespace(sha=COMMITS[revision])
+
+    def load_dataset(self, path: str, subset: str | None, *, revision: str | None, **_: Any) -> list[dict[str, str]]:
+        self.read.append(revision)
+        return [{"text": f"state {revision} of a text, line {number}"} for number in range(20)]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Stand in for the hub's client and `datasets`, with one data set of two states."""
+    hub = Hub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: hub))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=hub.load_dataset))
+    return hub
+
+
+def hub_words(tmp_path: Path, *words: str) -> list[str]:
+    where = ["data=huggingface", "data.path=owner/name", "data.val_fraction=0", f"storage.root={tmp_path}/root"]
+    return ["prepare", *where, "tokenizer=byte", *words]
+
+
+def names(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "root/data").glob("huggingface-*")}
+
+
+def test_another_state_of_a_hub_data_set_is_other_data(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(hub_words(tmp_path)) == 0
+    assert f"hub data set owner/name: commit {'a' * 40}" in capsys.readouterr().out
+    first = names(tmp_path)
+    assert main(hub_words(tmp_path, "data.revision=v1")) == 0
+    assert main(hub_words(tmp_path, f"data.revision={'b' * 40}")) == 0
+    assert hub.read == ["a" * 40, "b" * 40]
+    assert len(names(tmp_path)) == 2
+    monkeypatch.setitem(COMMITS, None, "c" * 40)  # somebody has changed the data set
+    assert main(hub_words(tmp_path)) == 0
+    assert len(names(tmp_path) - first) == 2
+
+
+def test_a_hub_that_is_away_is_not_needed_for_a_commit(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(hub_words(tmp_path)) == 0
+    hub.is_away = True
+    assert main(hub_words(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "data.path=owner/name: the hub does not tell the commit of revision main: no route to the hub" in said
+    assert "name a commit of 40 digits in data.revision" in said
+    assert main(hub_words(tmp_path, f"data.revision={'a' * 40}")) == 0
+    assert hub.read == ["a" * 40]
+
+
+def test_hub_data_that_was_prepared_without_a_revision_is_still_found(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("orchestrator.artifacts.prepared_data._with_commit", lambda data: data)
+        assert main(hub_words(tmp_path)) == 0
+    before = names(tmp_path)
+    hub.is_away = True
+    capsys.readouterr()
+    assert main(hub_words(tmp_path)) == 0
+    assert "owner/name: an unknown state; data.revision=main prepares the newest" in capsys.readouterr().out
+    assert names(tmp_path) == before
+
+
+def test_a_copy_of_a_data_set_on_this_machine_is_known_by_its_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for lines in (20, 20, 21):
+        (folder / "train.jsonl").write_text('{"text": "a line of text"}\n' * lines)
+        assert main(hub_words(tmp_path, f"data.path={folder}")) == 0
+    assert len(names(tmp_path)) == 2
+    assert main(hub_words(tmp_path, "data=files", f"data.path={folder}", "data.revision=v1")) == 2
+    assert "data.revision belongs to a hub data set" in capsys.readouterr().err
