@@ -70,8 +70,11 @@ def load_encoder(serialised: str) -> tokenizers.Tokenizer:
     """
     encoder = tokenizers.Tokenizer.from_str(serialised)
     encoder.encode_special_tokens = True
-    names = {token.content: number for number, token in encoder.get_added_tokens_decoder().items() if token.special}
-    spelt = [re.escape(name[0]) + f"(?={re.escape(name[1:])})" for name in names if _spells(encoder, name, names[name])]
+    added = encoder.get_added_tokens_decoder().items()
+    long = [(token.content, number) for number, token in added if token.special and len(token.content) > 1]
+    spelt = [
+        re.escape(name[0]) + f"(?={re.escape(name[1:])})" for name, number in long if spells(encoder, name, number)
+    ]
     if spelt:
         cut = pre_tokenizers.Split(Regex("|".join(spelt)), "isolated")
         before = encoder.pre_tokenizer
@@ -79,11 +82,11 @@ def load_encoder(serialised: str) -> tokenizers.Tokenizer:
     return encoder
 
 
-def _spells(encoder: tokenizers.Tokenizer, name: str, number: int) -> bool:
-    """Return whether the text `name` is encoded as the special token of that name."""
+def spells(encoder: tokenizers.Tokenizer, name: str, number: int) -> bool:
+    """Return whether the text `name` is encoded as the token of that name."""
     for text in (name, f"a {name} a", f"a{name}a"):
         try:
-            if len(name) > 1 and number in encoder.encode(text, add_special_tokens=False).ids:
+            if number in encoder.encode(text, add_special_tokens=False).ids:
                 return True
         except Exception:  # noqa: S112  # `tokenizers` raises a bare Exception for a letter without a token
             continue

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from modules.config import TokenizerConfig
 from modules.data import traits
-from modules.data.encoding import CannotEncodeError, load_encoder
+from modules.data.encoding import CannotEncodeError, load_encoder, spells
 from modules.data.traits import byte_alphabet
 from modules.errors import InputError
 
@@ -166,6 +166,11 @@ def build_tokenizer(config: TokenizerConfig, documents: Documents, file: bytes |
         raise InputError(
             f"tokenizer.end_token={config.end_token}: {config.path} has no such token; name one that it has, or null"
         )
+    if config.end_token is not None and _is_in_text(tokenizer, config.end_token):
+        raise InputError(
+            f"tokenizer.end_token={config.end_token}: text is encoded as this token, so it cannot tell where a "
+            "document ends; name another, or null"
+        )
     return Tokenizer(_with_special_tokens(tokenizer, (end_token, *SPECIAL_TOKENS[1:])), end_token)
 
 
@@ -243,6 +248,18 @@ def read_vocabulary(config: TokenizerConfig, file: bytes) -> dict[str, int]:
         InputError: `file` is not a usable tokenizer.json.
     """
     return _read_tokenizer(config, file).get_vocab(with_added_tokens=True)
+
+
+def can_end_documents(config: TokenizerConfig, file: bytes, name: str) -> bool:
+    """Return whether a token of a tokenizer.json is one that text is never encoded as."""
+    return not _is_in_text(_read_tokenizer(config, file), name)
+
+
+def _is_in_text(tokenizer: tokenizers.Tokenizer, name: str) -> bool:
+    number = tokenizer.get_vocab(with_added_tokens=True)[name]
+    added = tokenizer.get_added_tokens_decoder().get(number)
+    is_special = added is not None and added.special
+    return not is_special and spells(tokenizer, name, number)
 
 
 def joins_at_words(file: bytes) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from modules.config import ObjectiveConfig, TokenizerConfig, TrainingConfig
 from modules.cores import num_cores
-from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer, build_tokenizer, read_vocabulary
+from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer, build_tokenizer, can_end_documents, read_vocabulary
 from modules.errors import InputError
 from modules.huggingface import load_huggingface, read_end_ids
 from modules.model import GPT
@@ -33,7 +33,7 @@ class TrainedModel:
     tokenizer: Tokenizer
     tokenizer_file: Path
     end_ids: tuple[int, ...]
-    """Tokens at which a text ends, the first of them also after each document; empty if the model has none."""
+    """Tokens at which a text ends; empty if the model has none."""
     knows_mask: bool
     """Whether the model has a row for the mask token; models trained elsewhere mostly have none."""
     recipe: dict[str, Any]
@@ -93,8 +93,9 @@ def _tokenizer(folder: Path, file: Path, num_rows: int) -> tuple[Tokenizer, tupl
     names = {number: name for name, number in own.items() if number < num_rows}
     usual = [own[END_OF_TEXT]] if own.get(END_OF_TEXT) in names else []
     end_ids = [number for number in read_end_ids(folder) if number in names] or usual
-    if end_ids:
-        config = config.model_copy(update={"end_token": names[end_ids[0]]})
+    # a model may stop at a line break, which ends no document
+    end_token = next((names[n] for n in end_ids if can_end_documents(config, content, names[n])), None)
+    config = config.model_copy(update={"end_token": end_token})
     tokenizer = build_tokenizer(config, lambda: iter(()), content)
     return tokenizer, tuple(end_ids), own.get(MASK) in names
 

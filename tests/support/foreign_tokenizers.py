@@ -143,7 +143,7 @@ KINDS = {
     "llama2": _llama2,
     "llama2_holes": lambda: with_holes(_llama2()),
     "llama3": _llama3,
-    "prefixed": lambda: _byte_level(prefix=True),
+    "prefixed": lambda: _byte_level("<|endoftext|>", prefix=True),
     "nfc": lambda: _byte_level("<|endoftext|>", normalizer=normalizers.NFC()),
     "no_accents": lambda: _byte_level(normalizer=normalizers.Sequence(_ACCENTS)),
     "word_ends": _clip,

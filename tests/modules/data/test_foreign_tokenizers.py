@@ -146,6 +146,12 @@ def test_an_end_token_that_the_file_lacks_is_refused() -> None:
         built("llama2", end_token="</S>")
 
 
+@pytest.mark.parametrize("name", ["b", "be"])
+def test_an_end_token_that_text_is_encoded_as_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"tokenizer.end_token={name}: text is encoded as this token"):
+        built("llama2", end_token=name)
+
+
 def lossy(model: Any, **parts: Any) -> bytes:
     tokenizer = Reference(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -13,6 +13,7 @@ from foreign_models import tokenizer_of, write_model
 from foreign_tokenizers import HARD
 
 from modules.generation import sample
+from orchestrator.artifacts.models import load_model
 from orchestrator.cli import main
 
 TEXT = "To be, or not to be: that is the question — naïve café, 12345\nslings."
@@ -51,10 +52,11 @@ def run_evaluate(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 def test_bits_per_byte_are_over_the_bytes_of_the_source_text(
     kind: str, run_evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_model(Path("model"), kind, end=2)
+    end = 0 if kind in ("prefixed", "gpt2") else 2
+    write_model(Path("model"), kind, end=end)
     encoding = tokenizer_of(kind).encode(TEXT, add_special_tokens=False)
     figures = run_evaluate(TEXT, f"sequence_length={len(encoding.ids)}")
-    nats = expected_nats(Path("model"), [*encoding.ids, 2], monkeypatch)
+    nats = expected_nats(Path("model"), [*encoding.ids, end], monkeypatch)
     start = min(encoding.offsets[0][1], encoding.offsets[1][0])  # a space that was put before the text has no bytes
     num_bytes = len(TEXT[start:].encode())
     assert figures["val/loss_clm"] == pytest.approx(nats / len(encoding.ids), abs=1e-4)
@@ -119,6 +121,18 @@ def _kept(tokens: Iterator[Any], into: list[Any]) -> Iterator[Any]:
     for step in tokens:
         into.append(step)
         yield step
+
+
+def test_a_model_that_stops_at_an_ordinary_token_keeps_it_in_text(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letter = tokenizer_of("llama2").token_to_id("b")
+    write_model(Path("model"), "llama2", end=letter)
+    trained = load_model("./model")
+    ids = trained.tokenizer.encode("obbo")
+    assert trained.end_ids == (letter,)
+    assert (letter in ids, trained.tokenizer.decode(ids)) == (True, "obbo")
+    assert trained.tokenizer.end_of_text_id >= trained.model.vocab_size
 
 
 def test_without_an_end_token_a_prompt_is_needed(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
