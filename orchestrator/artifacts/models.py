@@ -58,13 +58,10 @@ class TrainedModel:
         return next(self.model.parameters()).device
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Return a context in which it computes with the precision of its training.
-
-        Float16 only on a GPU, as in training.
-        """
+        """Return a context in which it computes with the precision of its training."""
         name = self.training.precision if self.training else "32"
-        dtype = {"bf16": torch.bfloat16, "16": torch.float16 if self.device.type == "cuda" else None}.get(name)
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+        dtype = _half(name, self.device.type)
+        return torch.autocast(self.device.type, dtype) if dtype and not name.endswith("-true") else nullcontext()
 
 
 def load_model(path: str) -> TrainedModel:
@@ -82,7 +79,17 @@ def load_model(path: str) -> TrainedModel:
     if not tokenizer_file.is_file():
         raise InputError(f"model.path={path}: no tokenizer.json beside the weights; save the tokenizer there")
     tokenizer, end_ids, knows_mask = _tokenizer(folder, tokenizer_file, model.vocab_size)
-    return TrainedModel(model, tokenizer, tokenizer_file, end_ids, knows_mask, *_recipe(folder / "recipe.json"))
+    recipe, training, objective = _recipe(folder / "recipe.json")
+    if training is not None and training.precision.endswith("-true"):
+        model = model.to(_half(training.precision, device) or torch.float32)
+    return TrainedModel(model, tokenizer, tokenizer_file, end_ids, knows_mask, recipe, training, objective)
+
+
+def _half(precision: str, device: str) -> torch.dtype | None:
+    """Return the 16-bit type of a training's precision; None if there is none, or for float16 without a GPU."""
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    return torch.float16 if precision.startswith("16") and device == "cuda" else None
 
 
 def _tokenizer(folder: Path, file: Path, num_rows: int) -> tuple[Tokenizer, tuple[int, ...], bool]:

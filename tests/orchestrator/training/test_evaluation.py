@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from foreign_models import write_model
 from foreign_tokenizers import CORPUS, HARD
 
@@ -73,3 +74,28 @@ def test_only_a_block_of_tokens_is_in_memory_and_no_more_text_is_read_than_is_pa
 def test_another_text_is_not_packed(trained: TrainedModel, stream: TokenStream) -> None:
     unknown = TokenStream(stream._shards, stream.document_starts)
     assert compression(trained, Windows(unknown, len(stream), 1, 1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "products"),
+    [
+        ("32", torch.float32, torch.float32),
+        ("bf16", torch.float32, torch.bfloat16),
+        ("bf16-true", torch.bfloat16, torch.bfloat16),
+        ("16", torch.float32, torch.float32),
+        ("16-true", torch.float32, torch.float32),
+    ],
+)
+def test_a_model_computes_with_the_precision_of_its_training(
+    precision: str, weights: torch.dtype, products: torch.dtype, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "model", "llama2", end=2)
+    (tmp_path / "model/recipe.json").write_text(json.dumps({"training": {"precision": precision}}))
+    trained = load_model(str(tmp_path / "model"))
+    if trained.device.type == "cuda" and precision.startswith("16"):
+        weights = torch.float16 if precision == "16-true" else weights
+        products = torch.float16
+    ids = torch.tensor([[1, 2, 3]], device=trained.device)
+    with trained.precision(), torch.no_grad():
+        assert trained.model.blocks[0].mlp.up(trained.model.token_embedding(ids)).dtype == products
+    assert {parameter.dtype for parameter in trained.model.parameters()} == {weights}
