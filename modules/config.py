@@ -1,6 +1,8 @@
 """Frozen configurations of what is trained: data, tokenizer, model, objective, optimizer and training."""
 
 import math
+import re
+from collections.abc import Iterator
 from enum import Enum
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -50,7 +52,28 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _as_one_character(value: Any) -> Any:
+    r"""Return the character that `value` names; in the shell a tab is easiest written as \t."""
+    text = {"\\t": "\t", "tab": "\t"}.get(value, value) if isinstance(value, str) else value
+    if isinstance(text, str) and (len(text) != 1 or text in '"\r\n'):
+        raise ValueError("must be one character other than a quote or a line end, as ';' '|' or '\\t' for a tab")
+    return text
+
+
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Delimiter = Annotated[str, BeforeValidator(_as_one_character)]
+
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: Python keeps a byte of the command line that is not UTF-8 as one."""
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts_in(item)
 
 
 class Config(BaseModel):
@@ -64,6 +87,16 @@ class Config(BaseModel):
         types = _types_in(cls.model_fields[str(info.field_name)].annotation)
         if _holds_flag(value) and types & {int, float} and bool not in types:
             raise ValueError("must be a number, and true and false are none")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_unicode(cls, value: Any) -> Any:
+        for text in _texts_in(value):
+            if odd := _HALF_PAIR.search(text):
+                raise ValueError(
+                    f"character {odd.start() + 1} is not UTF-8; give it in UTF-8, or a path by its folder or a glob"
+                )
         return value
 
 
@@ -92,9 +125,15 @@ class DataConfig(Config):
     path: Input[Paths] = ()
     """A file, folder, glob or list of them (any fsspec URL), or a hub data set's name."""
     text_field: Identity[str] = "text"
-    """The field that holds the text in .jsonl, .csv, .parquet and hub data sets."""
+    """Field of the text in .jsonl, .json, .csv, .tsv, .parquet and hub data sets; a dot leads into a nested one."""
     revision: Input[str | None] = None
     """A commit, tag or branch of a hub data set; null takes the newest state. Its commit is part of the recipe."""
+    missing: LaterIdentity[Literal["refuse", "skip"]] = "refuse"
+    """A row without text (no such field, null or empty): `refuse` it, or `skip` it and tell how many there were."""
+    csv_delimiter: LaterIdentity[Delimiter | None] = None
+    """Character between the columns of .csv and .tsv files; null takes a comma in .csv and a tab in .tsv."""
+    zstd_window_bytes: Runtime[Annotated[int, Field(ge=2**10, le=2**31)]] = 2**31
+    """Refuse a .zst file that needs a window above this, which is held in memory; 2 GiB is the format's largest."""
     subset: Identity[str | None] = None
     """The configuration of a hub data set that has several."""
     hub_split: Identity[str] = "train"

@@ -15,13 +15,18 @@ DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError)
 """Exceptions that reading a damaged or truncated stream raises."""
 
 
-def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
-    """Return the content of `stream`, decompressed if `name` ends with .gz or .zst."""
+def decompressed(stream: BinaryIO, name: str, zstd_window_bytes: int) -> BinaryIO:
+    """Return the content of `stream`, decompressed if `name` ends with .gz or .zst.
+
+    Args:
+        zstd_window_bytes: Largest window of .zst files, which is held in memory; reading one of a larger raises
+            InputError.
+    """
     lowered = name.lower()
     if lowered.endswith(".gz"):
         return gzip.open(stream)  # type: ignore[return-value]
     if lowered.endswith(".zst"):
-        return io.BufferedReader(_ZstdStream(stream), CHUNK_BYTES)  # type: ignore[return-value]
+        return io.BufferedReader(_ZstdStream(stream, name, zstd_window_bytes), CHUNK_BYTES)  # type: ignore[return-value]
     return stream
 
 
@@ -30,8 +35,10 @@ class _ZstdStream(io.RawIOBase):
 
     FEED_BYTES = 2**13  # bounds memory: 8 KiB of hostile input can expand to 256 MiB
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: BinaryIO, name: str, window_bytes: int):
         self._stream = stream
+        self._name = name
+        self._window_bytes = window_bytes
         self._zstd = import_package("zstandard", "to read .zst files")
         self._frame: Any = None
         self._output = memoryview(b"")
@@ -56,10 +63,16 @@ class _ZstdStream(io.RawIOBase):
         return count
 
     def _decompress(self, data: bytes) -> bytes:
-        self._frame = self._frame or self._zstd.ZstdDecompressor().decompressobj()
+        if self._frame is None:
+            self._frame = self._zstd.ZstdDecompressor(max_window_size=self._window_bytes).decompressobj()
         try:
             return self._frame.decompress(data)
         except self._zstd.ZstdError as error:
+            if "too much memory" in str(error):
+                raise InputError(
+                    f"{self._name}: needs a larger window than data.zstd_window_bytes={self._window_bytes}; raise that "
+                    "where it is below 2 GiB, or compress the file with a smaller window"
+                ) from error
             raise EOFError(str(error)) from error
 
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from modules.data.documents import Piece, cut_pieces, row_text
+from modules.data.documents import Piece, cut_pieces
+from modules.data.rows import TextField
 from modules.errors import InputError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -46,7 +47,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_hub_dataset(
-    path: str, revision: str | None, subset: str | None, split: str, text_field: str
+    path: str, revision: str | None, subset: str | None, split: str, field: TextField
 ) -> Iterator[Piece]:
     """Yield the text of a Hugging Face hub data set in pieces, one document per row, streamed.
 
@@ -55,7 +56,7 @@ def read_hub_dataset(
         revision: Its commit; None for what is no hub data set.
         subset: Its configuration, if it has several.
         split: The split to read.
-        text_field: Column that holds the text.
+        field: The field that holds the text; it counts the rows.
 
     Raises:
         InputError: `datasets` is missing, the hub cannot be reached or lacks the data set, or a row has no text.
@@ -66,8 +67,8 @@ def read_hub_dataset(
         raise InputError("data.source=huggingface needs the package datasets: pip install datasets") from error
     try:
         rows = datasets.load_dataset(path, subset, split=split, revision=revision, streaming=True)
-        for number, row in enumerate(rows):
-            yield from cut_pieces([row_text(row, text_field, f"{path} ({split}), row {number}")])
+        for number, row in enumerate(rows, start=1):
+            yield from cut_pieces([field.text(row, f"{path} ({split}), row {number}")])
     except InputError:
         raise
     except Exception as error:  # `datasets` and its HTTP client raise many unrelated types here

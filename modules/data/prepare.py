@@ -1,6 +1,7 @@
 """Text to token shards, streamed throughout; the output is the same for every number of processes."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,12 +17,14 @@ from modules.data.encoder_pool import EncoderPool
 from modules.data.encoding import CannotEncodeError, Passage
 from modules.data.hub import read_hub_dataset
 from modules.data.joints import Joint, Joints
+from modules.data.rows import TextField
 from modules.data.shard_writer import SplitWriter
 from modules.data.shards import DATA_FILE, TOKENIZER_FILE, token_dtype
 from modules.data.source_text import Losses
 from modules.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer, take_bytes
 from modules.errors import InputError
 
+log = logging.getLogger(__name__)
 BATCH_BYTES = 2**20
 """Bytes of text that a tokenising process gets at a time, which take it a fifth of a second."""
 
@@ -98,8 +101,11 @@ def prepare_tokens(
             raise InputError(
                 f"tokenizer.path={tokenizer.path}: it cannot encode the text ({error}); use a tokenizer that can"
             ) from error
-    _check_splits(data, writers)
-    _write_description(folder, made, dtype, {split: writer.description() for split, writer in writers.items()})
+    _check_splits(data, writers, pieces.field)
+    if pieces.field.num_left_out:
+        log.warning("data: %s", pieces.field.left_out_line())
+    descriptions = {split: writer.description() for split, writer in writers.items()}
+    _write_description(folder, made, dtype, descriptions, pieces.field.num_left_out)
     return losses.told(made.unknown_token)
 
 
@@ -173,6 +179,8 @@ class _PieceSource:
         self._files = files
         self._data = data
         self._val_start: int | None = None
+        self.field = TextField(data)
+        """Counts the rows of the latest reading."""
 
     def training_texts(self) -> Iterator[str]:
         """Return the text of the training split alone."""
@@ -196,10 +204,11 @@ class _PieceSource:
 
     def _read(self) -> Iterator[Piece]:
         data = self._data
+        self.field = TextField(data)
         if data.source == "huggingface":
-            yield from read_hub_dataset(data.path[0], data.revision, data.subset, data.hub_split, data.text_field)
+            yield from read_hub_dataset(data.path[0], data.revision, data.subset, data.hub_split, self.field)
         for file in self._files:
-            yield from read_documents(file, data.text_field)
+            yield from read_documents(file, data, self.field)
 
 
 def _first_bytes(pieces: Iterator[Piece], max_bytes: int | None) -> Iterator[tuple[Piece, int]]:
@@ -237,10 +246,10 @@ def _by_position(pieces: Iterator[tuple[Piece, int]], val_start: int) -> Iterato
         position += num_bytes
 
 
-def _check_splits(data: DataConfig, writers: dict[Split, SplitWriter]) -> None:
+def _check_splits(data: DataConfig, writers: dict[Split, SplitWriter], field: TextField) -> None:
     num_documents = sum(writer.num_documents for writer in writers.values())
     if num_documents == 0:
-        raise InputError("data: it holds no text")
+        raise InputError("data: it holds no text" + (f"; {field.left_out_line()}" if field.num_left_out else ""))
     empty = [split for split, writer in writers.items() if writer.num_tokens == 0]
     if empty and data.val_fraction > 0:
         remedy = "data.split=position, which cuts inside a document, " if data.split == "document" else ""
@@ -251,9 +260,9 @@ def _check_splits(data: DataConfig, writers: dict[Split, SplitWriter]) -> None:
 
 
 def _write_description(
-    folder: Path, tokenizer: Tokenizer, dtype: np.dtype, splits: dict[Split, dict[str, Any]]
+    folder: Path, tokenizer: Tokenizer, dtype: np.dtype, splits: Mapping[str, Any], num_left_out: int
 ) -> None:
-    description = {
+    description: dict[str, Any] = {
         "format": 1,
         "dtype": dtype.str,
         "vocab_size": tokenizer.vocab_size,
@@ -262,4 +271,6 @@ def _write_description(
     }
     if tokenizer.end_token != END_OF_TEXT:
         description["end_token"] = tokenizer.end_token
+    if num_left_out:
+        description["rows_without_text"] = num_left_out
     (folder / DATA_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

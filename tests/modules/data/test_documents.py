@@ -12,7 +12,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modules.config import DataConfig
 from modules.data.documents import PIECE_CHARS, Piece, check_formats, cut_pieces, read_documents
+from modules.data.rows import TextField
 from modules.errors import InputError
 
 
@@ -29,9 +31,10 @@ class MemoryFile:
         return io.BytesIO(self.content)
 
 
-def texts(name, content, field="text"):
+def texts(name, content, field="text", **settings):
     documents, current = [], ""
-    for piece in read_documents(MemoryFile(name, content), field):
+    data = DataConfig(text_field=field, **settings)
+    for piece in read_documents(MemoryFile(name, content), data, TextField(data)):
         current += piece.text
         if piece.ends_document:
             documents.append(current)
@@ -40,15 +43,15 @@ def texts(name, content, field="text"):
     return documents
 
 
-def message(name, content, field="text"):
+def message(name, content, field="text", **settings):
     with pytest.raises(InputError) as caught:
-        texts(name, content, field)
+        texts(name, content, field, **settings)
     return str(caught.value)
 
 
-def csv_content(rows):
+def csv_content(rows, delimiter=","):
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream)
+    writer = csv.writer(stream, delimiter=delimiter)
     writer.writerows([["id", "text"], *enumerate(rows)])
     return stream.getvalue().encode()
 
@@ -64,7 +67,13 @@ def jsonl_content(rows):
 
 
 ROWS = ["plain", 'quo"ted, with\nnewline', "größe ☃ \U0001f600", "x " * 20000]
-CONTENTS = {".jsonl": jsonl_content(ROWS), ".csv": csv_content(ROWS), ".parquet": parquet_content(ROWS)}
+CONTENTS = {
+    ".jsonl": jsonl_content(ROWS),
+    ".json": json.dumps([{"id": i, "text": row} for i, row in enumerate(ROWS)]).encode(),
+    ".csv": csv_content(ROWS),
+    ".tsv": csv_content(ROWS, "\t"),
+    ".parquet": parquet_content(ROWS),
+}
 PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 
 
@@ -86,8 +95,9 @@ def test_a_byte_order_mark_is_left_out():
     assert texts("a.jsonl", b"\xef\xbb\xbf" + jsonl_content(["hello"])) == ["hello"]
 
 
-def test_rows_without_text_and_blank_lines_are_left_out():
-    assert texts("a.jsonl", b'{"text": "a"}\n\n{"text": ""}\n  \n{"text": "b"}') == ["a", "b"]
+def test_blank_lines_are_passed_over():
+    assert texts("a.jsonl", b'\n{"text": "a"}\n\n  \n{"text": "b"}') == ["a", "b"]
+    assert texts("a.csv", b"\n\ntext\na\n\nb\n\n") == ["a", "b"]
 
 
 @given(st.lists(st.text(alphabet="ab \n\té☃", max_size=50), max_size=50), st.integers(1, 40))
@@ -130,28 +140,25 @@ def test_an_undecodable_row_is_named_with_its_offset_in_the_file():
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz", "a.txt.zst"])
 def test_an_empty_file_is_refused(name):
     packing = PACKERS[name[5:]] if name.startswith("a.txt.") else bytes
-    assert message(name, packing(b"")) == f"{name}: the file is empty; remove it or leave it out of data.path"
+    reason = "the file is empty" if ".txt" in name else "it has no rows"
+    assert message(name, packing(b"")) == f"{name}: {reason}; remove it or leave it out of data.path"
 
 
 def test_a_line_that_is_no_json_is_named():
     assert message("a.jsonl", b'{"text": "a"}\n\n{"text": \n').startswith("a.jsonl:3: not JSON")
     assert message("a.jsonl", b"[" * 100_000).startswith("a.jsonl:1: ")
-    assert message("a.jsonl", b"[1]\n").startswith("a.jsonl:1: the line is not a JSON object")
+    assert message("a.jsonl", b"[1]\n").startswith("a.jsonl:1: not a JSON object")
 
 
 def test_a_row_without_its_text_is_named_with_the_fields_it_has():
     told = message("a.jsonl", b'{"text": "a"}\n{"body": "b", "id": 1}\n')
-    assert told == "a.jsonl:2: no field 'text'; fields here: 'body', 'id'; set data.text_field"
-    assert message("a.jsonl", b'{"text": 5}').startswith("a.jsonl:1: field 'text' holds int, not text")
-    assert message("a.csv", CONTENTS[".csv"], "body").startswith("a.csv:2: no field 'body'; fields here: 'id', 'text'")
+    assert told.startswith("a.jsonl:2: no field 'text'; fields here: 'body', 'id'; set data.text_field")
+    assert message("a.jsonl", b'{"text": 5}').startswith("a.jsonl:1: field 'text' holds a number, not text")
+    told = message("a.csv", CONTENTS[".csv"], "body")
+    assert told.startswith("a.csv:1: no column 'body'; columns here: 'id', 'text'")
     told = message("a.parquet", CONTENTS[".parquet"], "body")
-    assert told.startswith("a.parquet: no field 'body'; fields here: 'id', 'text'")
-    assert message("a.parquet", CONTENTS[".parquet"], "id").startswith("a.parquet, row 1: field 'id' holds int")
-    assert "row 2: field 'text' holds NoneType" in message("a.parquet", parquet_content(["a", None]))
-
-
-def test_a_csv_row_that_is_too_short_is_named():
-    assert message("a.csv", b"id,text\n1,a\n2\n").startswith("a.csv:3: field 'text' holds NoneType")
+    assert told.startswith("a.parquet: no column 'body'; columns here: 'id', 'text'")
+    assert message("a.parquet", CONTENTS[".parquet"], "id").startswith("a.parquet, row 1: field 'id' holds a number")
 
 
 def test_half_a_surrogate_pair_is_refused():
@@ -207,9 +214,11 @@ class _Repeated(io.RawIOBase):
 
 
 def test_one_huge_text_is_read_in_little_memory():
+    data = DataConfig()
+    field = TextField(data)
     tracemalloc.start()
     try:
-        num_chars = sum(len(piece.text) for piece in read_documents(EndlessFile("a.txt", 50_000_000), "text"))
+        num_chars = sum(len(piece.text) for piece in read_documents(EndlessFile("a.txt", 50_000_000), data, field))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

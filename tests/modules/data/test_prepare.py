@@ -86,6 +86,19 @@ def test_the_output_is_the_same_bytes_on_any_number_of_processes(tmp_path, sourc
     assert made[0] == made[1] == made[2]
 
 
+def test_rows_without_text_are_counted_told_and_recorded(tmp_path, caplog):
+    lines = b'{"text": "a"}\n{"text": null}\n{"text": ""}\n{"body": "b"}\n{"text": "c"}\n'
+    sources = files(tmp_path / "s", {"a.jsonl": lines})
+    for split, val_fraction in {"document": 0, "position": 0.5}.items():  # the latter reads the text twice
+        data = {"val_fraction": val_fraction, "split": split, "missing": "skip"}
+        folder, _ = prepared(tmp_path, sources, data, name=split)
+        assert json.loads((folder / "data.json").read_bytes())["rows_without_text"] == 3
+    told = "data: left out 3 of 5 rows, which have no text; the first is a.jsonl:2: field 'text' is null"
+    assert [record.getMessage() for record in caplog.records] == [told] * 2
+    with pytest.raises(InputError, match=r"^a\.jsonl:2: field 'text' is null"):
+        prepared(tmp_path, sources, name="refused")
+
+
 def test_equal_documents_fall_on_the_same_side(tmp_path):
     documents = [text for text in DOCUMENTS[:40] for _ in range(3)]
     folder, _ = prepared(tmp_path, files(tmp_path / "s", {"a.jsonl": rows(documents)}), {"val_fraction": 0.3})

@@ -4,8 +4,10 @@ import types
 
 import pytest
 
+from modules.config import DataConfig
 from modules.data.documents import read_documents
 from modules.data.hub import read_hub_dataset
+from modules.data.rows import TextField
 from modules.data.stdlib import LocalFile, stdlib_files
 from modules.errors import InputError
 
@@ -37,7 +39,9 @@ def test_a_local_file_pickles_and_is_known_by_its_content(tmp_path):
     (tmp_path / "c.txt").write_text("other")
     a, b, c = (LocalFile(str(tmp_path), name, 4) for name in ("a.txt", "b.txt", "c.txt"))
     assert a.identity() == b.identity() != c.identity()
-    assert [piece.text for piece in read_documents(pickle.loads(pickle.dumps(a)), "text")] == ["same"]
+    data = DataConfig()
+    pieces = read_documents(pickle.loads(pickle.dumps(a)), data, TextField(data))
+    assert [piece.text for piece in pieces] == ["same"]
 
 
 def hub(monkeypatch, load_dataset):
@@ -52,7 +56,7 @@ def test_a_hub_data_set_is_streamed_row_by_row(monkeypatch):
         return iter([{"text": "a"}, {"text": "b"}])
 
     hub(monkeypatch, load_dataset)
-    pieces = list(read_hub_dataset("owner/name", "c0ffee", "sub", "train", "text"))
+    pieces = list(read_hub_dataset("owner/name", "c0ffee", "sub", "train", TextField(DataConfig())))
     assert [piece.text for piece in pieces] == ["a", "b"]
     assert asked == [("owner/name", "sub", {"split": "train", "revision": "c0ffee", "streaming": True})]
 
@@ -63,16 +67,23 @@ def test_an_unreachable_hub_is_told_in_one_line(monkeypatch):
 
     hub(monkeypatch, load_dataset)
     with pytest.raises(InputError, match=r"^data.path=owner/name: .* cannot be read: no route to the hub; check"):
-        list(read_hub_dataset("owner/name", None, None, "train", "text"))
+        list(read_hub_dataset("owner/name", None, None, "train", TextField(DataConfig())))
 
 
 def test_a_hub_row_without_text_is_named(monkeypatch):
     hub(monkeypatch, lambda *_, **__: iter([{"text": "a"}, {"body": "b"}]))
-    with pytest.raises(InputError, match=r"^owner/name \(train\), row 1: no field 'text'"):
-        list(read_hub_dataset("owner/name", None, None, "train", "text"))
+    with pytest.raises(InputError, match=r"^owner/name \(train\), row 2: no field 'text'"):
+        list(read_hub_dataset("owner/name", None, None, "train", TextField(DataConfig())))
+
+
+def test_hub_rows_without_text_are_left_out_and_counted_if_asked(monkeypatch):
+    hub(monkeypatch, lambda *_, **__: iter([{"doc": {"text": "a"}}, {"doc": None}, {"doc": {"text": ""}}]))
+    field = TextField(DataConfig(text_field="doc.text", missing="skip"))
+    assert [piece.text for piece in read_hub_dataset("owner/name", None, None, "train", field)] == ["a"]
+    assert (field.num_left_out, field.num_rows) == (2, 3)
 
 
 def test_a_missing_datasets_package_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="pip install datasets"):
-        list(read_hub_dataset("owner/name", None, None, "train", "text"))
+        list(read_hub_dataset("owner/name", None, None, "train", TextField(DataConfig())))

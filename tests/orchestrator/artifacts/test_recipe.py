@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from modules.config import Config, Role
+from modules.config import Config, DataConfig, Role
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.cli import COMMANDS
 from orchestrator.configuration import commands
@@ -14,7 +14,14 @@ from orchestrator.configuration.schema import config_classes, group_class
 NOT_IN_A_RECIPE = {"storage", "strategy", "cluster", "checkpoint", "tracking", "faults"}
 """Groups that only say where and how a command runs."""
 RUNTIME_FIELDS = {
-    *("run.name", "data.num_processes", "guard.max_consecutive", "guard.max_rollbacks", "batch_size"),
+    *(
+        "run.name",
+        "data.num_processes",
+        "data.zstd_window_bytes",
+        "guard.max_consecutive",
+        "guard.max_rollbacks",
+        "batch_size",
+    ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
     *("training.compile", "fix", "build", "name"),
 }
@@ -75,3 +82,9 @@ def test_every_field_says_by_its_type_what_it_decides(command: str) -> None:
         for name, field in kind.model_fields.items():
             roles = [item for item in field.metadata if isinstance(item, Role)]
             assert len(roles) == (0 if group_class(field) else 1), f"{kind.__name__}.{name}"
+
+
+def test_a_field_that_came_later_is_in_the_recipe_only_if_it_is_set() -> None:
+    assert not {"missing", "csv_delimiter"} & set(identity(DataConfig()))
+    assert identity(DataConfig(missing="skip"))["missing"] == "skip"
+    assert identity(DataConfig(csv_delimiter=";"))["csv_delimiter"] == ";"

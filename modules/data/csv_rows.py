@@ -1,0 +1,100 @@
+"""Rows of .csv and .tsv files, as RFC 4180 has them: a header, and as many fields in each row."""
+
+import csv
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from modules.data.lines import MAX_LINE_BYTES, any_end_lines, decoded
+from modules.data.rows import TextField
+from modules.errors import InputError
+
+_DELIMITERS = ",;\t|"
+
+
+def csv_texts(stream: BinaryIO, name: str, field: TextField, delimiter: str) -> Iterator[str]:
+    """Yield the text of each row after the header; blank lines are passed over.
+
+    Raises:
+        InputError: The text is no CSV, the header lacks the field, or a row has no text or more or fewer fields than
+            the header; the message names the line, which is the first one of a row of several.
+    """
+    rows = _numbered_rows(stream, name, delimiter)
+    number, header = next(rows, (0, []))
+    column = _column(header, field, f"{name}:{number}", delimiter) if header else 0
+    for number, row in rows:
+        # trailing commas, which spreadsheets leave, hold nothing
+        if len(row) < len(header) or any(row[len(header) :]):
+            raise InputError(
+                f"{name}:{number}: {len(row)} field{'s' * (len(row) != 1)}, but the header has {len(header)}; "
+                f"a text with {delimiter!r} or a line break in it must be in double quotes"
+            )
+        yield field.text({field.name: row[column]}, f"{name}:{number}")
+
+
+def _numbered_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row that is not blank, with the number of its first line."""
+    csv.field_size_limit(MAX_LINE_BYTES)  # global to the csv module; the default refuses texts above 128 KiB
+    lines = _Counted(any_end_lines(decoded(stream, name), name))
+    rows = csv.reader(lines, strict=True, delimiter=delimiter)
+    while True:
+        first = lines.number + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise InputError(_explained(str(error), name, first, lines.number)) from error
+        if row is None:
+            return
+        if row:
+            yield first, row
+
+
+class _Counted:
+    """An iterator that counts what it has given."""
+
+    def __init__(self, lines: Iterator[str]):
+        self._lines = lines
+        self.number = 0
+
+    def __iter__(self) -> "_Counted":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.number += 1
+        return line
+
+
+def _explained(message: str, name: str, first_line: int, last_line: int) -> str:
+    if message == "unexpected end of data":
+        return f"{name}:{first_line}: a double quote is opened in this row and never closed"
+    if "field limit" in message:
+        return f"{name}:{first_line}: a field of {MAX_LINE_BYTES} characters or more; is a double quote never closed?"
+    if "expected after" in message:
+        return f"{name}:{last_line}: text follows a closing quote; write a double quote within a quoted text twice"
+    return f"{name}:{last_line}: not CSV ({message})"
+
+
+def _column(header: list[str], field: TextField, location: str, delimiter: str) -> int:
+    if header.count(field.name) > 1:
+        raise InputError(f"{location}: {header.count(field.name)} columns are named {field.name!r}; rename the others")
+    if field.name in header:
+        return header.index(field.name)
+    if other := _other_delimiter(header, field, delimiter):
+        raise InputError(
+            f"{location}: no column {field.name!r} in {delimiter.join(header)[:80]!r}, which looks separated by "
+            f"{other!r}; set data.csv_delimiter={_typed(other)}"
+        )
+    raise InputError(
+        f"{location}: no column {field.name!r}; columns here: {', '.join(map(repr, header[:8]))}; set data.text_field"
+    )
+
+
+def _other_delimiter(header: list[str], field: TextField, delimiter: str) -> str | None:
+    line = delimiter.join(header)
+    others = [other for other in _DELIMITERS if other != delimiter and other in line]
+    named = [other for other in others if field.name in (part.strip('"') for part in line.split(other))]
+    return next(iter(named or (others if len(header) == 1 else [])), None)
+
+
+def _typed(delimiter: str) -> str:
+    return "'\\t'" if delimiter == "\t" else f"'{delimiter}'"

@@ -1,0 +1,154 @@
+"""Rows of JSON: an object a line (.jsonl), or an array of objects (.json), of which one is held at a time."""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from modules.data.compression import CHUNK_BYTES
+from modules.data.lines import BYTE_ORDER_MARK, MAX_LINE_BYTES, decoded, line_feed_lines
+from modules.data.rows import TextField
+from modules.errors import InputError
+
+_WHITE = re.compile(r"[ \t\r\n]*")
+_LONGEST_TOKEN = 32
+"""An error within a word, a number or an escape that is cut off is at most this far from the end."""
+
+
+def jsonl_texts(stream: BinaryIO, name: str, field: TextField) -> Iterator[str]:
+    """Yield the text of each line; white lines are passed over.
+
+    Raises:
+        InputError: A line is no JSON object, or has no text.
+    """
+    for number, line in enumerate(line_feed_lines(stream, name), start=1):
+        if line.isspace():
+            continue
+        location = f"{name}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise _beyond_limits(error, location) from error
+        yield field.text(_object(row, line, field, location), location)
+
+
+def json_texts(stream: BinaryIO, name: str, field: TextField) -> Iterator[str]:
+    """Yield the text of each object of an array; a file that holds no array is read as .jsonl, which many are.
+
+    Raises:
+        InputError: The file is neither, or an object has no text.
+    """
+    buffered = io.BufferedReader(stream, CHUNK_BYTES)  # type: ignore[type-var]
+    if buffered.peek().removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+        return _array_texts(buffered, name, field)
+    return jsonl_texts(buffered, name, field)
+
+
+def _array_texts(stream: BinaryIO, name: str, field: TextField) -> Iterator[str]:
+    array = _Array(decoded(stream, name))
+    try:
+        for number, (row, source) in enumerate(array.elements(name), start=1):
+            location = f"{name}, row {number}"
+            yield field.text(_object(row, source, field, location), location)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}:{array.line(error.pos)}: not JSON ({error.msg})") from error
+
+
+class _Array:
+    """The part of an array's text that is being read: from the current element on."""
+
+    def __init__(self, chunks: Iterator[str]):
+        self._chunks = chunks
+        self._text = ""
+        self._position = 0
+        self._lines_before = 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    def line(self, position: int) -> int:
+        """Return the line of the file that holds the character at `position` of the current text."""
+        return 1 + self._lines_before + self._text.count("\n", 0, position)
+
+    def elements(self, name: str) -> Iterator[tuple[Any, str]]:
+        """Yield each element and its source.
+
+        Raises:
+            JSONDecodeError: The text is no JSON array; its position is for `line`.
+        """
+        self._take("[")
+        if self._next() != "]":
+            yield self._element(name)
+            while self._next() == ",":
+                self._take(",")
+                yield self._element(name)
+        self._take("]")
+        if self._next():
+            raise json.JSONDecodeError("text after the array", self._text, self._position)
+
+    def _next(self) -> str:
+        """Step over white space, and return the character there; empty at the end of the file."""
+        while (found := _WHITE.match(self._text, self._position)) and found.end() == len(self._text):
+            self._position = found.end()
+            if not self._read():
+                return ""
+        self._position = found.end() if found else self._position
+        return self._text[self._position]
+
+    def _take(self, character: str) -> None:
+        if self._next() != character:
+            raise json.JSONDecodeError(f"expecting {character!r}", self._text, self._position)
+        self._position += 1
+
+    def _element(self, name: str) -> tuple[Any, str]:
+        self._next()
+        while True:
+            try:
+                value, stop = self._decode(self._text, self._position)
+            except json.JSONDecodeError as error:
+                is_cut_off = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_TOKEN
+                if not is_cut_off or not self._read():
+                    raise
+            except (ValueError, RecursionError) as error:
+                raise _beyond_limits(error, f"{name}:{self.line(self._position)}") from error
+            else:
+                source, self._position = self._text[self._position : stop], stop
+                return value, source
+
+    def _read(self) -> bool:
+        """Drop what is behind, and double what is ahead, so that reading a long element takes linear time."""
+        ahead = self._text[self._position :]
+        if len(ahead) >= MAX_LINE_BYTES:
+            raise json.JSONDecodeError(f"a row of {MAX_LINE_BYTES} characters or more", self._text, self._position)
+        parts, size = [], 0
+        while size <= len(ahead) and (chunk := next(self._chunks, None)) is not None:
+            parts.append(chunk)
+            size += len(chunk)
+        if size:
+            self._lines_before += self._text.count("\n", 0, self._position)
+            self._text, self._position = "".join([ahead, *parts]), 0
+        return size > 0
+
+
+def _beyond_limits(error: Exception, location: str) -> InputError:
+    """Return the error to raise for JSON that is valid, but beyond what Python reads."""
+    digits = f"a number of more than {sys.get_int_max_str_digits()} digits"
+    return InputError(f"{location}: {'JSON nested too deeply' if isinstance(error, RecursionError) else digits}")
+
+
+def _object(row: Any, source: str, field: TextField, location: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise InputError(f"{location}: not a JSON object; each row must be like {{{json.dumps(field.name)}: …}}")
+    # of two fields of one name, Python keeps the second and says nothing
+    if any(source.count(f'"{part}"') > 1 for part in field.parts):
+        json.loads(source, object_pairs_hook=lambda pairs: _without_doubles(pairs, field, location))
+    return row
+
+
+def _without_doubles(pairs: list[tuple[str, Any]], field: TextField, location: str) -> None:
+    names = [name for name, _ in pairs]
+    twice = next((part for part in field.parts if names.count(part) > 1), None)
+    if twice is not None:
+        raise InputError(f"{location}: two fields are named {twice!r}; rename or remove one")

@@ -1,0 +1,64 @@
+"""Rows of Parquet files, of which a small batch is held at a time."""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from modules.data.compression import CHUNK_BYTES, import_package, seekable
+from modules.data.rows import TextField
+from modules.errors import InputError
+
+_BATCH_ROWS = 64
+
+
+def parquet_texts(stream: BinaryIO, name: str, field: TextField) -> Iterator[str]:
+    """Yield the text of each row.
+
+    Raises:
+        InputError: The file is damaged, lacks the field, or a row has no text.
+    """
+    import_package("pyarrow", "to read .parquet files")
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    with seekable(stream) as table_stream:
+        number = 0
+        try:
+            table = ParquetFile(table_stream, buffer_size=CHUNK_BYTES)  # a buffer makes it stream within a row group
+            column = _column(table.schema_arrow, field, name)
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=[field.name]):
+                for value in _values(batch.column(column)):
+                    number += 1
+                    yield field.text({column: value}, f"{name}, row {number}")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}, row {number + 1}: field {field.name!r} is not UTF-8") from error
+        except (ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the storage's; Arrow's own errors of this type have no number
+            raise InputError(f"{name}: not a readable Parquet file ({error})") from error
+
+
+def _column(schema: Any, field: TextField, name: str) -> str:
+    """Return the column that holds the field, which may be nested within it."""
+    column, *inner = [field.name] if field.name in schema.names else field.parts
+    if schema.names.count(column) > 1:
+        raise InputError(f"{name}: {schema.names.count(column)} columns are named {column!r}; rename the others")
+    if column not in schema.names or not _has(schema.field(column).type, inner):
+        found = ", ".join(map(repr, schema.names[:8])) or "none"
+        raise InputError(f"{name}: no column {field.name!r}; columns here: {found}; set data.text_field")
+    return column
+
+
+def _has(kind: Any, parts: list[str]) -> bool:
+    for part in parts:
+        if getattr(kind, "get_field_index", lambda _: -1)(part) < 0:  # structs alone have it
+            return False
+        kind = kind.field(part)
+    return True
+
+
+def _values(column: Any) -> Iterator[Any]:
+    try:
+        yield from column.to_pylist()
+    except UnicodeDecodeError:
+        # one by one, so that the row of the error is known
+        yield from (value.as_py() for value in column)
