@@ -95,7 +95,7 @@ class Config(BaseModel):
         for text in _texts_in(value):
             if odd := _HALF_PAIR.search(text):
                 raise ValueError(
-                    f"character {odd.start() + 1} is not UTF-8; give it in UTF-8, or a path by its folder or a glob"
+                    f"character {odd.start() + 1} is not UTF-8 (a file of such a name is found by its folder or a glob)"
                 )
         return value
 

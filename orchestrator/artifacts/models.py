@@ -16,6 +16,7 @@ from modules.huggingface import load_huggingface, read_end_ids
 from modules.model import GPT
 from orchestrator.artifacts import artifact
 from orchestrator.errors import UserError
+from orchestrator.storage.access import check_root
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
@@ -127,6 +128,7 @@ def _recipe(file: Path) -> tuple[dict[str, Any], TrainingConfig | None, Objectiv
 
 
 def _local_folder(path: str) -> Path:
+    check_root(path)
     parent, _, name = path.rstrip("/").rpartition("/")
     storage = Storage(parent or ".")
     if artifact.is_committed(storage, name):

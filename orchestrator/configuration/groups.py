@@ -13,7 +13,6 @@ _FLOAT16_SETTINGS = {"enabled", "auto_cast", "fp16_master_weights_and_grads"}
 """Settings of DeepSpeed that would change the precision; the others below `fp16` belong to the loss scale."""
 BestMetric = Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]
 
-
 Workers = Annotated[int, Field(gt=0, le=2**16)]
 _LONGEST_NAME = 128
 """Characters in a name in W&B, whose server refuses longer ones (wandb 0.31.0: wandb_settings.py, _validators.py)."""

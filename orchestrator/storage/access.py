@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
@@ -9,15 +10,16 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
-from orchestrator.errors import StorageError, UserError
+from orchestrator.errors import OrchestratorError, StorageError, UserError
 from orchestrator.storage.errors import explain
-from orchestrator.storage.redaction import has_credentials, redact
+from orchestrator.storage.redaction import has_credentials, redact, without_query
 from orchestrator.storage.retry import RetryingFile, retried
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _READ_BUFFER_BYTES = 2**20
+_LONGEST_NAME_BYTES = 255
 
 
 def protocol_of(url: str) -> str | None:
@@ -50,7 +52,7 @@ def run_on_url(verb: str, url: str, action: Callable[[Any, str], T]) -> T:
         return retried(lambda: action(*file_system(url)), on_long_wait=partial(_report_wait, url))
     except Exception as error:
         # A builtin error that is no OSError is a bug, and keeps its traceback.
-        if isinstance(error, StorageError) or not _is_foreign(error):
+        if isinstance(error, OrchestratorError) or not _is_foreign(error):
             raise
         # `from None`: the original text may hold a signed URL.
         raise explain(error, verb, url) from None
@@ -63,10 +65,31 @@ def file_system(url: str) -> tuple[Any, str]:
         UserError: the package for this kind of store is not installed.
     """
     try:
-        # Cached listings would hide what other processes write.
-        return url_to_fs(url, **({} if is_local(url) else {"use_listings_cache": False}))
+        options = _options(url)
+        return _unchained(url, options) if "::" in url else url_to_fs(url, **options)
     except ImportError as error:
         raise UserError(f"{redact(url)}: {error}") from None
+
+
+def _options(url: str) -> dict[str, Any]:
+    if is_local(url):
+        return {}
+    # A signed query is sent as it is; encoded anew, it may not fit its signature any more.
+    is_signed = protocol_of(url) in ("http", "https") and "?" in url and url.isascii() and " " not in url
+    # Cached listings would hide what other processes write.
+    return {"use_listings_cache": False, **({"encoded": True} if is_signed else {})}
+
+
+def _unchained(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """Return what `url_to_fs` returns, without taking `::` in a name for a chain of file systems."""
+    from fsspec.archive import AbstractArchiveFileSystem
+    from fsspec.implementations.chained import ChainedFileSystem
+
+    kind = fsspec.get_filesystem_class(protocol_of(url) or "file")
+    if issubclass(kind, ChainedFileSystem | AbstractArchiveFileSystem):
+        return url_to_fs(url, **options)
+    path = kind._strip_protocol(url)
+    return fsspec.filesystem(protocol_of(url) or "file", **kind._get_kwargs_from_urls(url), **options), path
 
 
 def open_url(url: str) -> io.BufferedReader:
@@ -79,7 +102,16 @@ def open_url(url: str) -> io.BufferedReader:
         fs, path = file_system(url)
         return fs.open(path, "rb")
 
-    raw = RetryingFile(opened, lambda attempt: run_on_url("read", url, lambda *_: attempt()))
+    def run(attempt: Callable[[], T]) -> T:
+        try:
+            return run_on_url("read", url, lambda *_: attempt())
+        except ValueError as error:
+            if "range requests" not in str(error):
+                raise
+            reason = "the web server sends no part of a file; download it and name the local file"
+            raise StorageError(f"cannot read {redact(url)}: {reason}") from None
+
+    raw = RetryingFile(opened, run)
     return io.BufferedReader(raw, _READ_BUFFER_BYTES)
 
 
@@ -93,6 +125,23 @@ def check_url(url: str) -> None:
     protocol = protocol_of(url)
     if not is_local(url) and protocol not in fsspec.available_protocols():
         raise UserError(f"{redact(url)}: {protocol!r} is no kind of store that fsspec knows; s3, gs, https or a folder")
+
+
+def check_root(url: str) -> None:
+    """Raise UserError if `url` can be no folder of ours: it has a query, `::`, or a name that is too long."""
+    if url != without_query(url):
+        raise UserError(
+            f"{redact(url)}: a URL with a query leads to a single file, and this must be a folder; name it without the "
+            "query, with its keys in the environment"
+        )
+    if "::" in url:
+        raise UserError(
+            f"{redact(url)}: '::' stands for a chain of file systems (fsspec), which keeps no runs and no models; "
+            "choose a folder without it in its whole path"
+        )
+    too_long = [part for part in url.split("/") if len(os.fsencode(part)) > _LONGEST_NAME_BYTES]
+    if is_local(url) and too_long:
+        raise UserError(f"{too_long[0][:40]}…: a folder's name has at most {_LONGEST_NAME_BYTES} bytes; shorten it")
 
 
 def _report_wait(url: str, error: Exception, seconds: float) -> None:

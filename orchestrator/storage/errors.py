@@ -4,10 +4,11 @@ import errno
 
 from orchestrator.errors import RefusedError, StorageError
 from orchestrator.storage.redaction import redact
-from orchestrator.storage.retry import WAITS_SECONDS, is_transient
+from orchestrator.storage.retry import WAITS_SECONDS, http_status, is_transient
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED_STATUS = (401, 403)
 _DENIED_CLASSES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
 
@@ -27,11 +28,14 @@ def explain(error: Exception, verb: str, url: str) -> StorageError:
         return RefusedError(start + "the disk is full; free space there or choose another storage.root")
     if isinstance(error, PermissionError) or number in _DENIED or type(error).__name__ in _DENIED_CLASSES:
         return RefusedError(start + "permission denied; check the permissions there and the keys in the environment")
+    if http_status(error) in _DENIED_STATUS:
+        # fsspec says of a web server's refusal that there is no such file
+        return RefusedError(start + "the server denies it; check the keys in the environment, or sign the URL anew")
     if isinstance(error, NotADirectoryError):
         return RefusedError(start + "a file stands where a folder should be; choose another storage.root")
     if isinstance(error, FileExistsError):
         return ExistsError(start + "it exists already")
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and not is_transient(error):
         return NotFoundError(start + "no such file, folder or bucket; correct the name or create it")
     if is_transient(error):
         attempts = len(WAITS_SECONDS) + 1

@@ -5,12 +5,22 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^\s@/:]*:(?!\d+/)[^\s@]*@")
-"""User and password before the host; an AWS secret may hold slashes, a port is digits and a slash."""
-_TOKEN = re.compile(r"(?P<scheme>(?:https?|s3a?|gs|gcs)://)[^\s@/]+@")
+_KEY_PAIR = re.compile(r"(?P<scheme>(?:s3a?|gs|gcs)://)[^\s@/:]*:[^\s@]*@", re.IGNORECASE)
+"""Key and secret before the bucket; an AWS secret may hold slashes, and a bucket has no port."""
+_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]{0,30}://)[^\s@/:]*:(?!\d+[/?#])[^\s@]*@(?:[^\s@/]*@)*")
+"""User and password before the host; a port is digits and a slash."""
+_TOKEN = re.compile(r"(?P<scheme>(?:https?|s3a?|gs|gcs|ftps?|hf)://)[^\s/?#]+@", re.IGNORECASE)
 """A bare token before the host; `container@account` of Azure and `user@host` of ssh are not tokens."""
-_QUERY = re.compile(r"(?P<url>[A-Za-z][\w+.-]*://[^\s?'\"]*)\?[^\s'\"=]*=[^\s'\"]*")
-"""A signed URL keeps its signature in the query."""
+_WEB_QUERY = re.compile(r"(?P<url>https?://[^\s?#'\"]*)[?#][^\s'\"]*[^\s'\",.:;)>\]}]", re.IGNORECASE)
+"""A signed URL keeps its signature in the query, an OAuth token may stand in the fragment."""
+_QUERY = re.compile(r"(?P<url>[A-Za-z][\w+.-]{0,30}://[^\s?'\"]*)\?[\w.%-]+=[^\s'\"]*")
+"""Elsewhere `?` may also be part of a glob, as in `year=202?/month=*`."""
+_SIGNATURE = re.compile(
+    r"(?P<name>(?<![\w-])(?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig"
+    r"|access_token)=)[^\s&'\"]+",
+    re.IGNORECASE,
+)
+"""Parts of a signed query that stand without their URL, as in a server's answer."""
 _SECRET_NAME = re.compile(
     r"(?:^|[^a-z])(?:(?:api|access|private)?keys?|token|(?:access|auth)token|secrets?|passw(?:or)?ds?|credentials?)(?:$|[^a-z])"
 )
@@ -20,14 +30,21 @@ _SHORTEST_SECRET = 8
 
 def redact(text: str) -> str:
     """Return `text` with the credentials of every URL in it replaced by `***`."""
-    text = _PASSWORD.sub(r"\g<scheme>***@", text)
-    text = _TOKEN.sub(r"\g<scheme>***@", text)
-    return _QUERY.sub(r"\g<url>?***", text)
+    for credentials in (_KEY_PAIR, _PASSWORD, _TOKEN):
+        text = credentials.sub(r"\g<scheme>***@", text)
+    for query in (_WEB_QUERY, _QUERY):
+        text = query.sub(r"\g<url>?***", text)
+    return _SIGNATURE.sub(r"\g<name>***", text)
+
+
+def without_query(url: str) -> str:
+    """Return `url` without the query that a signed URL keeps its signature in."""
+    return _QUERY.sub(r"\g<url>", _WEB_QUERY.sub(r"\g<url>", url))
 
 
 def has_credentials(url: str) -> bool:
     """Return whether `url` holds a user's password or token before the host (a signed query does not count)."""
-    return bool(_PASSWORD.search(url) or _TOKEN.search(url))
+    return any(credentials.search(url) for credentials in (_KEY_PAIR, _PASSWORD, _TOKEN))
 
 
 def is_secret_name(name: str) -> bool:

@@ -71,12 +71,17 @@ def is_transient(error: BaseException) -> bool:
     links = [*_chain(error)]
     if any(_s3_code(link) in _TRANSIENT_CODES for link in links):
         return True
-    status = next(filter(None, map(_http_status, links)), None)
+    status = http_status(error)
     if status is not None:
         return status in _TRANSIENT_STATUS
     if any(base.__name__ in _FINAL_CLASSES for link in links for base in type(link).__mro__):
         return False
     return any(_looks_transient(link) for link in links)
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status behind `error`; None if a server did not answer with one."""
+    return next(filter(None, map(_http_status, _chain(error))), None)
 
 
 def _looks_transient(error: BaseException) -> bool:

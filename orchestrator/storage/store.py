@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.access import (
+    check_root,
     check_url,
     is_local,
     open_url,
@@ -39,12 +40,13 @@ class Storage:
             root: a folder, made absolute here so that workers in another folder agree, or an fsspec URL.
 
         Raises:
-            UserError: `root` holds a password or names a kind of store that fsspec does not know.
+            UserError: `root` holds a password, names a kind of store that fsspec does not know, or can be no folder.
         """
         check_url(root)
         self.is_local = is_local(root)
         self._protocol = protocol_of(root)
         self._root = os.path.abspath(os.path.expanduser(path_of(root))) if self.is_local else root.rstrip("/")
+        check_root(self._root)
 
     def __repr__(self) -> str:
         return f"Storage({redact(self._root)!r})"
