@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.metadata
+import io
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ from modules.errors import InputError
 from orchestrator.display import streams
 from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError, exit_code
+from orchestrator.storage.redaction import redact
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -80,7 +82,7 @@ def _exit_code(arguments: list[str]) -> int:
     except (UserError, InputError) as error:
         return _failed(error, MISTAKE)
     except StoppedError as stop:
-        print(stop, file=sys.stderr)
+        print(redact(str(stop)), file=sys.stderr)
         return exit_code(stop.signal_number)
     except OrchestratorError as error:
         return _failed(error, FAILURE)
@@ -89,7 +91,7 @@ def _exit_code(arguments: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else FAILURE if stop.code else DONE
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr, end="")
         return FAILURE
 
 
@@ -100,7 +102,7 @@ def conf_folder() -> Path:
 
 
 def _failed(error: object, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {redact(str(error))}", file=sys.stderr)
     return code
 
 
@@ -292,12 +294,15 @@ class _Session:
         if mistakes:
             raise ConfigError("\n".join(mistakes))
         where = {"config_name": self.primary, "overrides": self.overrides}
-        if self.flags.cfg:
-            flags = self.flags
-            self.hydra.show_cfg(**where, cfg_type=flags.cfg, package=flags.package, resolve=flags.resolve)
-        else:
-            with _restored_logging():
-                self.hydra.show_info(self.flags.info, **where)
+        flags = self.flags
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            if flags.cfg:
+                self.hydra.show_cfg(**where, cfg_type=flags.cfg, package=flags.package, resolve=flags.resolve)
+            else:
+                with _restored_logging():
+                    self.hydra.show_info(flags.info, **where)
+        print(redact(shown.getvalue()), end="")
 
     def print_help(self) -> None:
         from orchestrator.configuration import command_help
@@ -362,7 +367,6 @@ class _Session:
         from hydra.core.hydra_config import HydraConfig
 
         from orchestrator.configuration.mistakes import validated
-        from orchestrator.storage.redaction import redact
 
         job = HydraConfig.get()
         print(redact(" ".join([f"[{job.job.num}]", *(text.lstrip("+") for text in job.overrides.task)])), flush=True)

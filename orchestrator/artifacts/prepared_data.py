@@ -19,7 +19,7 @@ from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.errors import ArtifactError, ConfigError, UserError
-from orchestrator.storage.access import is_local, path_of
+from orchestrator.storage.access import check_url, is_local, path_of
 from orchestrator.storage.input_files import StoredFile, find_files
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.redaction import redact
@@ -199,6 +199,8 @@ def check_vocab_size(vocab_size: int, max_vocab_size: int | None) -> None:
 
 def _source_files(data: DataConfig) -> Sequence[SourceFile]:
     if data.source == "huggingface":
+        for name in data.path:
+            check_url(name)
         return find_files(data.path) if is_on_this_machine(data.path[0]) else ()  # a copy is known by its content
     files = stdlib_files() if data.source == "stdlib" else find_files(data.path)
     check_formats(files)

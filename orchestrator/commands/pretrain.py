@@ -19,6 +19,7 @@ from orchestrator.runs.goodput import goodput
 from orchestrator.runs.lease import lease
 from orchestrator.runs.run import Job, Run
 from orchestrator.runs.tracking import check_environment
+from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 from orchestrator.training.pretraining import PreparedText
 
@@ -50,9 +51,16 @@ def run(config: PretrainConfig) -> None:
 
 
 def _job(config: PretrainConfig, storage: Storage, this_run: Run, attempt: Attempt, data_name: str) -> Job:
-    """Return the job for the workers; they may start in other folders, so the root is made absolute."""
-    absolute = config.model_copy(update={"storage": StorageConfig(root=storage.url())})
-    return Job(absolute, this_run, attempt, PreparedText(data_name, config))
+    """Return the job for the workers.
+
+    They may start in other folders, so the root is made absolute; they do not read what was prepared from, so they get
+    its URLs without the signatures.
+    """
+    data = config.data.model_copy(update={"path": tuple(map(redact, config.data.path))})
+    tokenizer = config.tokenizer.model_copy(update={"path": config.tokenizer.path and redact(config.tokenizer.path)})
+    root = StorageConfig(root=storage.url())
+    for_workers = config.model_copy(update={"storage": root, "data": data, "tokenizer": tokenizer})
+    return Job(for_workers, this_run, attempt, PreparedText(data_name, for_workers))
 
 
 def _locations(storage: Storage, this_run: Run) -> list[str]:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from modules.errors import InputError
@@ -59,7 +59,8 @@ class _Running:
 
     def _run(self) -> None:
         try:
-            self._finding = self._check()
+            found = self._check()
+            self._finding = replace(found, text=_shown(found.text), remedy=_shown(found.remedy))
         except (OrchestratorError, InputError) as error:
             self._finding = Finding("failure", _shown(str(error)))
         except Exception as error:

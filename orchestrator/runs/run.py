@@ -14,6 +14,7 @@ from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfi
 from orchestrator.errors import DamagedFileError, RunMismatchError
 from orchestrator.planning.continuation import is_same_but_for_length, obstacle
 from orchestrator.runs.json_files import read_object, write_object
+from orchestrator.storage.redaction import without_secrets
 from orchestrator.storage.store import Storage
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def folder_names(storage: Storage) -> list[str]:
 def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
     """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun."""
     storage.remove(run.metrics_name)  # of fewer steps
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    settings = yaml.safe_dump(without_secrets(config.model_dump(mode="json")), sort_keys=False)
     storage.write_bytes(f"{run.folder}/{_CONFIG}", settings.encode())
     run.write_identity(storage, [])
     write_object(storage, f"{run.folder}/{_RECIPE}", run.recipe)

@@ -2,14 +2,22 @@
 
 import os
 import pickle
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from broken_run import TERMINATE, BrokenRun
+from signed_files import QUERIES, SECRET, serve
 from tiny_run import arguments, go_back, write_text
 
-from orchestrator.cli import main
+from modules.config import TokenizerConfig
+from modules.data.tokenizer import build_tokenizer
+from orchestrator.cli import COMMANDS, main
+from orchestrator.configuration import commands
+from orchestrator.configuration.schema import explanation, leaves, takes_text
+from orchestrator.storage import retry
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "canary-aws-0123456789abcdef",
@@ -24,26 +32,106 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
+@pytest.fixture(scope="module")
+def web(text: Path) -> Iterator[str]:
+    """Yield the address of a server that has the text and a tokenizer, each for its own signature."""
+    tokenizer = build_tokenizer(TokenizerConfig(kind="byte"), lambda: iter(()), None).serialised()
+    files = {"/text.txt": text.read_bytes(), "/tokenizer.json": tokenizer.encode()}
+    with serve(files, {"/text.txt": QUERIES["s3"], "/tokenizer.json": QUERIES["azure"]}, {"ETag": '"v1"'}) as address:
+        yield address
+
+
 def test_no_secret_is_in_a_file_a_message_or_a_process_title(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Path, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
+    signed = [f"data.path={web}/text.txt?{QUERIES['s3']}", "tokenizer=file"]
+    signed.append(f"tokenizer.path={web}/tokenizer.json?{QUERIES['azure']}")
     tracked = ["tracking.mode=offline", "tracking.tags=[canary-token-0123456789abcdef]", "training.num_steps=100000"]
     where = ["strategy=ddp", "cluster.num_workers=2", "run.name=tiny"]
-    with BrokenRun(arguments(text, tmp_path / "outputs", *tracked, *where)) as run:
+    with BrokenRun(arguments(text, tmp_path / "outputs", *tracked, *where, *signed)) as run:
         run.wait_for_step(12)
         processes = [psutil.Process(run.process.pid), *run.workers()]
         titles = " ".join(" ".join(process.cmdline()[3:]) for process in processes[1:])
         run.process.send_signal(TERMINATE)
         assert run.end() == 143, run.said
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    # the tag is the user's own word, which W&B is given and the configuration keeps; all else comes from nowhere
-    own = {path for path in files if path.name == "config.yaml" or path.suffix == ".wandb"}
-    for value in SECRETS.values():
+    # the tag is the user's own word, which W&B is given; all else comes from nowhere
+    tracked_in = {path for path in files if path.suffix == ".wandb"}
+    assert tracked_in
+    for value in (*SECRETS.values(), SECRET):
         found = [path for path in files if value.encode() in path.read_bytes()]
-        assert set(found) <= (own if value == SECRETS["SOME_SERVICE_TOKEN"] else set())
+        assert set(found) <= (tracked_in if value == SECRETS["SOME_SERVICE_TOKEN"] else set())
         assert value not in run.said + titles
+    assert f"{web}/text.txt?***" in (tmp_path / "outputs/runs/tiny/config.yaml").read_text()
+
+
+PLANTED = {
+    "signed": f"http://127.0.0.1:9/x.txt?{QUERIES['s3']}",
+    "signed_without_names": f"http://127.0.0.1:9/x.txt?{QUERIES['without_names']}",
+    "azure": f"abfs://container@account.dfs.core.windows.net/x.txt?{QUERIES['azure']}",
+    "password": f"https://user:{SECRET}@127.0.0.1:9/x.txt",
+    "token": f"https://{SECRET}@127.0.0.1:9/x.txt",
+    "s3_keys": f"s3://AKIA{SECRET}:{SECRET}/x@bucket/x.txt",
+}
+"""URLs that cannot be read, so that the error of the connection, which holds the whole URL, comes into play."""
+PATH_FIELDS = {
+    "prepare": {"data.path": ["data=files"], "tokenizer.path": ["tokenizer=file"], "storage.root": []},
+    "pretrain": {"data.path": ["data=files"], "tokenizer.path": ["tokenizer=file"], "storage.root": []},
+    "evaluate": {"model.path": [], "storage.root": ["model.path=x/y"], "data.path": ["model.path=x/y", "data=files"]},
+    "generate": {"model.path": []},
+    "runs": {"storage.root": []},
+    "doctor": {"storage.root": [], "cluster.address": ["cluster=ray"]},
+}
+"""Every field that takes a path or an address, and what else must be set with it."""
+PLANTS = [
+    (command, field, kind)
+    for command, fields in PATH_FIELDS.items()
+    for field in fields
+    for kind in (PLANTED if command in ("prepare", "generate") else ("signed", "password"))
+]
+
+
+def test_every_field_that_takes_a_path_is_planted() -> None:
+    a_path = re.compile(r"\b(path|folder|URL|address|file)\b")
+    for command, fields in PATH_FIELDS.items():
+        found = {
+            name
+            for name, field in leaves(getattr(commands, COMMANDS[command].config))
+            if takes_text(field) and a_path.search(explanation(field)) and name != "run.name"
+        }
+        # Ray's own wait for an address takes half a minute, so doctor, which asks more quickly, stands for pretrain
+        assert found - {"cluster.address"} == set(fields) - {"cluster.address"}, command
+
+
+@pytest.mark.parametrize(("command", "field", "kind"), PLANTS)
+def test_nothing_of_a_url_that_fails_is_shown_or_kept(
+    empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: str,
+    field: str,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+    monkeypatch.setenv("HOME", str(empty_folder))
+    assert main([command, *PATH_FIELDS[command][field], f"{field}={PLANTED[kind]}"]) != 0
+    said = "".join(capfd.readouterr())
+    assert SECRET not in said
+    assert "Traceback" not in said
+    assert not [path for path in empty_folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("shown", ["--cfg=job", "--cfg=all", "--info=all", "--help"])
+def test_nothing_of_a_url_is_in_a_configuration_that_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], shown: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "600")  # --help would cut a long value
+    assert main(["prepare", "data=files", f"data.path={PLANTED['signed']}", shown]) == 0
+    said = "".join(capfd.readouterr())
+    assert SECRET not in said
+    assert "http://127.0.0.1:9/x.txt?***" in said
 
 
 class Canary:
