@@ -22,7 +22,7 @@ from orchestrator.errors import ArtifactError, ConfigError, UserError
 from orchestrator.storage.access import check_url, is_local, path_of
 from orchestrator.storage.input_files import StoredFile, find_files
 from orchestrator.storage.local import cache_folder
-from orchestrator.storage.redaction import redact
+from orchestrator.storage.redaction import redact, without_query
 from orchestrator.storage.store import Storage
 
 _FORMAT = 3
@@ -160,7 +160,8 @@ def _name(data: DataConfig, recipe: dict[str, Any]) -> str:
 
 
 def _hub_identity(data: DataConfig) -> list[str]:
-    return [*data.path, data.revision] if data.revision else list(data.path)
+    names = [without_query(name) for name in data.path]
+    return [*names, data.revision] if data.revision else names
 
 
 def _with_commit(data: DataConfig) -> DataConfig:

@@ -13,7 +13,7 @@ from fsspec.core import split_protocol, url_to_fs
 from orchestrator.errors import OrchestratorError, StorageError, UserError
 from orchestrator.storage.errors import explain
 from orchestrator.storage.redaction import has_credentials, redact, without_query
-from orchestrator.storage.retry import RetryingFile, retried
+from orchestrator.storage.retry import RetryingFile, cause_of, retried
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -145,7 +145,9 @@ def check_root(url: str) -> None:
 
 
 def _report_wait(url: str, error: Exception, seconds: float) -> None:
-    log.warning("%s does not answer (%s); trying for another %d s", redact(url), type(error).__name__, seconds)
+    log.warning(
+        "%s does not answer (%s); trying for another %d s", redact(url), type(cause_of(error)).__name__, seconds
+    )
 
 
 def _is_foreign(error: Exception) -> bool:

@@ -4,7 +4,7 @@ import errno
 
 from orchestrator.errors import RefusedError, StorageError
 from orchestrator.storage.redaction import redact
-from orchestrator.storage.retry import WAITS_SECONDS, http_status, is_transient
+from orchestrator.storage.retry import WAITS_SECONDS, cause_of, http_status, is_transient
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -39,10 +39,12 @@ def explain(error: Exception, verb: str, url: str) -> StorageError:
         return NotFoundError(start + "no such file, folder or bucket; correct the name or create it")
     if is_transient(error):
         attempts = len(WAITS_SECONDS) + 1
-        return StorageError(f"{start}no answer in {attempts} attempts ({_short(error)}); check the network, then rerun")
+        return StorageError(
+            f"{start}no answer in {attempts} attempts ({_short(cause_of(error))}); check the network, then rerun"
+        )
     return StorageError(start + _short(error))
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     text = redact(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -79,6 +79,11 @@ def is_transient(error: BaseException) -> bool:
     return any(_looks_transient(link) for link in links)
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """Return the link of the chain behind a transient error that shows it as such: fsspec raises others over it."""
+    return next(filter(_looks_transient, _chain(error)), error)
+
+
 def http_status(error: BaseException) -> int | None:
     """Return the HTTP status behind `error`; None if a server did not answer with one."""
     return next(filter(None, map(_http_status, _chain(error))), None)

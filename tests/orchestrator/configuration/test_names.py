@@ -18,9 +18,8 @@ MODEL = "model.path=nowhere/model"
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["prepare", f"run.name={LONG}"], "has 300 letters; at most 200"),
-        (["pretrain", f"run.name={LONG}"], "has 300 letters; at most 200"),
-        (["evaluate", MODEL, f"run.name={LONG}"], "has 300 letters; at most 200"),
+        (["prepare", f"run.name={LONG}"], "has 300 characters, and may have 128"),
+        (["pretrain", f"run.name={LONG}"], "has 300 characters, and may have 128"),
         (["prepare", f"storage.root=outputs/{LONG}"], "a folder's name has at most 255 bytes"),
         (["prepare", "storage.root=out::puts"], "out::puts: '::' stands for a chain of file systems (fsspec)"),
         (["pretrain", "storage.root=s3://bucket/a::b"], "s3://bucket/a::b: '::' stands for a chain"),

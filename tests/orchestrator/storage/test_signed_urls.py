@@ -67,7 +67,7 @@ def test_one_that_expires_while_it_is_read_is_told_so(signed: tuple[str, str]) -
 
 def test_one_whose_server_is_away_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry.time, "sleep", lambda _: None)
-    with pytest.raises(StorageError, match=r"no answer in 6 attempts \(") as caught:
+    with pytest.raises(StorageError, match=r"no answer in \d attempts \(ClientConnectorError: ") as caught:
         find_files([f"http://127.0.0.1:9/x.txt?{QUERIES['s3']}"])
     assert SECRET not in str(caught.value)
 
