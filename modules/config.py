@@ -153,6 +153,8 @@ class DataConfig(Config):
             raise ValueError(f"source={self.source} needs data.path: name a file, a folder, a glob or a data set")
         if self.source == "stdlib" and self.path:
             raise ValueError("source=stdlib takes no data.path; use data=files for your own text")
+        if "" in self.path:
+            raise ValueError("path is empty, which would be the current folder; write . if that is meant")
         if self.source == "huggingface" and len(self.path) != 1:
             raise ValueError("source=huggingface takes one data set name in data.path")
         if self.source != "huggingface" and self.revision is not None:

@@ -25,6 +25,7 @@ MODEL = "model.path=nowhere/model"
         (["pretrain", "storage.root=s3://bucket/a::b"], "s3://bucket/a::b: '::' stands for a chain"),
         (["runs", "storage.root=out::puts"], "out::puts: '::' stands for a chain"),
         (["generate", "model.path=out::puts/model"], "out::puts/model: '::' stands for a chain"),
+        (["prepare", "data=files", "data.path="], "which would be the current folder; write . if that is meant"),
         (["prepare", "data.csv_delimiter=ab"], "data.csv_delimiter=ab: must be one character"),
     ],
 )

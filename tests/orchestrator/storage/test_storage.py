@@ -407,6 +407,27 @@ def test_found_files_are_sorted_and_hidden_ones_skipped(storage: Storage) -> Non
     assert names == ["c/a.txt", "c/b.txt", "c/deep/d.jsonl"]
 
 
+def test_a_folder_that_a_glob_matches_is_searched_in_every_store(storage: Storage) -> None:
+    write_tree(storage)
+    names = [file.name.split("/root/")[1] for file in find_files([f"{storage.url()}/c/*"])]
+    assert names == ["c/a.txt", "c/b.txt", "c/deep/d.jsonl"]
+
+
+def test_a_name_like_a_chain_is_found_and_read_in_a_remote_store(s3_bucket: str) -> None:
+    Storage(f"{s3_bucket}/root").write_bytes("c/a::b.txt", b"read")
+    for path in (f"{s3_bucket}/root/c", f"{s3_bucket}/root/c/*.txt", f"{s3_bucket}/root/c/a::b.txt"):
+        (file,) = find_files([path])
+        assert file.name == f"{s3_bucket}/root/c/a::b.txt"
+        with file.open() as stream:
+            assert stream.read() == b"read"
+
+
+def test_a_pattern_that_is_none_is_the_users_mistake() -> None:
+    fsspec.filesystem("memory").pipe_file("/root/a.txt", b"1")
+    with pytest.raises(UserError, match=r"a\*\*b: Invalid pattern"):
+        find_files(["memory://root/a**b"])
+
+
 def test_found_file_opens_after_pickling_and_its_identity_follows_the_content(storage: Storage) -> None:
     storage.write_bytes("f.txt", b"one")
     root = storage.url()
