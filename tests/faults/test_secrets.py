@@ -85,11 +85,12 @@ PATH_FIELDS = {
     "doctor": {"storage.root": [], "cluster.address": ["cluster=ray"]},
 }
 """Every field that takes a path or an address, and what else must be set with it."""
+ALL_KINDS = (("prepare", "data.path"), ("generate", "model.path"))
 PLANTS = [
     (command, field, kind)
     for command, fields in PATH_FIELDS.items()
     for field in fields
-    for kind in (PLANTED if command in ("prepare", "generate") else ("signed", "password"))
+    for kind in (PLANTED if (command, field) in ALL_KINDS else ("signed", "password"))
 ]
 
 
