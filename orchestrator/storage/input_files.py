@@ -72,7 +72,11 @@ def find_files(paths: Sequence[str]) -> list[StoredFile]:
         files, unreadable = _local_matches(path) if is_local(path) else (_remote_matches(path), [])
         if not files and not unreadable:
             mistakes.append(f"{redact(path)}: matches no file")
-        mistakes += unreadable + [f"{file.name}: is empty (0 bytes)" for file in files if file.num_bytes == 0]
+        mistakes += unreadable + [
+            f"{file.name}: is empty (0 bytes); remove it or leave it out of data.path"
+            for file in files
+            if file.num_bytes == 0
+        ]
         found.update((file.url, file) for file in files if file.url not in found)
     if mistakes:
         rest = [f"… and {len(mistakes) - _MAX_MISTAKES} more"] if len(mistakes) > _MAX_MISTAKES else []
@@ -121,9 +125,13 @@ def _entries(fs: Any, inner: str, url: str) -> list[tuple[Any, dict[str, Any]]]:
         if entry["type"] == "file":
             return [(fs, entry)]
         root, entries = inner, fs.find(inner, detail=True)
-    return [
-        (fs, entry) for entry in entries.values() if entry["type"] == "file" and not _is_hidden(entry["name"], root)
-    ]
+    files = (entry for entry in entries.values() if entry["type"] == "file" and not _is_folder_marker(entry))
+    return [(fs, entry) for entry in files if not _is_hidden(entry["name"], root)]
+
+
+def _is_folder_marker(entry: dict[str, Any]) -> bool:
+    # consoles of object stores make an empty object for a folder, by its name and a slash
+    return entry["name"].endswith("/") and not entry["size"]
 
 
 def _globbed(fs: Any, pattern: str) -> dict[str, dict[str, Any]]:

@@ -422,6 +422,17 @@ def test_a_name_like_a_chain_is_found_and_read_in_a_remote_store(s3_bucket: str)
             assert stream.read() == b"read"
 
 
+@pytest.mark.parametrize("path", ["c", "c/", "c/*", "c/**"])
+def test_an_empty_object_that_stands_for_a_folder_is_no_empty_file(s3_bucket: str, path: str) -> None:
+    import s3fs
+
+    store = s3fs.S3FileSystem()
+    for key in ("c/", "c/a.txt", "c/d/", "c/d/b.txt"):
+        store.call_s3("put_object", Bucket="bucket-of-tests", Key=f"root/{key}", Body=b"" if key[-1] == "/" else b"1")
+    names = [file.name.split("/root/")[1] for file in find_files([f"{s3_bucket}/root/{path}"])]
+    assert names == ["c/a.txt", "c/d/b.txt"]
+
+
 def test_a_pattern_that_is_none_is_the_users_mistake() -> None:
     fsspec.filesystem("memory").pipe_file("/root/a.txt", b"1")
     with pytest.raises(UserError, match=r"a\*\*b: Invalid pattern"):
@@ -460,7 +471,7 @@ def test_all_mistakes_in_paths_are_reported_at_once(tmp_path: Path) -> None:
     assert lines == [
         f"{tmp_path}/*.md: matches no file",
         f"{tmp_path}/nothing: matches no file",
-        f"{tmp_path}/empty.txt: is empty (0 bytes)",
+        f"{tmp_path}/empty.txt: is empty (0 bytes); remove it or leave it out of data.path",
     ]
 
 
