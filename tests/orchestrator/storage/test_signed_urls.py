@@ -1,6 +1,10 @@
 """Text behind a signed URL is read, and nothing of the signature is kept or shown."""
 
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import pytest
 from signed_files import QUERIES, SECRET, serve
@@ -131,3 +135,18 @@ def test_a_glob_is_no_query(url: str) -> None:
 
 def test_redaction_of_a_long_word_takes_linear_time() -> None:
     assert redact("x" * 2**20) == "x" * 2**20
+
+
+class _NoRanges(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Log nothing."""
+
+
+def test_a_web_server_that_sends_only_whole_files_is_told(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_bytes(CONTENT)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_NoRanges, directory=str(tmp_path))) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        (file,) = find_files([f"http://127.0.0.1:{server.server_port}/long.txt"])
+        with file.open() as stream, pytest.raises(StorageError, match="sends no part of a file; download it and name"):
+            stream.read()
+        server.shutdown()
