@@ -172,7 +172,7 @@ class TokenizerConfig(Config):
     path: Input[str | None] = None
     """The tokenizer.json of `kind=file`, or a folder that holds one, any fsspec URL."""
     end_token: LaterIdentity[str | None] = None
-    """The token of a given tokenizer.json that ends a document, such as `</s>`; null takes `<|endoftext|>`, which is added."""
+    """The token of a given tokenizer.json that ends a document, such as `</s>`; null takes `<|endoftext|>`, added."""
     max_training_bytes: Identity[NumBytes] = 32 * 2**20
     """A BPE is trained on at most this many bytes from the start of the training text."""
 
