@@ -5,13 +5,19 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tiny_run import arguments, write_text
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from modules.errors import InputError
 from orchestrator.cli import main
+from orchestrator.cluster import base, local
+from orchestrator.errors import ArtifactError, LeaseLostError, RefusedError, StorageError
+from orchestrator.storage.errors import NotFoundError
 
 FOREIGN = ("ray", "deepspeed", "wandb")
 UNTRACKED = "tracking.mode=disabled"
@@ -142,3 +148,29 @@ def test_more_workers_than_the_cluster_has_are_refused_before_waiting(
     assert main(command) == 2
     assert "the workers need 4 CPUs, and the cluster has 2" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (StorageError("no answer in 9 attempts"), False),
+        (RefusedError("permission denied"), True),
+        (NotFoundError("no such bucket"), True),
+        (LeaseLostError("another driver has taken over this run"), True),
+        (ArtifactError("damaged"), True),
+        (InputError("too short"), True),
+        (RuntimeError("out of memory"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_new_attempt_follows_what_may_pass_alone(error: Exception, is_final: bool) -> None:
+    assert base.is_final(error) == is_final
+    # torch's agent passes on the class's name and the text
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        message = {"message": f"{type(error).__name__}: {error}", "extraInfo": {"py_callstack": "", "timestamp": "1"}}
+        json.dump({"message": message}, file)
+        file.flush()
+        failure = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=file.name)
+    found = local._worker_error(ChildFailedError("train", {1: failure}))
+    assert found.is_final == is_final
+    assert str(error) in str(found)
