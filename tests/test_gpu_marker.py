@@ -34,7 +34,7 @@ def test_tests_with_too_few_devices_are_skipped_and_counted(pytester: pytest.Pyt
 
 
 def test_file_that_cannot_be_collected_is_an_error_without_a_device(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("import pytest, no_such_module\npytestmark = pytest.mark.gpu(2)\ndef test_a(): pass")
+    pytester.makepyfile("import pytest\nraise ImportError\npytestmark = pytest.mark.gpu(2)\ndef test_a(): pass")
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(errors=1)
     assert result.ret == pytest.ExitCode.INTERRUPTED
