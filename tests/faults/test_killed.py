@@ -151,7 +151,8 @@ def test_notice_to_one_worker_stops_all_of_them_after_a_last_checkpoint(
     [
         ("local", 1),
         pytest.param("local", 2, marks=pytest.mark.long),
-        pytest.param("ray", 2, marks=pytest.mark.ray),
+        # in the short form a notice to all processes, which reaches the driver too, stands for it
+        pytest.param("ray", 2, marks=[pytest.mark.ray, pytest.mark.long]),
     ],
 )
 def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(

@@ -19,6 +19,7 @@ from worker_pool import Outcome, Pools
 from orchestrator.checkpoints.background_writer import BackgroundWriter
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.errors import StorageError
 from orchestrator.storage.store import Storage
 
 STEPS = 8
@@ -181,7 +182,7 @@ class CannotStore:
                 start(writer, *args)
 
         def never_stored(writer: BackgroundWriter) -> str | None:
-            return "no place" if broken[0] else stored(writer)
+            return StorageError("no place") if broken[0] else stored(writer)
 
         with patch.multiple(BackgroundWriter, start=never_start, stored=never_stored):
             yield

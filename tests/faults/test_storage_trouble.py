@@ -74,7 +74,7 @@ def test_store_that_is_away_when_it_is_needed_is_waited_for(
             assert run.end() == 0, run.said
         for results in ("checkpoints/step_00000020", "model", "metrics.json"):
             Storage(trouble.root).remove(f"runs/tiny/{results}")
-    trouble.leave_at, trouble.away_seconds = path, 12
+    trouble.leave_at, trouble.away_seconds = path, 8
     with BrokenRun(same) as run:
         assert run.end() == 0, run.said
     assert trouble.leave_at == ""

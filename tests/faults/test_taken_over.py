@@ -75,6 +75,7 @@ def attempts_of_checkpoints(root: Path) -> int:
     return len({name.split("-")[1] for name in files if name.startswith("rank_")})
 
 
+@pytest.mark.long
 def test_driver_whose_lease_was_removed_and_taken_ends(text: Path, tmp_path: Path, expected: bytes) -> None:
     same = command(text, tmp_path, *TWO, "cluster.max_failures=0")
     with BrokenRun(same) as first:
