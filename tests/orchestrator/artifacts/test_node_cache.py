@@ -82,7 +82,7 @@ def test_file_that_is_not_the_manifests_is_never_kept(remote: Storage, content: 
     assert not (tmp_path / "copy").exists()
 
 
-def fetchers_thread_fetches_and_the_others_wait(
+def test_one_thread_fetches_and_the_others_wait(
     remote: Storage, requests: list[tuple[int, int]], tmp_path: Path
 ) -> None:
     fetchers = [threading.Thread(target=fetch_file, args=(remote, "file", ENTRY, tmp_path / "copy")) for _ in range(8)]
