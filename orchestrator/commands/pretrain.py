@@ -40,9 +40,9 @@ def run(config: PretrainConfig) -> None:
         print_line(line)
     this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name))
     if not this_run.is_complete(storage):
-        begin = partial(runs.begin, storage, this_run, config)
-        with lease(storage, this_run.name, on_removal=begin) as attempt, ProgressDisplay() as display:
-            begin()
+        keep = partial(runs.keep, storage, this_run, config)
+        with lease(storage, this_run.name, on_renewal=keep) as attempt, ProgressDisplay() as display:
+            runs.begin(storage, this_run, config)
             events = EventLog(storage, this_run.folder, DRIVER_KINDS)
             events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})
             launcher.launch(_job(config, storage, this_run, attempt, data_name), events.and_then(display))

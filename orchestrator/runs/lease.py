@@ -42,27 +42,26 @@ def lease(
     storage: Storage,
     run_name: str,
     on_loss: Callable[[], Any] | None = None,
-    on_removal: Callable[[], Any] = lambda: None,
+    on_renewal: Callable[[], Any] = lambda: None,
 ) -> Iterator[Attempt]:
     """Hold the lease of a run, and yield the attempt that it admits.
 
     Args:
-        on_removal: Called after the lease was written anew because somebody had removed it, as a rule with the whole
-            folder of the run.
         on_loss: Called when another driver has taken over; None ends this process and its children at once.
+        on_renewal: Called after each renewal and at the end, to write what somebody has removed from the run's folder.
 
     Raises:
         LeaseError: another driver holds it.
     """
     attempt, taken = _take(storage, run_name), time.time()
-    renewal = _Watch(lambda: _renew(storage, attempt, taken, on_removal), on_loss or _end_at_once)
+    renewal = _Watch(lambda: _renew(storage, attempt, taken, on_renewal), on_loss or _end_at_once)
     renewal.start()
     try:
         yield attempt
     finally:
         renewal.stop()
         with suppress(OrchestratorError):
-            attempt.check(storage)
+            _renew(storage, attempt, taken, on_renewal)
             storage.write_bytes(attempt.lease_name, _description(attempt.token, taken, renewed=0.0))
 
 
@@ -118,15 +117,15 @@ class _Watch(threading.Thread):
         self.join()
 
 
-def _renew(storage: Storage, attempt: Attempt, taken: float, on_removal: Callable[[], Any]) -> None:
+def _renew(storage: Storage, attempt: Attempt, taken: float, on_renewal: Callable[[], Any]) -> None:
     attempt.check(storage)
     data = _description(attempt.token, taken, renewed=time.time())
     if newest_number(storage, attempt.run_name) < attempt.number:
         # somebody has removed it: of several drivers one creates it anew
         _create(storage, attempt, data)
-        on_removal()
     else:
         storage.write_bytes(attempt.lease_name, data)
+    on_renewal()
 
 
 def _take(storage: Storage, run_name: str) -> Attempt:

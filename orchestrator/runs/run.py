@@ -167,6 +167,16 @@ def folder_names(storage: Storage) -> list[str]:
 def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
     """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun."""
     storage.remove(run.metrics_name)  # of fewer steps
+    _write(storage, run, config)
+
+
+def keep(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
+    """Write configuration and recipe again if somebody has removed them from under the run; its metrics stay."""
+    if not storage.exists(f"{run.folder}/{_RECIPE}"):
+        _write(storage, run, config)
+
+
+def _write(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
     settings = yaml.safe_dump(without_secrets(config.model_dump(mode="json")), sort_keys=False)
     storage.write_bytes(f"{run.folder}/{_CONFIG}", settings.encode())
     run.write_identity(storage, [])

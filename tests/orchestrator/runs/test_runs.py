@@ -21,7 +21,7 @@ from orchestrator.cli import main
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.errors import RunMismatchError
 from orchestrator.runs import lease as leases
-from orchestrator.runs.run import begin, find_run, open_run
+from orchestrator.runs.run import begin, find_run, keep, open_run
 from orchestrator.runs.state import RunState, read_run, read_runs
 from orchestrator.storage.store import Storage
 
@@ -74,21 +74,26 @@ def test_checkpoints_without_a_recipe_are_continued_by_no_run(
     assert open_run(storage, config, RECIPE).name == "a"
 
 
-def test_run_folder_that_was_removed_comes_back_with_recipe_and_configuration(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("renewal_seconds", [0.01, 60.0], ids=["while it runs", "just before it ends"])
+@pytest.mark.parametrize("removed", ["", "/recipe.json"], ids=["folder", "recipe"])
+def test_what_was_removed_from_under_a_run_comes_back(
+    removed: str, renewal_seconds: float, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", renewal_seconds)
     config = PretrainConfig.model_validate({"run": {"name": "a"}})
     run = open_run(storage, config, RECIPE)
-    with leases.lease(storage, "a", on_removal=lambda: begin(storage, run, config)):
+    with leases.lease(storage, "a", on_renewal=lambda: keep(storage, run, config)):
         begin(storage, run, config)
         before = {name: storage.read_bytes(f"runs/a/{name}") for name in ("recipe.json", "config.yaml", "run.json")}
-        if folder := storage.local_path("runs/a"):
-            folder.rename(folder.with_name("removed"))  # at once: a renewal in mid-removal would leave half of it
+        if folder := storage.local_path(f"runs/a{removed}"):
+            folder.rename(folder.parent / "removed")  # at once: a renewal in mid-removal would leave half of it
         else:
-            storage.remove("runs/a")
-        assert eventually(lambda: find_run(storage, "a"))
-        assert {name: storage.read_bytes(f"runs/a/{name}") for name in before} == before
+            storage.remove(f"runs/a{removed}")
+        run.write_metrics(storage, {"progress/step": 10})
+        assert renewal_seconds > 1 or eventually(lambda: find_run(storage, "a"))
+    assert {name: storage.read_bytes(f"runs/a/{name}") for name in before} == before
+    assert run.metrics(storage) == {"progress/step": 10}
+    assert leases.holder(storage, "a") is None
 
 
 def write_json(storage: Storage, name: str, value: Any) -> None:
