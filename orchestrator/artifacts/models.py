@@ -15,7 +15,7 @@ from modules.errors import InputError
 from modules.huggingface import load_huggingface, read_end_ids
 from modules.model import GPT
 from orchestrator.artifacts import artifact
-from orchestrator.errors import UserError
+from orchestrator.errors import ArtifactError, UserError
 from orchestrator.storage.access import check_root
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
@@ -131,13 +131,23 @@ def _local_folder(path: str) -> Path:
     check_root(path)
     parent, _, name = path.rstrip("/").rpartition("/")
     storage = Storage(parent or ".")
-    if artifact.is_committed(storage, name):
-        return artifact.local_copy(storage, name, cache_folder() / "models")
+    if storage.exists(f"{name}/{artifact.COMMITTED}"):  # one with a damaged manifest is ours, too, and is not read
+        return _own_copy(storage, name)
     if storage.exists(f"{name}/config.json"):
         return _plain_copy(storage, name)
     if path.count("/") <= 1 and not path.startswith((".", "/", "~")):
         return _from_hub(path)
     raise UserError(f"model.path={path}: no model there; name a folder with config.json and model.safetensors")
+
+
+def _own_copy(storage: Storage, name: str) -> Path:
+    try:
+        return artifact.local_copy(storage, name, cache_folder() / "models")
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"model.path={error}; restore it from a copy, or remove {storage.url(name)} and its run's metrics.json: "
+            "the command that trained it then writes both anew from the last checkpoint"
+        ) from None
 
 
 def _plain_copy(storage: Storage, name: str) -> Path:

@@ -115,7 +115,8 @@ def restore(
         notify(f"skipped a damaged checkpoint: {first}")
         faults.append(str(first))
     if faults:
-        raise ArtifactError("no checkpoint of this run is whole: " + "; ".join(faults))
+        remedy = "restore one from a copy, or choose another run.name to begin anew"
+        raise ArtifactError("; ".join(["no checkpoint of this run is whole: " + faults[0], *faults[1:], remedy]))
     return None
 
 

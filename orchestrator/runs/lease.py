@@ -198,7 +198,8 @@ def _read(storage: Storage, name: str) -> dict[str, Any]:
         return {field: found[field] for field in (*owner, "host", "pid", "taken", "renewed")}
     except (ValueError, TypeError, KeyError):
         changed = storage.modified_seconds(name)
-        unknown = {"host": "a host unknown, as its lease is damaged", "pid": 0}
+        reason = f"{storage.url(name)} is damaged, and counts for {EXPIRY_SECONDS:g} s after its last change"
+        unknown = {"host": f"a host unknown ({reason})", "pid": 0}
         return {**owner, **unknown, "taken": changed, "renewed": changed}
 
 

@@ -372,3 +372,26 @@ def test_run_is_not_continued_with_steps_that_would_have_changed_those_done(
     said = capsys.readouterr().err
     assert "training.num_steps: was 20, now 30\n  it has done 20 steps, and from step 4 on the learning rate" in said
     assert (copied / "runs/tiny/recipe.json").read_bytes() == recipe
+
+
+@pytest.mark.parametrize("content", [b"", b'{"files": {'], ids=["empty", "half"])
+@pytest.mark.parametrize("file", ["manifest.json", "COMMITTED", "recipe.json", "config.json"])
+def test_model_with_a_damaged_file_is_named_with_the_remedy_and_not_read(
+    file: str, content: bytes, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = copied / "runs/tiny/model"
+    (model / file).write_bytes(content)
+    assert main(["generate", f"model.path={model}", "prompt=the"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: model.path={model}: ")
+    assert file in said.err
+    assert f"remove {model} and its run's metrics.json" in said.err
+
+
+def test_damaged_model_is_written_anew_by_the_command_that_trained_it(trained: Path, copied: Path, text: Path) -> None:
+    shutil.rmtree(copied / "runs/tiny/model")
+    (copied / "runs/tiny/metrics.json").unlink()
+    assert main(arguments(text, copied, "run.name=tiny", "tracking.mode=offline")) == 0
+    weights = "runs/tiny/model/model.safetensors"
+    assert (copied / weights).read_bytes() == (trained / weights).read_bytes()

@@ -231,7 +231,7 @@ with {hold}:
 @pytest.mark.parametrize("damage", [b"", b'{"host": ', b"null", b"{}"])
 def test_damaged_lease_holds_until_it_expires(storage: Storage, damage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_bytes(f"runs/{RUN}/lease/0000000001.json", damage)
-    with pytest.raises(LeaseError, match="its lease is damaged"), lease(storage, RUN):
+    with pytest.raises(LeaseError, match=r"\d\.json is damaged, and counts for 60 s"), lease(storage, RUN):
         pass
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", -1.0)
     with lease(storage, RUN):
