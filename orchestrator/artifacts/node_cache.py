@@ -36,12 +36,19 @@ def fetch_file(storage: Storage, name: str, entry: FileEntry, copy: Path) -> Non
         ArtifactError: the file is missing or damaged in the store.
         StorageError: the store cannot be read, or the copy not be written.
     """
-    while (seen := _version(copy)) is None or digest_file(copy) != entry:
-        with _explained(copy), _locked_partial(copy) as partial:
-            if _version(copy) == seen:
-                _fetch(storage, name, entry, partial, copy)
-                return
-            partial.unlink()  # another process has fetched the file while this one waited for the lock
+    with _explained(copy):
+        while (seen := _version(copy)) is None or not _holds(copy, entry):
+            with _locked_partial(copy) as partial:
+                if _version(copy) == seen:
+                    _fetch(storage, name, entry, partial, copy)
+                    return
+                partial.unlink()  # another process has fetched the file while this one waited for the lock
+
+
+def _holds(copy: Path, entry: FileEntry) -> bool:
+    with suppress(FileNotFoundError):  # somebody has just emptied the cache
+        return digest_file(copy) == entry
+    return False
 
 
 def _fetch(storage: Storage, name: str, entry: FileEntry, partial: Path, copy: Path) -> None:
@@ -124,4 +131,4 @@ def _explained(copy: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise explain(error, "write", str(copy)) from None
+        raise explain(error, "write", str(copy), setting="XDG_CACHE_HOME") from None

@@ -20,19 +20,23 @@ class ExistsError(RefusedError):
     """There is something at this path in the store already."""
 
 
-def explain(error: Exception, verb: str, url: str) -> StorageError:
-    """Return the error to show for `error`, which occurred in an attempt to `verb` ("read", "write", …) `url`."""
+def explain(error: Exception, verb: str, url: str, setting: str = "storage.root") -> StorageError:
+    """Return the error to show for `error`, which occurred in an attempt to `verb` ("read", "write", …) `url`.
+
+    Args:
+        setting: Where another place can be chosen.
+    """
     start = f"cannot {verb} {redact(url)}: "
     number = getattr(error, "errno", None)
     if number in _FULL:
-        return RefusedError(start + "the disk is full; free space there or choose another storage.root")
+        return RefusedError(start + f"the disk is full; free space there or choose another {setting}")
     if isinstance(error, PermissionError) or number in _DENIED or type(error).__name__ in _DENIED_CLASSES:
         return RefusedError(start + "permission denied; check the permissions there and the keys in the environment")
     if http_status(error) in _DENIED_STATUS:
         # fsspec says of a web server's refusal that there is no such file
         return RefusedError(start + "the server denies it; check the keys in the environment, or sign the URL anew")
     if isinstance(error, NotADirectoryError):
-        return RefusedError(start + "a file stands where a folder should be; choose another storage.root")
+        return RefusedError(start + f"a file stands where a folder should be; choose another {setting}")
     if isinstance(error, FileExistsError):
         return ExistsError(start + "it exists already")
     if isinstance(error, FileNotFoundError) and not is_transient(error):

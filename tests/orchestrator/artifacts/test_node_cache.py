@@ -1,9 +1,11 @@
 import errno
 import os
+import resource
 import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import pytest
 from troubled_store import Trouble, troubled_store
 
 from orchestrator.artifacts import artifact, node_cache
-from orchestrator.artifacts.digests import digest_bytes
+from orchestrator.artifacts.digests import digest_bytes, digest_file
 from orchestrator.artifacts.node_cache import fetch_file
 from orchestrator.artifacts.staging import staging_folder
-from orchestrator.errors import ArtifactError
+from orchestrator.errors import ArtifactError, StorageError
 from orchestrator.storage.store import Storage
 
 CONTENT = os.urandom(1000)
@@ -165,3 +167,50 @@ def copied_by(num_workers: int, store: Trouble, cache: Path) -> None:
     (copy,) = {Path(out.strip()) for out, _ in results}
     assert {name: (copy / name).read_bytes() for name in files} == files
     assert {name: store.downloads[name] for name in files} == dict.fromkeys(files, 1)
+
+
+def test_cache_that_is_emptied_while_a_copy_is_verified_is_filled_again(
+    remote: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    copy.write_bytes(CONTENT)
+
+    def digest_of_removed(path: Path) -> Any:
+        path.unlink(missing_ok=True)
+        return digest_file(path)
+
+    monkeypatch.setattr(node_cache, "digest_file", digest_of_removed)
+    fetch_file(remote, "file", ENTRY, copy)
+    assert copy.read_bytes() == CONTENT
+
+
+def _a_folder_as_copy(copy: Path) -> None:
+    copy.mkdir(parents=True)
+
+
+def _a_file_as_cache(copy: Path) -> None:
+    copy.parent.write_bytes(b"")
+
+
+def _a_full_disk(_: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (_a_folder_as_copy, "IsADirectoryError"),
+        (_a_file_as_cache, "a file stands where a folder should be; choose another XDG_CACHE_HOME"),
+        (_a_full_disk, "the disk is full; free space there or choose another XDG_CACHE_HOME"),
+    ],
+)
+def test_cache_that_cannot_be_used_is_named(
+    trouble: Callable[[Path], None], said: str, remote: Storage, tmp_path: Path
+) -> None:
+    copy, before = tmp_path / "cache" / "copy", resource.getrlimit(resource.RLIMIT_FSIZE)
+    trouble(copy)
+    try:
+        with pytest.raises(StorageError, match=f"cannot write {copy}: {said}"):
+            fetch_file(remote, "file", ENTRY, copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

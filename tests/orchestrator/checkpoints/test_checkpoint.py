@@ -115,7 +115,9 @@ def test_no_whole_checkpoint_is_an_error_and_no_new_start(storage: Storage, file
     committed(storage, 10, 20)
     for step in (10, 20):
         damage(storage, step, file, change)
-    with pytest.raises(ArtifactError, match=r"no checkpoint of this run is whole: .*; restore one from a copy, or choose"):
+    with pytest.raises(
+        ArtifactError, match=r"no checkpoint of this run is whole: .*; restore one from a copy, or choose"
+    ):
         restored(storage)
 
 
