@@ -74,6 +74,11 @@ class BackgroundWriter:
         answer = self._answers[COMMITTED]
         return answer.done() and answer.result() is None
 
+    def expect_all(self) -> None:
+        """Expect the parts of the other ranks at once: all are stored. On rank 0 only."""
+        assert self._part is not None
+        self._send({"expect_all": self._part.folder})
+
     def abandon(self) -> None:
         """Stop waiting for the parts of the other ranks. On rank 0 only."""
         assert self._part is not None

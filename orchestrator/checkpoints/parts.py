@@ -18,7 +18,7 @@ from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import FileEntry, digest_bytes
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.errors import OrchestratorError, OtherCheckpointError, RefusedError, StorageError
-from orchestrator.storage.errors import explain
+from orchestrator.storage.errors import NotFoundError, explain
 from orchestrator.storage.local import sync
 from orchestrator.storage.store import Storage
 
@@ -170,8 +170,13 @@ def are_all_stored(storage: Storage, part: Part) -> bool:
     """
     records = storage.list(part.folder)
     if part.record not in records:
-        raise StorageError(f"{storage.url(part.folder)} was removed while the checkpoint was written")
+        raise removed_meanwhile(storage, part)
     return len(records) == part.world_size
+
+
+def removed_meanwhile(storage: Storage, part: Part) -> StorageError:
+    """Return the error for records that somebody has removed, so that this save cannot be committed."""
+    return StorageError(f"{storage.url(part.folder)} was removed while the checkpoint was written")
 
 
 def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, list[int]], attempt: Attempt) -> None:
@@ -183,11 +188,15 @@ def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, lis
 
     Raises:
         LeaseLostError: another driver has taken over the run; nothing is committed.
+        StorageError: a record was removed.
     """
     attempt.check(storage)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         names = (f"{part.folder}/rank_{rank:05d}.json" for rank in range(part.world_size))
-        records: list[dict[str, Any]] = [json.loads(data) for data in pool.map(storage.read_bytes, names)]
+        try:
+            records: list[dict[str, Any]] = [json.loads(data) for data in pool.map(storage.read_bytes, names)]
+        except NotFoundError:
+            raise removed_meanwhile(storage, part) from None
     files = {record["file"]: FileEntry(**record["entry"]) for record in records}
     storage.write_bytes(f"{part.checkpoint}/{STATE}", state.encode())
     files[STATE] = digest_bytes(state.encode())

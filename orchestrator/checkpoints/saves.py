@@ -43,6 +43,10 @@ class Writer(Protocol):
         """Whether the save is committed already."""
         ...
 
+    def expect_all(self) -> None:
+        """Wait for the other ranks no longer than a listing may be out of date: all have stored their parts."""
+        ...
+
     def abandon(self) -> None:
         """Do not commit, because another rank could not store its part."""
         ...
@@ -89,8 +93,8 @@ class Saves:
         """Wait until the save is committed; return the error, if any, the same on all ranks."""
         stored = enumerate(gathered(self._writer.stored()))
         errors = [type(error)(f"worker {number}: {error}") for number, error in stored if error]
-        if errors and rank() == 0:
-            self._writer.abandon()
+        if rank() == 0:
+            (self._writer.abandon if errors else self._writer.expect_all)()
         committed = from_rank_0(self._writer.committed)
         return errors[0] if errors else committed
 
@@ -117,6 +121,9 @@ class _Inline:
 
     def stored(self) -> StorageError | None:
         return self._error
+
+    def expect_all(self) -> None:
+        """Nothing to say: the parts are read only after this."""
 
     def abandon(self) -> None:
         self._is_abandoned = True

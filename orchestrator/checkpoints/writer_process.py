@@ -1,9 +1,10 @@
 """The process that writes a rank's checkpoints while training continues; it imports no torch and has a low priority.
 
 Its command line names the storage root and the file with the image of the rank's part. Each line on standard input is a
-save, or the order to abandon one. It answers on standard output with one line when this rank's file is stored and, on
-rank 0, with another when the save is committed. It ends when its standard input is closed, which also happens when the
-training is killed; an unfinished save then leaves files in the store, but no commit.
+save, the news that all ranks have stored their parts of one, or the order to abandon one. It answers on standard output
+with one line when this rank's file is stored and, on rank 0, with another when the save is committed. It ends when its
+standard input is closed, which also happens when the training is killed; an unfinished save then leaves files in the
+store, but no commit.
 """
 
 import json
@@ -19,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from orchestrator.checkpoints.attempt import Attempt
-from orchestrator.checkpoints.parts import Part, are_all_stored, commit_parts, error_of, store_part
+from orchestrator.checkpoints.parts import Part, are_all_stored, commit_parts, error_of, removed_meanwhile, store_part
 from orchestrator.checkpoints.retention import Retention, prune
 from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import OrchestratorError
@@ -30,6 +31,8 @@ _NICENESS = 15
 """Gives the process about a thirtieth of a busy core; with niceness 19 a save of 1.2 GB took minutes (measured)."""
 _PIECE_BYTES = 2**20
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.02, 1.0
+_STALE_SECONDS = 90
+"""For this long a listing may lack what other nodes have written: NFS keeps one for up to 60 seconds."""
 
 
 def main() -> None:
@@ -61,11 +64,14 @@ def _pieces(image: Path) -> Iterator[memoryview]:
 
 
 def _commit(storage: Storage, part: Part, order: dict[str, Any], orders: "_Orders") -> None:
-    wait = _FIRST_WAIT_SECONDS
+    wait, overdue_seconds = _FIRST_WAIT_SECONDS, 0.0
     while not are_all_stored(storage, part):
         if part.folder in orders.abandon:
             raise OrchestratorError("another worker could not write")
+        if overdue_seconds > _STALE_SECONDS:
+            raise removed_meanwhile(storage, part)
         time.sleep(wait)
+        overdue_seconds += wait if part.folder in orders.expected else 0.0
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
     attempt = Attempt(**order["attempt"])
     commit_parts(storage, part, order["state"], order["shapes"], attempt)
@@ -79,6 +85,8 @@ class _Orders:
         self._saves: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.abandon: set[str] = set()
         """Record folders of abandoned saves."""
+        self.expected: set[str] = set()
+        """Record folders of saves whose parts are all stored."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -86,6 +94,8 @@ class _Orders:
             order = json.loads(line)
             if "abandon" in order:
                 self.abandon.add(order["abandon"])
+            elif "expect_all" in order:
+                self.expected.add(order["expect_all"])
             else:
                 self._saves.put(order)
         os._exit(0)

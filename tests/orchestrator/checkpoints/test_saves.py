@@ -2,9 +2,10 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import pytest
 import torch
 
 from orchestrator.artifacts import artifact
-from orchestrator.checkpoints import checkpoint
+from orchestrator.checkpoints import checkpoint, writer_process
 from orchestrator.checkpoints.attempt import Attempt, lease_name
 from orchestrator.checkpoints.background_writer import BackgroundWriter
 from orchestrator.checkpoints.names import committed_steps, name_of
-from orchestrator.checkpoints.parts import Part, file_of
+from orchestrator.checkpoints.parts import Part, commit_parts, error_of, file_of, store_part
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.saves import Saves
 from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment, StateReader
-from orchestrator.errors import RefusedError
+from orchestrator.errors import RefusedError, StorageError
 from orchestrator.storage.store import Storage
 
 RUN = "tiny"
@@ -211,3 +212,32 @@ def test_removed_records_end_the_wait_for_other_ranks(storage: Storage) -> None:
         assert "was removed while the checkpoint was written" in str(writer.committed())
     finally:
         writer.close()
+
+
+@dataclass
+class Orders:
+    """What the training has told its writer process."""
+
+    expected: set[str]
+    abandon: frozenset[str] = frozenset()
+
+
+def test_save_whose_other_records_were_removed_is_given_up(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_process, "_STALE_SECONDS", 0.1)
+    part = Part(name_of(RUN, 10), "id", 0, 2, {})
+    store_part(storage, part, [memoryview(b"own")])  # the other worker's record was there before this one
+    watchdog = threading.Timer(5, lambda: storage.remove(part.folder))  # what ends the wait without the mechanism
+    watchdog.start()
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="was removed while the checkpoint was written"):
+        writer_process._commit(storage, part, {}, Orders({part.folder}))  # type: ignore[arg-type]
+    watchdog.cancel()
+    assert time.monotonic() - began < 5
+
+
+def test_records_that_were_removed_before_the_commit_fail_only_this_save(storage: Storage) -> None:
+    part = Part(name_of(RUN, 10), "id", 0, 2, {})
+    store_part(storage, part, [memoryview(b"own")])
+    error = error_of(lambda: commit_parts(storage, part, "", {}, Attempt(RUN, 0, "")))
+    assert type(error) is StorageError
+    assert "was removed while the checkpoint was written" in str(error)
