@@ -42,8 +42,8 @@ class Joints:
         self._encoder = load_encoder(serialised)
         self._encoder.post_processor = None  # a ByteLevel one moves the places of tokens
 
-    def joint(self, left: str, right: str) -> Joint:
-        """Return the joint nearest to where `left` ends and `right` begins; that place itself if none is found.
+    def joint(self, left: str, right: str) -> Joint | None:
+        """Return the joint nearest to where `left` ends and `right` begins; None if there is none, as within a word.
 
         Raises:
             CannotEncodeError: The text holds what the tokenizer has no token for.
@@ -55,7 +55,7 @@ class Joints:
                     return found._replace(place=len(left) - middle + found.place)
         except Exception as error:  # `tokenizers` raises a bare Exception
             raise CannotEncodeError(str(error)) from error
-        return Joint(len(left))
+        return None
 
     def _found(self, text: str, middle: int) -> Iterator[Joint]:
         """Yield the joints of `text` near its middle, words' ends first."""

@@ -27,6 +27,8 @@ from modules.errors import InputError
 log = logging.getLogger(__name__)
 BATCH_BYTES = 2**20
 """Bytes of text that a tokenising process gets at a time, which take it a fifth of a second."""
+LONGEST_WHOLE_CHARS = 2**18
+"""Up to this length, text in which no place for a cut is found stays whole; bounds memory."""
 
 Split = Literal["train", "val"]
 OnProgress = Callable[[int, int], None]
@@ -143,9 +145,13 @@ def _joined(assigned: Iterable[_Assigned], tokenizer: Tokenizer) -> Iterator[_As
         return
     joints, last = Joints(tokenizer.serialised()), None
     for item in assigned:
-        if last is not None and not last.piece.ends_document:
+        if last is not None and not last.piece.ends_document and last.split == item.split:
             joint = joints.joint(last.piece.text, item.piece.text)
             both = last.piece.text + item.piece.text
+            if joint is None and len(both) <= LONGEST_WHOLE_CHARS:
+                last = _with_text(item, both)._replace(before=last.before)
+                continue
+            joint = joint or Joint(len(last.piece.text))
             last = _with_text(last, both[: joint.place])._replace(after=joint)
             item = _with_text(item, both[joint.place :])._replace(before=joint)
         if last is not None:

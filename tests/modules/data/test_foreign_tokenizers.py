@@ -20,11 +20,8 @@ from modules.data.tokenizer import SPECIAL_TOKENS, Tokenizer, build_tokenizer
 from modules.errors import InputError
 
 LONG = tuple(text * 3 for text in CORPUS[:2])
-CUT_WORDS = {"wordpiece", "wordlevel", "gpt2", "gpt2_holes"}
-"""Kinds under which a long text without a space is cut within its only word.
-
-Its pieces are unknown words each, or, under tokenizers like GPT-2's, tokens that the whole text may not have.
-"""
+CUT_WORDS = {"gpt2", "gpt2_holes"}
+"""Kinds under which a long text without a space is cut within its only word, and may have other tokens than whole."""
 
 
 def built(kind: str, **fields: Any) -> Tokenizer:
