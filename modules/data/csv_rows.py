@@ -41,7 +41,7 @@ def _numbered_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[tupl
         try:
             row = next(rows, None)
         except csv.Error as error:
-            raise InputError(_explained(str(error), name, first, lines.number)) from error
+            raise InputError(_explained(str(error), name, first, lines)) from error
         if row is None:
             return
         if row:
@@ -49,29 +49,32 @@ def _numbered_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[tupl
 
 
 class _Counted:
-    """An iterator that counts what it has given."""
+    """An iterator that counts what it has given, and keeps the last of it."""
 
     def __init__(self, lines: Iterator[str]):
         self._lines = lines
         self.number = 0
+        self.last = ""
 
     def __iter__(self) -> "_Counted":
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
+        self.last = next(self._lines)
         self.number += 1
-        return line
+        return self.last
 
 
-def _explained(message: str, name: str, first_line: int, last_line: int) -> str:
+def _explained(message: str, name: str, first_line: int, lines: _Counted) -> str:
     if message == "unexpected end of data":
         return f"{name}:{first_line}: a double quote is opened in this row and never closed"
     if "field limit" in message:
         return f"{name}:{first_line}: a field of {MAX_LINE_BYTES} characters or more; is a double quote never closed?"
     if "expected after" in message:
-        return f"{name}:{last_line}: text follows a closing quote; write a double quote within a quoted text twice"
-    return f"{name}:{last_line}: not CSV ({message})"
+        told = f"{name}:{lines.number}: text follows a closing quote; write a double quote within a quoted text twice"
+        other = next((other for other in _DELIMITERS if f'"{other}"' in lines.last), None)
+        return told + (f", or set data.csv_delimiter={_typed(other)} if that separates columns" if other else "")
+    return f"{name}:{lines.number}: not CSV ({message})"
 
 
 def _column(header: list[str], field: TextField, location: str, delimiter: str) -> int:

@@ -181,7 +181,7 @@ def checked_ending(name: str) -> str:
     stem, dot, last = base.rpartition(".")
     if dot + last in COMPRESSED_ENDINGS:
         _, dot, last = stem.rpartition(".")
-    ending = dot + last
+    ending = dot + last if dot else ""
     if ending not in PLAIN_TEXT_ENDINGS and ending not in _ROWS:
         raise InputError(
             f"{name}: unknown ending {ending or '(none)'!r}; known are .txt .md .rst .py and other plain text, "

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -13,6 +14,8 @@ from modules.data.rows import TextField
 from modules.errors import InputError
 
 _WHITE = re.compile(r"[ \t\r\n]*")
+_ESCAPED_NAME = re.compile(r'\\u[0-9A-Fa-f]{4}[^"\\]*"\s*:')
+"""The last escape in the name of a field."""
 _LONGEST_TOKEN = 32
 """An error within a word, a number or an escape that is cut off is at most this far from the end."""
 
@@ -142,13 +145,27 @@ def _object(row: Any, source: str, field: TextField, location: str) -> dict[str,
     if not isinstance(row, dict):
         raise InputError(f"{location}: not a JSON object; each row must be like {{{json.dumps(field.name)}: …}}")
     # of two fields of one name, Python keeps the second and says nothing
-    if any(source.count(f'"{part}"') > 1 for part in field.parts):
-        json.loads(source, object_pairs_hook=lambda pairs: _without_doubles(pairs, field, location))
+    is_doubled = any(source.count(f'"{part}"') > 1 for part in (field.name, *field.parts))
+    if is_doubled or _ESCAPED_NAME.search(source):
+        _check_doubles(json.loads(source, object_pairs_hook=_Pairs), field.name, location)
     return row
 
 
-def _without_doubles(pairs: list[tuple[str, Any]], field: TextField, location: str) -> None:
-    names = [name for name, _ in pairs]
-    twice = next((part for part in field.parts if names.count(part) > 1), None)
-    if twice is not None:
-        raise InputError(f"{location}: two fields are named {twice!r}; rename or remove one")
+class _Pairs(dict[str, Any]):
+    """A JSON object that knows which of its fields it has twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        self.doubles = {name for name, number in Counter(name for name, _ in pairs).items() if number > 1}
+
+
+def _check_doubles(row: Any, path: str, location: str) -> None:
+    """Refuse a row that has a field twice on the way to the text, which goes as in `rows.look_up`."""
+    if not isinstance(row, _Pairs):
+        return
+    first, dot, rest = path.partition(".")
+    name = path if path in row else first
+    if name in row.doubles:
+        raise InputError(f"{location}: two fields are named {name!r}; rename or remove one")
+    if dot and name != path:
+        _check_doubles(row.get(first), rest, location)

@@ -198,6 +198,37 @@ def test_another_field_of_the_same_name_further_in_is_no_mistake():
     assert texts("a.jsonl", b'{"text": "a", "meta": {"text": "b"}}') == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        (b'{"text": "a", "te\\u0078t": "b"}', "text"),
+        (b'{"a.b": "a", "a.b": "b"}', "a.b"),
+        (b'{"a": {"b": "a", "\\u0062": "b"}}', "a.b"),
+        (b'{"a": {"b": "a"}, "a": {"c": "b"}}', "a.b"),
+    ],
+)
+def test_a_field_twice_on_the_way_to_the_text_is_refused(line, field):
+    assert "a.jsonl:1: two fields are named" in refusal("a.jsonl", line, text_field=field)
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        (b'{"text": "a", "meta": {"text": 1, "text": 2}}', "text"),
+        (b'{"a": {"b": "a"}, "b": 1, "b": 2}', "a.b"),
+        (b'{"text": "a", "n": {"\\u0061": 1, "a": 2}}', "text"),
+    ],
+)
+def test_a_field_twice_elsewhere_is_no_mistake(line, field):
+    assert texts("a.jsonl", line, text_field=field) == ["a"]
+
+
+def test_a_quoted_header_with_another_delimiter_is_explained():
+    told = refusal("a.csv", b'"id";"text"\n1;"a"\n')
+    assert told.endswith("or set data.csv_delimiter=';' if that separates columns")
+    assert texts("a.csv", b'"id";"text"\n1;"a"\n', csv_delimiter=";") == ["a"]
+
+
 NESTED = [{"doc": {"text": "a"}}, {"doc": {"lang": "en"}}, {"doc": None}, {"doc": {"text": ""}}, {"doc": {"text": "b"}}]
 WITHOUT_TEXT = {
     "a.jsonl": b"".join(json.dumps(row).encode() + b"\n" for row in NESTED),
@@ -257,6 +288,20 @@ def test_a_field_with_a_dot_in_its_name_is_found_before_a_nested_one():
 )
 def test_every_parquet_column_of_text_is_read(column, documents):
     assert texts("a.parquet", parquet(column)) == documents
+
+
+FAR = pa.array([2**52], pa.timestamp("ms"))
+"""A time in the year 144,683, for which Python has no value."""
+
+
+def test_a_parquet_field_is_read_at_any_depth_and_beside_any_other():
+    odd = pa.StructArray.from_arrays([pa.array(["a"]), FAR], ["text", "when"])
+    assert texts("a.parquet", parquet(odd, "doc"), text_field="doc.text") == ["a"]
+    assert texts("a.parquet", parquet([{"b": {"c": "a"}}], "a"), text_field="a.b.c") == ["a"]
+
+
+def test_a_parquet_column_of_times_is_refused():
+    assert refusal("a.parquet", parquet(FAR)).startswith("a.parquet: column 'text' holds timestamp[ms], not text")
 
 
 def test_odd_parquet_is_refused_with_file_and_row():
