@@ -215,7 +215,17 @@ def _flags(name: str, arguments: list[str]) -> "Namespace":
         raise UserError("--resolve needs --cfg")
     if sum(map(bool, (flags.run, flags.cfg, flags.multirun, flags.info, flags.shell_completion))) > 1:
         raise UserError("--run, --multirun, --cfg, --info and --shell-completion exclude each other; give one")
+    if flags.shell_completion:
+        _check_completion(flags.overrides)
     return flags
+
+
+def _check_completion(words: list[str]) -> None:
+    asked = [word.partition("=")[0] for word in words if word.startswith(("install=", "uninstall=", "query="))]
+    if len(asked) != 1:
+        raise UserError("--shell-completion needs one of install=SHELL and uninstall=SHELL (bash, zsh or fish)")
+    if asked == ["query"] and "COMP_LINE" not in os.environ:
+        raise UserError("--shell-completion query=SHELL is for the shell itself, which gives the line in COMP_LINE")
 
 
 def _with_show_rewritten(command: str, words: list[str]) -> list[str]:
@@ -276,7 +286,7 @@ class _Session:
         self._check_all()
         with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
             # Hydra's sweeper writes its own record there, overrides included; the commands make the runs' folders
-            own = [] if any(text.startswith("hydra.sweep.dir=") for text in self.overrides) else [folder]
+            own = [] if _checked_sweep_folder(self.overrides) else [folder]
             overrides = [*self.overrides, "hydra.mode=MULTIRUN", *(f"hydra.sweep.dir={path}" for path in own)]
             with _restored_logging():
                 logging.getLogger("hydra").setLevel(logging.WARNING)  # below WARNING, its launcher logs every override
@@ -296,12 +306,15 @@ class _Session:
         where = {"config_name": self.primary, "overrides": self.overrides}
         flags = self.flags
         shown = io.StringIO()
-        with contextlib.redirect_stdout(shown):
-            if flags.cfg:
-                self.hydra.show_cfg(**where, cfg_type=flags.cfg, package=flags.package, resolve=flags.resolve)
-            else:
-                with _restored_logging():
-                    self.hydra.show_info(flags.info, **where)
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            try:
+                if flags.cfg:
+                    self.hydra.show_cfg(**where, cfg_type=flags.cfg, package=flags.package, resolve=flags.resolve)
+                else:
+                    with _restored_logging():
+                        self.hydra.show_info(flags.info, **where)
+            except SystemExit:  # Hydra's way to say that there is no such package
+                raise ConfigError(shown.getvalue().strip()) from None
         print(redact(shown.getvalue()), end="")
 
     def print_help(self) -> None:
@@ -443,6 +456,22 @@ def _jobs(overrides: Sequence[str]) -> Sequence[Sequence[str]]:
         return BasicSweeper.split_arguments(swept, None)[0]
     except HydraException as error:  # it handles some kinds of sweep alone
         raise ConfigError(f"--multirun: {_first_line(error)}") from error
+
+
+def _checked_sweep_folder(overrides: Sequence[str]) -> bool:
+    """Return whether a folder for the record of a sweep is set.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folders = [text.partition("=")[2] for text in overrides if text.startswith("hydra.sweep.dir=")]
+    try:
+        for folder in folders:
+            if "${" not in folder:
+                Path(folder.strip("'\"")).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"hydra.sweep.dir={folders[-1]}: cannot be made ({error.strerror})") from None
+    return bool(folders)
 
 
 def _num_values(override: Any) -> int:
