@@ -203,7 +203,12 @@ def _parser(name: str) -> Any:
 
     parser = get_args_parser()
     parser.prog = f"orchestrator {name}"
+    parser.error = _refuse_flags  # argparse's own writes what was typed, signatures included
     return parser
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    raise UserError(f"{message}; fields are set without dashes, as FIELD=VALUE")
 
 
 def _flags(name: str, arguments: list[str]) -> "Namespace":

@@ -221,7 +221,10 @@ def _single_file(path: str) -> StoredFile:
     Raises:
         UserError: there is none, or there are several.
     """
-    is_folder = os.path.isdir(os.path.expanduser(path_of(path))) if is_local(path) else not PurePosixPath(path).suffix
+    if is_local(path):
+        is_folder = os.path.isdir(os.path.expanduser(path_of(path)))
+    else:  # a signed URL leads to one file, and its query may have slashes
+        is_folder = path == without_query(path) and not PurePosixPath(path).suffix
     files = find_files([f"{path.rstrip('/')}/tokenizer.json" if is_folder else path])
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:3])

@@ -93,7 +93,8 @@ class Reader:
     def _unreadable(self, text: str) -> str:
         key, value = _split(text)
         if key:
-            raise ConfigError(f"{shown(text)}: cannot be read; put the value in quotes of its own: {key}='\"…\"'")
+            what, example = ("each item", '["…","…"]') if value[:1] == "[" else ("the value", '"…"')
+            raise ConfigError(f"{shown(text)}: cannot be read; put {what} in quotes of its own: {key}='{example}'")
         groups = [group for group, options in self.groups.options.items() if value in options]
         remedy = f"did you mean {groups[0]}={value}?" if groups else "write FIELD=VALUE or GROUP=OPTION"
         raise ConfigError(f"{shown(text)}: is neither a field nor a group; {remedy}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from foreign_tokenizers import foreign
+from signed_files import serve
 
 from modules.config import DataConfig, TokenizerConfig
 from orchestrator.artifacts.prepared_data import data_recipe
@@ -94,6 +95,12 @@ def test_tokenizer_of_a_hugging_face_folder_is_read(tmp_path: Path) -> None:
     for path in (f"{folder}", f"{folder}/", f"{folder}/tokenizer.json", f"{folder}/token*.json"):
         assert main(with_tokenizer(tmp_path, path)) == 0
     assert len(list((tmp_path / "root/data").iterdir())) == 1
+
+
+def test_tokenizer_behind_a_signature_with_slashes_is_read(tmp_path: Path) -> None:
+    query = "X-Amz-Credential=AKIA/20261126/us-east-1&X-Amz-Signature=0f9e"
+    with serve({"/t.json": foreign("llama2")}, {"/t.json": query}, {"ETag": '"1"'}) as address:
+        assert main(with_tokenizer(tmp_path, f"{address}/t.json?{query}")) == 0
 
 
 @pytest.mark.parametrize(
