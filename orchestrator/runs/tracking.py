@@ -166,8 +166,8 @@ class WandbTracker:
         arguments = {
             "project": config.project,
             "entity": config.entity,
-            "group": config.group,
-            "tags": list(config.tags),
+            "group": config.group and redact(config.group),
+            "tags": [redact(tag) for tag in config.tags],
             "id": run_id,
             "name": run_name,
             "dir": str(folder),

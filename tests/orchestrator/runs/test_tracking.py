@@ -15,7 +15,7 @@ from orchestrator.runs.tracking import NullTracker, check_environment, make_trac
 from orchestrator.storage.redaction import is_secret_name, without_secrets
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
-OFFLINE = TrackingConfig(mode="offline", tags=("a", "b"), group="g")
+OFFLINE = TrackingConfig(mode="offline", tags=("a", "https://h/x?sig=SIGNED"), group="https://h/y?sig=SIGNED")
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,9 @@ def test_offline_run_holds_all_that_was_logged(tmp_path: Path, capfd: pytest.Cap
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     records = read_records(file)
     run = next(record.run for record in records if record.HasField("run"))
-    assert (run.run_id, run.display_name, run.run_group, list(run.tags)) == ("id1", "my run", "g", ["a", "b"])
+    assert (run.run_id, run.display_name, run.run_group) == ("id1", "my run", "https://h/y?***")
+    assert list(run.tags) == ["a", "https://h/x?***"]
+    assert b"SIGNED" not in file.read_bytes()
     assert {"model": {"num_layers": 4}}.items() <= config_of(run).items()
     history = history_of(records)
     assert [(row["_step"], row["train/loss"]) for row in history] == [(10, 0.1), (20, 0.05)]
