@@ -64,9 +64,8 @@ def _kind(schema: Any, path: list[str]) -> Any:
 
 
 def _values(column: Any, inner: list[str]) -> Iterator[Any]:
-    from pyarrow.compute import struct_field
-
-    values = struct_field(column, inner) if inner else column
+    compute = import_package("pyarrow.compute", "to read .parquet files")
+    values = compute.struct_field(column, inner) if inner else column
     try:
         yield from values.to_pylist()
     except UnicodeDecodeError:
