@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from modules.config import Config, DataConfig
 from modules.data.batches import Share
-from orchestrator.cli import COMMANDS, conf_folder
+from orchestrator.cli.command import COMMANDS, conf_folder
 from orchestrator.configuration import commands as config
 from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig
 from orchestrator.configuration.faults import FaultKind

@@ -14,7 +14,8 @@ from tiny_run import arguments, go_back, write_text
 
 from modules.config import TokenizerConfig
 from modules.data.tokenizer import build_tokenizer
-from orchestrator.cli import COMMANDS, main
+from orchestrator.cli import main
+from orchestrator.cli.command import COMMANDS
 from orchestrator.configuration import commands
 from orchestrator.configuration.schema import explanation, leaves, takes_text
 from orchestrator.storage import retry

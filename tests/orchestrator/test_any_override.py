@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modules.config import Config
-from orchestrator.cli import COMMANDS, main
+from orchestrator.cli import main
+from orchestrator.cli.command import COMMANDS
 from orchestrator.configuration import commands
 from orchestrator.configuration.schema import config_classes, leaves
 

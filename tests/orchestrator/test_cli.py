@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from modules.errors import InputError
-from orchestrator.cli import COMMANDS, DONE, FAILURE, MISTAKE, main
+from orchestrator.cli import main
+from orchestrator.cli.command import COMMANDS
+from orchestrator.cli.program import DONE, FAILURE, MISTAKE
 from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, PretrainConfig, RunsConfig
 from orchestrator.display import streams
 from orchestrator.distributed.runtime import STOP_SIGNALS

@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-import orchestrator.cli
-from orchestrator.cli import conf_folder
+import orchestrator.cli.command
+from orchestrator.cli.command import conf_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKED_EXTRAS = ("hf", "s3", "gcs", "dev")
@@ -156,7 +156,7 @@ def test_options_lie_beside_the_package_in_a_checkout_and_inside_it_in_a_wheel(
     assert conf_folder() == ROOT / "conf"
     inside = tmp_path / "orchestrator" / "conf"
     inside.mkdir(parents=True)
-    monkeypatch.setattr(orchestrator.cli, "__file__", str(tmp_path / "orchestrator" / "cli.py"))
+    monkeypatch.setattr(orchestrator.cli.command, "__file__", str(tmp_path / "orchestrator" / "cli" / "command.py"))
     assert conf_folder() == inside
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from modules.config import Config, DataConfig, Role
 from orchestrator.artifacts.recipe import fingerprint, identity
-from orchestrator.cli import COMMANDS
+from orchestrator.cli.command import COMMANDS
 from orchestrator.configuration import commands
 from orchestrator.configuration.schema import config_classes, group_class
 

@@ -1,0 +1,31 @@
+"""The commands of the command line, and where their options lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line; `orchestrator.commands.<name>.run` executes it."""
+
+    summary: str
+    config: str
+    """Name of its class in orchestrator.configuration.commands; conf/<name>.yaml is its primary configuration."""
+    makes: bool = False
+    """It makes something that outlives it, and so goes on when its output is no longer read or cannot be written."""
+
+
+COMMANDS = {
+    "prepare": Command("turn text into token shards", "PrepareConfig", makes=True),
+    "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig", makes=True),
+    "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
+    "generate": Command("continue a prompt", "GenerateConfig"),
+    "runs": Command("list the runs, or show one of them", "RunsConfig"),
+    "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
+}
+
+
+def conf_folder() -> Path:
+    """Return the folder of the options: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"

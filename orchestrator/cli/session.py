@@ -1,0 +1,203 @@
+"""One command, composed by Hydra: arguments -> plain dict -> validated configuration -> command."""
+
+import contextlib
+import importlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli.command import COMMANDS, conf_folder
+from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
+from orchestrator.cli.sweep import checked_sweep_folder, jobs, parsed
+from orchestrator.display import streams
+from orchestrator.errors import ConfigError, UserError
+from orchestrator.storage.redaction import redact
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from hydra._internal.hydra import Hydra
+    from omegaconf import DictConfig
+
+    from modules.config import Config
+
+
+@contextlib.contextmanager
+def hydra_of(name: str, flags: "Namespace") -> Iterator["Hydra"]:
+    """Yield a Hydra that finds our options, and before them those of the user's folder."""
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    version.setbase("1.3")
+    conf = Path(flags.config_path).resolve() if flags.config_path else conf_folder()
+    search_path = create_config_search_path(str(conf))
+    if flags.config_dir:
+        folder = Path(flags.config_dir).resolve()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {flags.config_dir}: no such folder")
+        search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2(task_name=name, config_search_path=search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+class Session:
+    """One command's arguments, and the configuration that Hydra composes from them."""
+
+    def __init__(self, hydra: "Hydra", name: str, flags: "Namespace") -> None:
+        from orchestrator.configuration import commands as config
+
+        self.hydra, self.name, self.flags = hydra, name, flags
+        self.primary = flags.config_name or name
+        self.kind: type[Config] = getattr(config, COMMANDS[name].config)
+        self.sweeps = bool(flags.multirun) or "hydra.mode=MULTIRUN" in flags.overrides
+        self.groups = self._groups()
+        self.overrides, self.mistakes = self._read_overrides()
+
+    def run(self) -> None:
+        from orchestrator.configuration.mistakes import validated
+
+        _start(self.name, validated(self._composed(self.overrides), self.kind, earlier=self.mistakes))
+
+    def run_all(self) -> None:
+        """Run every combination of a sweep; nothing starts unless all of them are valid."""
+        import tempfile
+
+        self._check_all()
+        with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
+            # Hydra's sweeper writes its own record there, overrides included; the commands make the runs' folders
+            own = [] if checked_sweep_folder(self.overrides) else [folder]
+            overrides = [*self.overrides, "hydra.mode=MULTIRUN", *(f"hydra.sweep.dir={path}" for path in own)]
+            with _restored_logging():
+                logging.getLogger("hydra").setLevel(logging.WARNING)  # below WARNING, its launcher logs every override
+                self.hydra.multirun(config_name=self.primary, task_function=self._run_one, overrides=overrides)
+
+    def print_composed(self) -> None:
+        """Print what --cfg or --info requests.
+
+        Raises:
+            ConfigError: the configuration has a mistake other than a missing value.
+        """
+        from orchestrator.configuration.mistakes import mistakes_in
+
+        mistakes = self.mistakes + mistakes_in(self._composed(self.overrides), self.kind, missing_too=False)
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
+        where = {"config_name": self.primary, "overrides": self.overrides}
+        flags = self.flags
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            try:
+                if flags.cfg:
+                    self.hydra.show_cfg(**where, cfg_type=flags.cfg, package=flags.package, resolve=flags.resolve)
+                else:
+                    with _restored_logging():
+                        self.hydra.show_info(flags.info, **where)
+            except SystemExit:  # Hydra's way to say that there is no such package
+                raise ConfigError(shown.getvalue().strip()) from None
+        print(redact(shown.getvalue()), end="")
+
+    def print_help(self) -> None:
+        from orchestrator.configuration import command_help
+
+        folders = [Path(path) for path in (self.flags.config_dir, self.flags.config_path) if path]
+        raw = self._composed(self.overrides)
+        summary = COMMANDS[self.name].summary
+        command_help.print_help(self.name, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
+
+    def _groups(self) -> Any:
+        from hydra.core.object_type import ObjectType
+        from hydra.types import RunMode
+
+        from orchestrator.configuration.overrides import Groups
+
+        loader = self.hydra.config_loader
+        known = loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
+        ours = [group for group in self.hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
+        return Groups(
+            chosen={group: known[group] for group in ours if group in known},
+            options={group: tuple(sorted(loader.get_group_options(group, ObjectType.CONFIG))) for group in ours},
+            foreign=frozenset(group for group in ours if group not in known and (conf_folder() / group).is_dir()),
+        )
+
+    def _read_overrides(self) -> tuple[list[str], list[str]]:
+        from orchestrator.configuration.overrides import Reader
+
+        reader = Reader(self.name, self.kind, self.groups, self.sweeps)
+        overrides, mistakes = [], []
+        for text in self.flags.overrides:
+            try:
+                overrides.append(reader.rewritten(text, parsed(text)))
+            except ConfigError as mistake:
+                mistakes.append(str(mistake))
+        return overrides, mistakes
+
+    def _composed(self, overrides: Sequence[str]) -> Any:
+        """Return the composed values as plain containers.
+
+        Raises:
+            ConfigError: Hydra cannot compose them.
+        """
+        from hydra.types import RunMode
+
+        try:
+            with hydra_errors_in_one_line():
+                return _plain(self.hydra.compose_config(self.primary, list(overrides), RunMode.RUN))
+        except Exception as error:  # Hydra has read nothing but the arguments, and raises whatever it comes upon
+            raise ConfigError("\n".join([*self.mistakes, first_line(error)])) from error
+
+    def _check_all(self) -> None:
+        from orchestrator.configuration.mistakes import mistakes_in
+
+        fixed = [text for text in self.overrides if text.startswith("hydra")]
+        mistakes = list(self.mistakes)
+        for job in jobs([text for text in self.overrides if text not in fixed]):
+            mistakes += mistakes_in(self._composed([*job, *fixed]), self.kind)
+        if mistakes:
+            raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+
+    def _run_one(self, cfg: "DictConfig") -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from orchestrator.configuration.mistakes import validated
+
+        job = HydraConfig.get()
+        print(redact(" ".join([f"[{job.job.num}]", *(text.lstrip("+") for text in job.overrides.task)])), flush=True)
+        _start(self.name, validated(_plain(cfg), self.kind))
+
+
+def _start(name: str, config: "Config") -> None:
+    if COMMANDS[name].makes:
+        streams.go_on_unread()
+    importlib.import_module(f"orchestrator.commands.{name}").run(config)
+
+
+@contextlib.contextmanager
+def _restored_logging() -> Iterator[None]:
+    """Restore the loggers afterwards: --info prints through the root logger, as records of level DEBUG."""
+    root, hydra = logging.getLogger(), logging.getLogger("hydra")
+    levels, handlers = (root.level, hydra.level), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(levels[0])
+        hydra.setLevel(levels[1])
+        root.handlers[:] = handlers
+
+
+def _plain(cfg: "DictConfig") -> Any:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict
+
+    if "hydra" in cfg:
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            cfg.pop("hydra")
+    return OmegaConf.to_container(cfg, resolve=True)
