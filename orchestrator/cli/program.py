@@ -107,7 +107,7 @@ def _check_readable(arguments: list[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:  # Python has decoded what is no UTF-8 as lone surrogates
-            rule = "holds bytes that are no UTF-8; write it in UTF-8, and rename the file if it is a path"
+            rule = "holds bytes that are no UTF-8 (a file of such a name is found by its folder or a glob)"
             raise UserError(f"{text!a}: {rule}") from None
 
 
