@@ -172,7 +172,7 @@ def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
 
 def keep(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
     """Write configuration and recipe again if somebody has removed them from under the run; its metrics stay."""
-    if not storage.exists(f"{run.folder}/{_RECIPE}"):
+    if not all(storage.exists(f"{run.folder}/{name}") for name in (_RECIPE, _CONFIG, _IDENTITY)):
         _write(storage, run, config)
 
 
