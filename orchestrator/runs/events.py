@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from orchestrator.distributed.runtime import Event
 from orchestrator.errors import StorageError
+from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class EventLog:
 
     def read(self, *kinds: str) -> list[Event]:
         """Return the events in order of time, all or only those of some kinds; files of other kinds are not read."""
-        files = [name for name in self._storage.list(self._folder) if name.endswith(".json")]
-        files = [name for name in files if not kinds or name.split("-")[1] in kinds]
+        found = (re.fullmatch(r"\d+-(\w+)-\w+\.json", name) for name in self._storage.list(self._folder))
+        files = [name[0] for name in found if name and (not kinds or name[1] in kinds)]
         # a long run has thousands of events, and each read costs a round trip to a remote store
         with ThreadPoolExecutor(_NUM_READERS) as pool:
             events = [*pool.map(self._read_one, files)]
@@ -97,6 +98,8 @@ class EventLog:
             event = json.loads(self._storage.read_bytes(name))
             if not isinstance(event, dict) or not {"kind", "time"} <= event.keys():
                 raise ValueError("no event with a kind and a time")
+        except NotFoundError:  # removed since it was listed
+            return None
         except ValueError as error:
             log.warning("a damaged event was skipped: %s (%s)", self._storage.url(name), error)
             return None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from orchestrator.artifacts import artifact
 from orchestrator.checkpoints.names import begun_steps, name_of
 from orchestrator.distributed.runtime import Event
-from orchestrator.errors import DamagedFileError
+from orchestrator.errors import DamagedFileError, StorageError
 from orchestrator.runs import lease
 from orchestrator.runs.events import INJECTED, EventLog
 from orchestrator.runs.goodput import Goodput, goodput
@@ -142,7 +142,7 @@ def read_runs(storage: Storage) -> list[RunState]:
     def read(name: str) -> RunState | None:
         try:
             return read_run(storage, name)
-        except DamagedFileError as error:
+        except (DamagedFileError, StorageError) as error:
             return RunState(Run(name, {}, ""), metrics=None, events=(), holder=None, damage=str(error))
 
     with ThreadPoolExecutor(_NUM_READERS) as pool:

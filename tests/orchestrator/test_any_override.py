@@ -17,6 +17,8 @@ from orchestrator.cli.command import COMMANDS
 from orchestrator.configuration import commands
 from orchestrator.configuration.schema import config_classes, leaves
 
+pytestmark = pytest.mark.slow
+
 KINDS: dict[str, type[Config]] = {name: getattr(commands, command.config) for name, command in COMMANDS.items()}
 MOST_SECONDS = 2
 SHORT = settings(

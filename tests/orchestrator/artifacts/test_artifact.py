@@ -237,6 +237,7 @@ def test_other_files_committed_under_the_same_name_are_an_error(monkeypatch: pyt
     verify(storage, NAME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_seconds", [0, 0.05])
 def test_publishers_at_the_same_time_never_take_a_commit_away(local: Storage, delay_seconds: float) -> None:
     local.write_bytes(f"{NAME}/torn.bin", b"left by an interruption")

@@ -138,6 +138,7 @@ print(local_copy(Storage(sys.argv[1]), "data/corpus", Path(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [2, 4])
 def test_workers_that_start_together_download_each_file_once(
     num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

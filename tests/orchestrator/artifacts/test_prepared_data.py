@@ -13,6 +13,8 @@ from orchestrator.artifacts.prepared_data import data_recipe
 from orchestrator.cli import main
 from orchestrator.storage.store import Storage
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[[], int]
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TRAINING = """
 import signal, sys, time
 from orchestrator.cluster.notices import ended_after_grace

@@ -16,6 +16,8 @@ from modules.generation import sample
 from orchestrator.artifacts.models import load_model
 from orchestrator.cli import main
 
+pytestmark = pytest.mark.slow
+
 TEXT = "To be, or not to be: that is the question — naïve café, 12345\nslings."
 
 

@@ -14,6 +14,8 @@ from tiny_run import arguments, write_text
 from orchestrator.cli import main
 from orchestrator.display import streams
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 FULL_DISK = "error: standard output: No space left on device\n"

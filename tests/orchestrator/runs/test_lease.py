@@ -202,6 +202,7 @@ def test_driver_that_lost_its_lease_is_notified(storage: Storage, monkeypatch: p
         assert eventually(lambda: lost)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", ["lease(storage, 'tiny')", "ended_with_lease(storage, Attempt('tiny', 1, ''))"])
 def test_process_that_lost_its_lease_ends_with_its_children(tmp_path: Path, hold: str) -> None:
     script = f"""

@@ -19,8 +19,9 @@ from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.names import name_of
 from orchestrator.cli import main
 from orchestrator.configuration.commands import PretrainConfig
-from orchestrator.errors import RunMismatchError
+from orchestrator.errors import RefusedError, RunMismatchError
 from orchestrator.runs import lease as leases
+from orchestrator.runs.events import EventLog
 from orchestrator.runs.run import begin, find_run, keep, open_run
 from orchestrator.runs.state import RunState, read_run, read_runs
 from orchestrator.storage.store import Storage
@@ -94,6 +95,40 @@ def test_what_was_removed_from_under_a_run_comes_back(
     assert {name: storage.read_bytes(f"runs/a/{name}") for name in before} == before
     assert run.metrics(storage) == {"progress/step": 10}
     assert leases.holder(storage, "a") is None
+
+
+def test_files_in_events_that_are_no_events_disturb_nothing(storage: Storage) -> None:
+    folder = write_run(storage, "a", [LAUNCH, BEGIN, SAVE])
+    for name in ("notes.json", ".json", "1-launch.json", "README.md"):
+        storage.write_bytes(f"{folder}/events/{name}", b"{}")
+    (state,) = read_runs(storage)
+    assert [event["kind"] for event in state.events] == ["launch", "begin", "checkpoint"]
+    assert [event["kind"] for event in EventLog(storage, folder).read("begin")] == ["begin"]
+
+
+def test_event_that_vanishes_after_it_was_listed_is_passed_over(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(storage, "a", [LAUNCH, BEGIN])
+    names = storage.list(f"{folder}/events")
+    storage.remove(f"{folder}/events/{names[0]}")
+    monkeypatch.setattr(Storage, "list", lambda *_, **__: names)
+    assert [event["kind"] for event in EventLog(storage, folder).read()] == ["begin"]
+
+
+def test_run_that_cannot_be_read_hides_no_other(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        write_run(storage, name, [LAUNCH])
+    read = Storage.read_bytes
+
+    def denied(self: Storage, name: str) -> bytes:
+        if name == "runs/a/recipe.json":
+            raise RefusedError("cannot read runs/a/recipe.json: permission denied")
+        return read(self, name)
+
+    monkeypatch.setattr(Storage, "read_bytes", denied)
+    found = {state.run.name: state.damage for state in read_runs(storage)}
+    assert found == {"a": "cannot read runs/a/recipe.json: permission denied", "b": None}
 
 
 def write_json(storage: Storage, name: str, value: Any) -> None:
