@@ -185,55 +185,6 @@ class TokenizerConfig(Config):
         return self
 
 
-class ModelConfig(Config):
-    """The shape of the Transformer."""
-
-    family: Identity[Literal["gpt2"]] = "gpt2"
-    """`gpt2`: learned positions, LayerNorm before each block, GELU, biases."""
-    num_layers: Identity[Annotated[int, Field(gt=0, le=10_000)]] = 4
-    """Transformer blocks."""
-    num_heads: Identity[Width] = 4
-    """Attention heads."""
-    num_kv_heads: Identity[Width | None] = None
-    """Key and value heads; null takes num_heads, the only choice of the gpt2 family."""
-    hidden_dim: Identity[Width] = 128
-    """Width of the residual stream."""
-    mlp_dim: Identity[Annotated[int, Field(gt=0, le=2**24)] | None] = None
-    """Width inside the feed-forward block; null takes 4 x hidden_dim."""
-    max_positions: Identity[Length] = 256
-    """Longest sequence in tokens."""
-    vocab_size: Identity[Annotated[int, Field(gt=0, le=2**24)] | None] = None
-    """Rows of the embedding; null takes the tokenizer's size. Padded to a multiple of 64 in memory."""
-    dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
-    """Dropout probability after embeddings, attention and feed-forward blocks."""
-    tie_embeddings: Identity[bool] = True
-    """The output head shares the token embedding's weights."""
-    norm_epsilon: Identity[Small] = 1e-5
-    """Added to the variance in each normalisation."""
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
-        if self.hidden_dim % self.num_heads:
-            nearest = sorted(sorted(divisors(self.hidden_dim), key=lambda n: abs(n - self.num_heads))[:2])
-            raise ValueError(
-                f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}; "
-                f"nearest: {' or '.join(map(str, nearest))}"
-            )
-        if self.num_kv_heads not in (None, self.num_heads):
-            raise ValueError(
-                f"num_kv_heads {self.num_kv_heads}: the gpt2 family needs num_heads ({self.num_heads}) or null"
-            )
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_dim // self.num_heads
-
-    @property
-    def feed_forward_dim(self) -> int:
-        return self.mlp_dim or 4 * self.hidden_dim
-
-
 class PhaseConfig(Config):
     """A part of pretraining with fixed objective weights."""
 

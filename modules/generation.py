@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modules.attention import KeyValueCache
 from modules.errors import InputError
-from modules.model import GPT, KeyValueCache
+from modules.model import GPT
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from modules.config import ModelConfig, OptimizerConfig, TrainingConfig
+from modules.config import OptimizerConfig, TrainingConfig
 from modules.data.batches import Batch, Share
 from modules.generation import Sampling, sample
 from modules.losses import weighted_sum
 from modules.model import GPT
+from modules.model_config import ModelConfig
 from modules.objective import Objective
 from modules.optimizer import build_optimizer, parameter_groups
 from modules.schedule import learning_rate

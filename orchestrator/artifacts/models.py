@@ -12,7 +12,8 @@ from modules.config import ObjectiveConfig, TokenizerConfig, TrainingConfig
 from modules.cores import num_cores
 from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer, build_tokenizer, can_end_documents, read_vocabulary
 from modules.errors import InputError
-from modules.huggingface import load_huggingface, read_end_ids
+from modules.huggingface.folder import LocalFolder, read_end_ids
+from modules.huggingface.weights import load_huggingface
 from modules.model import GPT
 from orchestrator.artifacts import artifact
 from orchestrator.errors import ArtifactError, UserError
@@ -75,7 +76,7 @@ def load_model(path: str) -> TrainedModel:
     folder = _local_folder(path)
     torch.set_num_threads(min(torch.get_num_threads(), num_cores()))  # torch does not see what a container is granted
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_huggingface(folder, device).eval()
+    model = load_huggingface(LocalFolder(folder), device).eval()
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file():
         raise InputError(f"model.path={path}: no tokenizer.json beside the weights; save the tokenizer there")
@@ -100,7 +101,7 @@ def _tokenizer(folder: Path, file: Path, num_rows: int) -> tuple[Tokenizer, tupl
     own = read_vocabulary(config, content)
     names = {number: name for name, number in own.items() if number < num_rows}
     usual = [own[END_OF_TEXT]] if own.get(END_OF_TEXT) in names else []
-    end_ids = [number for number in read_end_ids(folder) if number in names] or usual
+    end_ids = [number for number in read_end_ids(LocalFolder(folder)) if number in names] or usual
     # a model may stop at a line break, which ends no document
     end_token = next((names[n] for n in end_ids if can_end_documents(config, content, names[n])), None)
     config = config.model_copy(update={"end_token": end_token})

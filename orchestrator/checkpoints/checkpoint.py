@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from modules.config import ModelConfig
-from modules.model import initial_values
+from modules.initial_values import initial_values
+from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.fragments import FragmentReader

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from modules.config import ModelConfig
 from modules.data.tokenizer import Tokenizer
-from modules.huggingface import save_huggingface
+from modules.huggingface.export import save_huggingface
+from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.checkpoints.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ def export_model(
     """Publish the model directory `name`: one tensor at a time, so the whole model is never in memory."""
     vocab_size = model.vocab_size or tokenizer.vocab_size
     with staging_folder(storage, name) as folder:
-        save_huggingface(folder, model, vocab_size, _tensors(checkpoint), end_of_text_id=tokenizer.end_of_text_id)
+        save_huggingface(folder, model, vocab_size, _tensors(checkpoint), end_ids=[tokenizer.end_of_text_id])
         tokenizer.save_for_transformers(folder, model.max_positions)
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         put = artifact.replace if _is_of_another_step(storage, name, checkpoint.progress.step) else artifact.publish

@@ -12,7 +12,6 @@ from modules.config import (
     Identity,
     Input,
     Length,
-    ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     Probability,
@@ -23,6 +22,7 @@ from modules.config import (
     TokenizerConfig,
     TrainingConfig,
 )
+from modules.model_config import ModelConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.groups import (
     CheckpointConfig,

@@ -17,8 +17,9 @@ from types import SimpleNamespace
 
 import torch
 
-from modules.config import ModelConfig, OptimizerConfig
+from modules.config import OptimizerConfig
 from modules.model import GPT, initialize
+from modules.model_config import ModelConfig
 from modules.optimizer import build_optimizer, parameter_groups
 from orchestrator.artifacts import artifact
 from orchestrator.checkpoints import checkpoint

@@ -20,8 +20,8 @@ import torch
 from bench_checkpoint import state_of, trained_model
 from torch import Tensor
 
-from modules.config import ModelConfig
 from modules.model import GPT
+from modules.model_config import ModelConfig
 from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import name_of

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.config import ModelConfig, OptimizerConfig
-from modules.huggingface import save_huggingface
+from modules.config import OptimizerConfig
+from modules.huggingface.export import save_huggingface
 from modules.losses import causal_loss
 from modules.model import GPT, initialize
+from modules.model_config import ModelConfig
 from modules.optimizer import build_optimizer, parameter_groups
 
 Row = tuple[str, float, float, float]

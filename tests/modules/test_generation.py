@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.config import ModelConfig
 from modules.errors import InputError
 from modules.generation import Sampling, sample, sampling_probabilities
-from modules.huggingface import save_huggingface
+from modules.huggingface.export import save_huggingface
 from modules.model import GPT
+from modules.model_config import ModelConfig
 
 CONFIG = ModelConfig(num_layers=2, num_heads=2, hidden_dim=32, max_positions=40)
 VOCAB = 60

@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modules.config import ModelConfig
 from modules.errors import InputError
-from modules.huggingface import load_huggingface, read_config, read_end_ids, save_huggingface
+from modules.huggingface.export import save_huggingface
+from modules.huggingface.folder import LocalFolder, read_config, read_end_ids
+from modules.huggingface.weights import load_huggingface
 from modules.model import GPT, initialize
+from modules.model_config import ModelConfig
 
 VOCAB = 75
 TIED = ModelConfig(num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=40, max_positions=12, dropout=0.1)
@@ -41,7 +43,7 @@ def logits(model: GPT) -> torch.Tensor:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_huggingface(tmp_path, TIED, VOCAB, new_model().named_parameters(), end_of_text_id=7)
+    save_huggingface(tmp_path, TIED, VOCAB, new_model().named_parameters(), end_ids=[7])
     return tmp_path
 
 
@@ -70,7 +72,7 @@ def test_transformers_opens_an_export_with_equal_logits(
 def test_import_gives_back_what_was_exported(tmp_path: Path, config: ModelConfig, max_shard_bytes: int) -> None:
     model = new_model(config)
     save_huggingface(tmp_path, config, VOCAB, model.named_parameters(), max_shard_bytes=max_shard_bytes)
-    again = load_huggingface(tmp_path).eval()
+    again = load_huggingface(LocalFolder(tmp_path)).eval()
     assert again.config == config.model_copy(update={"vocab_size": VOCAB})
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert torch.equal(logits(again), logits(model))
@@ -86,7 +88,7 @@ def test_a_checkpoint_of_transformers_is_imported_with_equal_logits(
     peer = transformers.GPT2LMHeadModel(settings).eval()
     peer.save_pretrained(tmp_path)
     with torch.no_grad():
-        assert (peer(INPUT_IDS).logits - logits(load_huggingface(tmp_path).eval())).abs().max() < 1e-5
+        assert (peer(INPUT_IDS).logits - logits(load_huggingface(LocalFolder(tmp_path)).eval())).abs().max() < 1e-5
 
 
 def test_a_bare_transformer_as_on_the_hub_is_imported(transformers: Any, folder: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_bare_transformer_as_on_the_hub_is_imported(transformers: Any, folder:
     weights = load_file(folder / "model.safetensors")
     bare = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     save_file({**bare, "h.0.attn.bias": torch.ones(1)}, folder / "model.safetensors")
-    assert torch.equal(logits(load_huggingface(folder).eval()), logits(new_model()))
+    assert torch.equal(logits(load_huggingface(LocalFolder(folder)).eval()), logits(new_model()))
 
 
 def test_export_holds_the_vocabulary_without_padding_and_no_pickle(folder: Path) -> None:
@@ -151,7 +153,7 @@ def test_tensors_are_asked_for_one_shard_at_a_time(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_loaded_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
     change_config(folder, **changes)
     with pytest.raises(InputError, match=message):
-        load_huggingface(folder)
+        load_huggingface(LocalFolder(folder))
 
 
 def test_a_missing_setting_is_named(folder: Path) -> None:
@@ -159,27 +161,27 @@ def test_a_missing_setting_is_named(folder: Path) -> None:
     del settings["n_embd"]
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="n_embd is missing"):
-        read_config(folder)
+        read_config(LocalFolder(folder))
 
 
 def test_a_folder_of_pickles_is_refused_with_the_remedy(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pickles.*save_pretrained"):
-        load_huggingface(folder)
+        load_huggingface(LocalFolder(folder))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
-        load_huggingface(tmp_path)
+        load_huggingface(LocalFolder(tmp_path))
 
 
 def test_damaged_files_are_named(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        load_huggingface(folder)
+        load_huggingface(LocalFolder(folder))
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json"):
-        load_huggingface(folder)
+        load_huggingface(LocalFolder(folder))
 
 
 def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
@@ -187,7 +189,7 @@ def test_an_index_cannot_lead_out_of_its_folder(folder: Path) -> None:
     index = {"weight_map": {"transformer.wte.weight": "../outside.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="outside the folder"):
-        load_huggingface(folder)
+        load_huggingface(LocalFolder(folder))
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -204,10 +206,10 @@ def test_a_tied_weight_is_read_under_whichever_name_it_is_stored(
     save_file(weights, folder / "model.safetensors", metadata=metadata)
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
-        assert torch.equal(logits(load_huggingface(folder).eval()), logits(new_model()))
+        assert torch.equal(logits(load_huggingface(LocalFolder(folder)).eval()), logits(new_model()))
         if metadata:
             torch.testing.assert_close(
-                logits(load_huggingface(folder).eval()), peer(INPUT_IDS).logits, rtol=0, atol=1e-5
+                logits(load_huggingface(LocalFolder(folder)).eval()), peer(INPUT_IDS).logits, rtol=0, atol=1e-5
             )
 
 
@@ -216,12 +218,12 @@ def test_a_weight_that_no_file_holds_is_named_though_another_is_tied(folder: Pat
     del weights["transformer.wte.weight"]
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"transformer\.wte\.weight: not among the weights"):
-        load_huggingface(folder)
+        load_huggingface(LocalFolder(folder))
 
 
 def test_end_tokens_are_those_of_the_config_and_then_of_the_generation_config(folder: Path) -> None:
-    assert read_end_ids(folder) == [7]
+    assert read_end_ids(LocalFolder(folder)) == [7]
     (folder / "generation_config.json").write_text('{"eos_token_id": [9, 7]}')
-    assert read_end_ids(folder) == [7, 9]
+    assert read_end_ids(LocalFolder(folder)) == [7, 9]
     change_config(folder, eos_token_id=None)
-    assert read_end_ids(folder) == [9, 7]
+    assert read_end_ids(LocalFolder(folder)) == [9, 7]

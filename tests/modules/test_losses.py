@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules.config import ModelConfig
 from modules.losses import causal_loss, causal_statistics, masked_loss, masked_statistics
 from modules.model import GPT, initialize
+from modules.model_config import ModelConfig
 
 VOCAB, BATCH, LENGTH, CHOSEN = 50, 3, 12, 4
 

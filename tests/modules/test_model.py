@@ -10,18 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.config import ModelConfig
-from modules.huggingface import load_huggingface, save_huggingface
-from modules.model import (
-    GPT,
-    Attention,
-    KeyValueCache,
-    OutputHead,
-    decayed_parameter_names,
-    initial_values,
-    initialize,
-    padded_vocab_size,
-)
+from modules.attention import Attention, KeyValueCache
+from modules.huggingface.export import save_huggingface
+from modules.huggingface.folder import LocalFolder
+from modules.huggingface.weights import load_huggingface
+from modules.initial_values import initial_values
+from modules.model import GPT, OutputHead, decayed_parameter_names, initialize, padded_vocab_size
+from modules.model_config import ModelConfig
 
 CONFIG = ModelConfig(num_layers=2, num_heads=4, hidden_dim=32, max_positions=24)
 VOCAB = 75
@@ -180,9 +175,9 @@ def test_attention_is_the_formula_in_float64(causal: bool, with_mask: bool) -> N
     visible = causal_mask(causal).expand(BATCH, 1, -1, -1)
     if with_mask:
         visible = visible & (torch.rand(BATCH, 1, LENGTH, LENGTH) > 0.3) | torch.eye(LENGTH, dtype=torch.bool)
-    found = attention(x, visible if with_mask else None, causal and not with_mask, None)
+    found = attention(x, None, visible if with_mask else None, causal and not with_mask, None)
     q, k, v = (part.unflatten(-1, (CONFIG.num_heads, -1)).transpose(1, 2) for part in attention.qkv(x).chunk(3, -1))
-    scores = (q @ k.transpose(-1, -2) / math.sqrt(CONFIG.head_dim)).masked_fill(~visible, -math.inf)
+    scores = (q @ k.transpose(-1, -2) / math.sqrt(CONFIG.width_per_head)).masked_fill(~visible, -math.inf)
     expected = attention.projection((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
     assert (found - expected).abs().max() < 1e-12
 
@@ -340,4 +335,4 @@ def test_initialized_model_starts_at_the_loss_of_a_uniform_guess(input_ids: Tens
 
 def test_a_loaded_model_is_the_saved_one(model: GPT, tmp_path: Path, input_ids: Tensor) -> None:
     save_huggingface(tmp_path, CONFIG, VOCAB, model.named_parameters())
-    assert torch.equal(logits(load_huggingface(tmp_path).eval(), input_ids), logits(model, input_ids))
+    assert torch.equal(logits(load_huggingface(LocalFolder(tmp_path)).eval(), input_ids), logits(model, input_ids))

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from modules.config import ModelConfig, OptimizerConfig
+from modules.config import OptimizerConfig
 from modules.model import GPT, initialize
+from modules.model_config import ModelConfig
 from modules.optimizer import build_optimizer, parameter_groups
 from modules.schedule import learning_rate
 

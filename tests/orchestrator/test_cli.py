@@ -191,7 +191,8 @@ def test_all_mistakes_are_reported_in_one_message(capsys: pytest.CaptureFixture[
     assert refused(capsys, "pretrain", *arguments) == [
         "error: 5 mistakes:",
         "  model=tinny: no such option; did you mean model=tiny? "
-        "(model has gpt2_124m, gpt2_1558m, gpt2_350m, gpt2_774m, gpt3_175b, tiny)",
+        "(model has gpt2_124m, gpt2_1558m, gpt2_350m, gpt2_774m, gpt3_175b, llama3_8b, llama3p1_8b, "
+        "qwen3_0p6b, smollm2_135m, tiny)",
         "  model.num_layer=3: unknown; did you mean model.num_layers?",
         "  stategy=zero2: unknown; did you mean strategy?",
         "  training.num_steps=abc: must be a whole number",

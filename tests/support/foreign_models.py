@@ -8,9 +8,9 @@ import torch
 from foreign_tokenizers import foreign
 from tokenizers import Tokenizer
 
-from modules.config import ModelConfig
-from modules.huggingface import save_huggingface
+from modules.huggingface.export import save_huggingface
 from modules.model import GPT
+from modules.model_config import ModelConfig
 
 SHAPE = ModelConfig(num_layers=1, num_heads=2, hidden_dim=16, max_positions=64)
 
@@ -35,7 +35,7 @@ def write_model(folder: Path, kind: str, *, end: int | None, num_rows: int | Non
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    save_huggingface(folder, SHAPE, rows, model.named_parameters(), end_of_text_id=end)
+    save_huggingface(folder, SHAPE, rows, model.named_parameters(), end_ids=[] if end is None else [end])
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
     (folder / "tokenizer.json").write_bytes(foreign(kind))

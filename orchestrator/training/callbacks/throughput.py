@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from pytorch_lightning import Callback, Trainer
 
-from modules.config import ModelConfig
+from modules.model_config import ModelConfig
 
 T = TypeVar("T")
 
@@ -47,11 +47,11 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
 
     Source: PaLM (Chowdhery et al. 2022, appendix B); nanoGPT `model.py`, `estimate_mfu`.
     """
-    width, layers = model.hidden_dim, model.num_layers
-    key_value_dim = (model.num_kv_heads or model.num_heads) * model.head_dim
-    block = 2 * width * width + 2 * width * key_value_dim + 2 * width * model.feed_forward_dim
-    weights = layers * block + vocab_size * width
-    return 6.0 * weights + 12.0 * layers * width * sequence_length
+    width, layers, inner = model.hidden_dim, model.num_layers, model.num_heads * model.width_per_head
+    attention = 2 * width * inner + 2 * width * model.kv_heads * model.width_per_head
+    feed_forward = (2 if model.family == "gpt2" else 3) * width * model.feed_forward_dim
+    weights = layers * (attention + feed_forward) + vocab_size * width
+    return 6.0 * weights + 12.0 * layers * inner * sequence_length
 
 
 def peak_flops(device_name: str) -> float:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from modules.config import ModelConfig
+from modules.model_config import ModelConfig
 from orchestrator.training.callbacks.throughput import (
     Throughput,
     ThroughputMeter,

@@ -1,0 +1,130 @@
+"""Attention of both families, its masks, and the cache of keys and values.
+
+Shapes: B batch, T positions, S attended positions (T and those in the cache), D width, H heads, K key and value heads,
+W width of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.layers import Linear, RMSNorm
+from modules.linear import linear
+from modules.model_config import ModelConfig
+from modules.rotary import rotate
+
+Rotations = tuple[Tensor, Tensor]
+
+
+class KeyValueCache:
+    """Keys and values of the positions computed so far, in memory that is allocated once."""
+
+    def __init__(self, config: ModelConfig, batch_size: int, max_length: int, like: Tensor) -> None:
+        shape = (config.num_layers, batch_size, config.kv_heads, max_length, config.width_per_head)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.length = 0
+
+    @property
+    def max_length(self) -> int:
+        return self.keys.shape[3]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, K, T, W] of a layer after `length` positions and return all of that layer, [B, K, S, W]."""
+        stop = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : stop] = keys
+        self.values[layer, :, :, self.length : stop] = values
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+
+class QueryKeyValue(Linear):
+    """One linear map to queries, keys and values, whose keys' bias is never trained.
+
+    Without rotary positions that bias adds the same to all scores of a query, which the softmax takes away again, so
+    its gradient is 0. As computed it would be rounding errors, of which AdamW makes whole steps, in each strategy
+    others.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.bias.chunk(3)
+        return linear(x, self.weight, torch.cat([query, key.detach(), value]))
+
+
+class DotProduct(nn.Module):
+    """`softmax(QK^T / sqrt(W)) V` by PyTorch's fused kernels. It is a module, so that hooks see queries and keys."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Return [B, H, T, W] for q [B, H, T, W], k and v [B, K, S, W]; H / K neighbouring heads share keys."""
+        dropout = self.dropout if self.training else 0.0
+        batch, num_heads, length, width = q.shape
+        if length == 1 and num_heads != k.shape[1]:  # the heads that share keys, as so many positions
+            q = q.view(batch, k.shape[1], -1, width)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            return out.view(batch, num_heads, 1, width)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=num_heads != k.shape[1]
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2), whose heads may share keys and values in groups."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.num_heads, self.num_kv_heads = layer, config.num_heads, config.kv_heads
+        inner = config.num_heads * config.width_per_head
+        is_gpt2 = config.family == "gpt2"
+        kind = QueryKeyValue if is_gpt2 else Linear
+        num_outputs = inner + 2 * config.kv_heads * config.width_per_head
+        self.qkv = kind(config.hidden_dim, num_outputs, bias=is_gpt2 or config.qkv_bias)
+        self.query_norm = self.key_norm = None
+        if config.query_key_norm:
+            self.query_norm = RMSNorm(config.width_per_head, config.norm_epsilon)
+            self.key_norm = RMSNorm(config.width_per_head, config.norm_epsilon)
+        self.dot_product = DotProduct(config.dropout)
+        self.projection = Linear(inner, config.hidden_dim, bias=is_gpt2)
+
+    def forward(
+        self, x: Tensor, rotations: Rotations | None, mask: Tensor | None, causal: bool, cache: KeyValueCache | None
+    ) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = self._heads(x, rotations)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        out = self.dot_product(q, k, v, mask, causal)
+        return self.projection(out.transpose(1, 2).reshape(batch, length, -1))
+
+    def _heads(self, x: Tensor, rotations: Rotations | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [B, H, T, W], keys and values [B, K, T, W]."""
+        num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
+        heads = self.qkv(x).unflatten(-1, (num_heads + 2 * num_kv_heads, -1))  # [B, T, H + 2K, W]
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=2)
+            heads = torch.cat([self.query_norm(q), self.key_norm(k), v], dim=2)
+        qk, v = heads.split([num_heads + num_kv_heads, num_kv_heads], dim=2)
+        if rotations is not None:
+            qk = rotate(qk, rotations)
+        q, k = qk.split([num_heads, num_kv_heads], dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def attention_mask(
+    length: int, past: int, causal: bool, document_ids: Tensor | None, padding_mask: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """Return bool [B or 1, 1, T, S], True where a position attends; None if `is_causal` or no mask is sufficient."""
+    attended = torch.arange(past + length, device=device)
+    queries = attended[past:, None]
+    masks = []
+    if document_ids is not None:
+        masks.append(document_ids[:, None, past:, None] == document_ids[:, None, None, :])
+    if padding_mask is not None:
+        # Every position attends to itself; otherwise the softmax of a padding row would have nothing to sum over.
+        masks.append(padding_mask[:, None, None, :] | (attended == queries))
+    if causal and length > 1 and (masks or past):
+        masks.append((attended <= queries)[None, None])
+    if not masks:
+        return None
+    return torch.stack(torch.broadcast_tensors(*masks)).all(0) if len(masks) > 1 else masks[0]

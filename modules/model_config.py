@@ -1,0 +1,109 @@
+"""The shape of the Transformer, as a frozen configuration."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from modules.config import Config, Identity, LaterIdentity, Length, Small, Width, divisors
+
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+
+
+class RopeScaling(Config):
+    """How rotary positions are stretched beyond the length of a first training."""
+
+    kind: Identity[Literal["linear", "llama3"]]
+    """`linear` divides every frequency; `llama3` the low ones alone."""
+    factor: Identity[Annotated[float, Field(ge=1, le=1e6)]]
+    """Divides the frequencies."""
+    low_freq_factor: Identity[Positive] = 1.0
+    """`llama3`: frequencies of fewer than this many turns in the first length are divided."""
+    high_freq_factor: Identity[Positive] = 4.0
+    """`llama3`: frequencies of more than this many turns in the first length stay; those between change smoothly."""
+    original_max_positions: Identity[Length] = 8192
+    """`llama3`: the length of the first training in tokens."""
+
+    @model_validator(mode="after")
+    def _factors_are_in_order(self) -> Self:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor {self.high_freq_factor:g} is not above low_freq_factor {self.low_freq_factor:g}"
+            )
+        return self
+
+
+class ModelConfig(Config):
+    """The shape of the Transformer."""
+
+    family: Identity[Literal["gpt2", "llama"]] = "gpt2"
+    """`gpt2`: learned positions, LayerNorm, GELU, biases; `llama`: rotary positions, RMSNorm, SwiGLU."""
+    num_layers: Identity[Annotated[int, Field(gt=0, le=10_000)]] = 4
+    """Transformer blocks."""
+    num_heads: Identity[Width] = 4
+    """Attention heads."""
+    num_kv_heads: Identity[Width | None] = None
+    """Key and value heads, each shared by num_heads / num_kv_heads heads; null takes num_heads, as gpt2 must."""
+    head_dim: LaterIdentity[Width | None] = None
+    """Width of a head, for the llama family; null takes hidden_dim / num_heads."""
+    hidden_dim: Identity[Width] = 128
+    """Width of the residual stream."""
+    mlp_dim: Identity[Annotated[int, Field(gt=0, le=2**24)] | None] = None
+    """Width inside the feed-forward block; null takes 4 x hidden_dim."""
+    max_positions: Identity[Length] = 256
+    """Longest sequence in tokens."""
+    vocab_size: Identity[Annotated[int, Field(gt=0, le=2**24)] | None] = None
+    """Rows of the embedding; null takes the tokenizer's size. Padded to a multiple of 64 in memory."""
+    dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    """Dropout probability after embeddings, attention and feed-forward blocks."""
+    tie_embeddings: Identity[bool] = True
+    """The output head shares the token embedding's weights."""
+    norm_epsilon: Identity[Small] = 1e-5
+    """Added to the variance in each normalisation."""
+    rope_theta: LaterIdentity[Annotated[float, Field(gt=1, le=1e12)]] = 10_000.0
+    """Base of the rotary frequencies, for the llama family."""
+    rope_scaling: LaterIdentity[RopeScaling | None] = None
+    """How rotary positions are stretched, for the llama family; null leaves them as they are."""
+    qkv_bias: LaterIdentity[bool] = False
+    """The llama family's queries, keys and values have biases, as in Qwen 2; those of gpt2 always have."""
+    query_key_norm: LaterIdentity[bool] = False
+    """RMSNorm of each head's queries and keys, as in Qwen 3; for the llama family."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.head_dim is None and self.hidden_dim % self.num_heads:
+            raise ValueError(_not_dividing("num_heads", self.num_heads, "hidden_dim", self.hidden_dim))
+        if self.family == "gpt2" and self.num_kv_heads not in (None, self.num_heads):
+            raise ValueError(
+                f"num_kv_heads {self.num_kv_heads}: the gpt2 family needs num_heads ({self.num_heads}) or null"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(_not_dividing("num_kv_heads", self.kv_heads, "num_heads", self.num_heads))
+        if self.family == "llama" and self.width_per_head % 2:
+            raise ValueError(f"a head is {self.width_per_head} wide; rotary positions need an even width")
+        return self
+
+    @model_validator(mode="after")
+    def _belongs_to_the_family(self) -> Self:
+        of_llama = ("head_dim", "rope_theta", "rope_scaling", "qkv_bias", "query_key_norm")
+        if self.family == "gpt2":
+            for name in of_llama:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} {getattr(self, name)}: the gpt2 family has none; set family=llama")
+        return self
+
+    @property
+    def width_per_head(self) -> int:
+        return self.head_dim or self.hidden_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def feed_forward_dim(self) -> int:
+        return self.mlp_dim or 4 * self.hidden_dim
+
+
+def _not_dividing(name: str, value: int, whole_name: str, whole: int) -> str:
+    nearest = sorted(sorted(divisors(whole), key=lambda n: abs(n - value))[:2])
+    return f"{name} {value} does not divide {whole_name} {whole}; nearest: {' or '.join(map(str, nearest))}"
