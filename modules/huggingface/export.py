@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modules.huggingface.folder import CONFIG, stored, to_huggingface
-from modules.huggingface.weights import INDEX, WEIGHTS
+from modules.huggingface.folder import CONFIG, INDEX, WEIGHTS, stored, to_huggingface
 from modules.initial_values import VOCABULARY
 from modules.model_config import ModelConfig
 

@@ -15,7 +15,7 @@ from orchestrator.errors import UserError
 
 def run(config: GenerateConfig) -> None:
     """Load the model and show the continuations; a single one is streamed token by token."""
-    trained = load_model(config.model.path)
+    trained = load_model(config.model.path, config.model.revision)
     prompt_ids = _prompt_ids(config, trained)
     tokens = sample(trained.model, prompt_ids, _sampling(config, trained))
     if config.num_sequences == 1:

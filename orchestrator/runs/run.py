@@ -99,11 +99,16 @@ class Job:
     objective: ObjectiveSource
 
 
-def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
-    """Return what decides the weights: the prepared data, and every setting that is marked `Identity`."""
+def training_recipe(config: PretrainConfig, data_name: str, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what decides the weights: the prepared data, and every setting that is marked `Identity`.
+
+    Args:
+        base: Identity of the model that is continued; None for weights from the seed.
+    """
     decides = identity(config)
     groups = {name: fields for name, fields in decides.items() if name not in ("run", "data", "tokenizer")}
-    return {"command": "pretrain", "data": data_name, "seed": decides["run"]["seed"], **groups}
+    begun = {} if base is None else {"base_model": base}
+    return {"command": "pretrain", "data": data_name, "seed": decides["run"]["seed"], **begun, **groups}
 
 
 def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]) -> Run:
