@@ -144,7 +144,8 @@ class TokenData:
         description = json.loads(content)
         splits = description["splits"]
         dtype = np.dtype(description["dtype"])
-        tokenizer = Tokenizer.load(path / TOKENIZER_FILE, description.get("end_token", END_OF_TEXT))
+        names = description.get("end_token", END_OF_TEXT), description.get("mask_token")
+        tokenizer = Tokenizer.load(path / TOKENIZER_FILE, *names)
         return cls(
             train=_open_split(path, splits["train"], dtype, tokenizer),
             val=_open_split(path, splits["val"], dtype, tokenizer),

@@ -51,12 +51,7 @@ def is_per_character(description: Description) -> bool:
 
 
 def joins_at_words(description: Description) -> bool:
-    """Return whether pieces that were cut between words have the tokens of the whole text.
-
-    These are the tokenizers that prepared data of format 2 was right for.
-    """
-    if adds_tokens(description["post_processor"]):
-        return False
+    """Return whether pieces that were cut between words have the tokens of the whole text."""
     per_byte = keeps_bytes(description) and not description["model"]["merges"]
     return is_per_character(description) or per_byte or (cuts_like_gpt2(description) and keeps_bytes(description))
 
@@ -102,6 +97,27 @@ def unknown_id(description: Description) -> int | None:
 def adds_tokens(post_processor: Description | None) -> bool:
     """Return whether a post-processor adds tokens such as `<s>` to a text."""
     return any(part["type"] != "ByteLevel" for part in _parts(post_processor, "processors"))
+
+
+def tokens_around(post_processor: Description | None) -> tuple[list[int], list[int]]:
+    """Return the tokens that a post-processor puts before and after a text; of a sequence, one part at most does."""
+    added = [_added_by(part) for part in _parts(post_processor, "processors")]
+    return next((around for around in added if any(around)), ([], []))
+
+
+def _added_by(part: Description) -> tuple[list[int], list[int]]:
+    if part["type"] in ("BertProcessing", "RobertaProcessing"):
+        return [part["cls"][1]], [part["sep"][1]]
+    if part["type"] != "TemplateProcessing":
+        return [], []
+    around: tuple[list[int], list[int]] = [], []
+    after_text = False
+    for piece in part["single"]:
+        if "Sequence" in piece:
+            after_text = True
+        else:
+            around[after_text].extend(part["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
+    return around
 
 
 def spelt_bytes(description: Description, vocab_size: int) -> np.ndarray:
