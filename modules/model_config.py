@@ -68,7 +68,7 @@ class ModelConfig(Config):
     """Added to the variance in each normalisation."""
     rope_theta: LaterIdentity[Annotated[float, Field(gt=1, le=1e12)]] = 10_000.0
     """Base of the rotary frequencies, for the llama family."""
-    rope_scaling: LaterIdentity[RopeScaling | None] = None
+    rope_scaling: RopeScaling | None = None
     """How rotary positions are stretched, for the llama family; null leaves them as they are."""
     qkv_bias: LaterIdentity[bool] = False
     """The llama family's queries, keys and values have biases, as in Qwen 2; those of gpt2 always have."""

@@ -17,7 +17,6 @@ from modules.data.tokenizer_file import (
     begin_as_documents_do,
     check_named,
     encode_all_text_alike,
-    is_in_text,
     read_tokenizer_file,
     usual_name,
     with_all_special,
@@ -66,7 +65,8 @@ class Tokenizer:
             files: The files that came with it, which `save_for_transformers` writes as they are; None if none came.
         """
         self._encoder = load_encoder(serialised)
-        self._files = files
+        self.files = files
+        """The files that came with it, by name; None if none came."""
         ids = self._encoder.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values()) + 1
         """Number of rows that an embedding needs."""
@@ -204,8 +204,8 @@ class Tokenizer:
             folder: Where to.
             max_length: Longest sequence of the model, for a tokenizer that came with none.
         """
-        if self._files is not None:
-            _write_files(folder, self._files)
+        if self.files is not None:
+            _write_files(folder, self.files)
             return
         self.save(folder / "tokenizer.json")
         settings = {
@@ -271,20 +271,6 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-
-
-def read_vocabulary(config: TokenizerConfig, file: bytes) -> dict[str, int]:
-    """Return the ids of all tokens in a tokenizer.json, before `build_tokenizer` adds its own.
-
-    Raises:
-        InputError: `file` is not a usable tokenizer.json.
-    """
-    return _read(config, file).get_vocab(with_added_tokens=True)
-
-
-def can_end_documents(config: TokenizerConfig, file: bytes, name: str) -> bool:
-    """Return whether a token of a tokenizer.json is one that text is never encoded as."""
-    return not is_in_text(_read(config, file), name)
 
 
 def joins_at_words(file: bytes) -> bool:

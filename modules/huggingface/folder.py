@@ -15,7 +15,6 @@ from modules.huggingface.stored import Stored
 from modules.model_config import ModelConfig
 
 CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -100,15 +99,6 @@ def read_config(folder: ModelFolder) -> ModelConfig:
     if not folder.has(CONFIG):
         raise InputError(f"{folder.url}: no {CONFIG}; give a folder with {CONFIG} and {WEIGHTS}")
     return from_huggingface(read_json(folder, CONFIG))
-
-
-def read_end_ids(folder: ModelFolder) -> list[int]:
-    """Return the tokens at which a folder's model ends a text, that of config.json first."""
-    found: list[int] = []
-    for name in (CONFIG, GENERATION_CONFIG):
-        ids = read_json(folder, name).get("eos_token_id") if folder.has(name) else None
-        found += [number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)]
-    return list(dict.fromkeys(found))
 
 
 def weight_files(folder: ModelFolder) -> list[str]:

@@ -4,14 +4,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from modules.config import TokenizerConfig
-from modules.data.tokenizer import END_OF_TEXT, build_tokenizer, can_end_documents, read_vocabulary
+from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained
+from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
 from modules.errors import InputError
-from modules.huggingface.folder import CONFIG, read_bytes, read_config, read_end_ids, weight_files
+from modules.huggingface.folder import CONFIG, read_config, weight_files
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.model_folders import FoundModel, find_model
+from orchestrator.artifacts.model_folders import FoundModel, StoredFolder, find_model, read_files
 from orchestrator.errors import ConfigError
 from orchestrator.storage.input_files import find_files
+from orchestrator.storage.redaction import redact
+from orchestrator.storage.store import Storage
 
 
 @dataclass(frozen=True)
@@ -20,16 +23,22 @@ class BaseModel:
 
     config: ModelConfig
     """Its shape, and where every worker finds it."""
-    tokenizer: TokenizerConfig
+    tokenizer_config: TokenizerConfig
+    """How `prepare` makes the tokenizer."""
+    tokenizer: Tokenizer
+    """The model's own, with the files that came with it."""
+    files: dict[str, bytes]
+    """Its settings, tokenizer and chat template, with the mask token where one was added."""
     identity: dict[str, Any]
     """What changes with its content."""
 
 
-def open_base_model(config: ModelConfig) -> BaseModel:
+def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
     """Return the model at `config.path`, with all that can be wrong with it found before anything is written.
 
     Args:
         config: The configuration as given; fields of the shape are left at their defaults.
+        needs_mask: Whether the training masks tokens; the vocabulary gets a mask token if it has none.
 
     Raises:
         UserError, InputError: there is no such model, or it cannot be continued.
@@ -41,14 +50,31 @@ def open_base_model(config: ModelConfig) -> BaseModel:
     found = find_model(config.path, config.revision)
     _verify(found)
     stored = read_config(found.folder)
-    tokenizer, num_tokens = _tokenizer(found)
+    files = read_files(found.folder)
+    tokenizer = load_pretrained(files, f"model.path={redact(config.path)}", with_mask=needs_mask)
+    if tokenizer.end_token is None:
+        raise InputError(
+            f"model.path={redact(config.path)}: the model has no token that ends a document; name one as eos_token_id "
+            f"in a copy of its {CONFIG}"
+        )
     Weights(found.folder, stored)
     try:
         shape = config.of(_path_for_workers(config.path, found), found.commit, stored)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    vocab_size = max(stored.vocab_size or 0, num_tokens)
-    return BaseModel(shape.model_copy(update={"vocab_size": vocab_size}), tokenizer, _identity(config.path, found))
+    shape = shape.model_copy(update={"vocab_size": max(stored.vocab_size or 0, tokenizer.vocab_size)})
+    settings = _tokenizer_config(tokenizer, found, needs_mask)
+    return BaseModel(shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, _identity(config.path, found))
+
+
+def kept_tokenizer(storage: Storage, name: str) -> Tokenizer | None:
+    """Return the tokenizer of the model that a run continues, from the files that the run has kept; None without one.
+
+    Args:
+        name: The folder of those files, relative to the storage root.
+    """
+    files = read_files(StoredFolder(storage, name))
+    return load_pretrained(files, storage.url(name)) if TOKENIZER_FILE in files else None
 
 
 def _path_for_workers(path: str, found: FoundModel) -> str:
@@ -73,16 +99,14 @@ def _identity(path: str, found: FoundModel) -> dict[str, Any]:
     return {"files": [[file, find_files([f"{found.folder.url}/{file}"])[0].identity()] for file in files]}
 
 
-def _tokenizer(found: FoundModel) -> tuple[TokenizerConfig, int]:
-    """Return how the model's own tokenizer is read, and the number of rows that it needs."""
-    folder = found.folder
-    if not folder.has("tokenizer.json"):
-        raise InputError(f"{folder.url}: no tokenizer.json beside the weights; save the tokenizer there")
-    config = TokenizerConfig(kind="file", path=f"{folder.url}/tokenizer.json")
-    content = read_bytes(folder, "tokenizer.json")
-    names = {number: name for name, number in read_vocabulary(config, content).items()}
-    end_ids = [number for number in read_end_ids(folder) if number in names]
-    # a model may stop at a line break, which ends no document
-    end_token = next((names[n] for n in end_ids if can_end_documents(config, content, names[n])), None)
-    config = config.model_copy(update={"end_token": None if end_token == END_OF_TEXT else end_token})
-    return config, build_tokenizer(config, lambda: iter(()), content).vocab_size
+def _tokenizer_config(tokenizer: Tokenizer, found: FoundModel, needs_mask: bool) -> TokenizerConfig:
+    """Return how `prepare` makes the same tokenizer from the model's tokenizer.json."""
+    own_mask = None if tokenizer.mask_token == MASK else tokenizer.mask_token
+    return TokenizerConfig(
+        kind="file",
+        path=f"{found.folder.url}/{TOKENIZER_FILE}",
+        end_token=None if tokenizer.end_token == END_OF_TEXT else tokenizer.end_token,
+        begin_token=tokenizer.begin_token,
+        mask_token=own_mask,
+        added_tokens="mask" if needs_mask and own_mask is None else "none",
+    )

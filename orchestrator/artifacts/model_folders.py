@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, ModelFolder
+from modules.data.pretrained_tokenizer import READ_FILES
+from modules.huggingface.folder import CONFIG, INDEX, WEIGHTS, ModelFolder, read_bytes
 from orchestrator.artifacts import artifact
 from orchestrator.errors import ArtifactError, UserError
 from orchestrator.storage.access import check_root
@@ -12,11 +13,7 @@ from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
 RECIPE = "recipe.json"
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "chat_template.json"),
-)
-_NEEDED = (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, "*.safetensors", RECIPE, *TOKENIZER_FILES)
+_NEEDED = (*READ_FILES, WEIGHTS, INDEX, "*.safetensors", RECIPE)
 
 
 @dataclass(frozen=True)
@@ -117,8 +114,6 @@ def _local(path: Path) -> StoredFolder:
     return StoredFolder(Storage(str(path.parent)), path.name)
 
 
-def read_files(folder: ModelFolder, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the content of those files that are there."""
-    from modules.huggingface.folder import read_bytes
-
-    return {name: read_bytes(folder, name) for name in names if folder.has(name)}
+def read_files(folder: ModelFolder) -> dict[str, bytes]:
+    """Return the small files of a folder that are there, by name: settings, tokenizer and chat template."""
+    return {name: read_bytes(folder, name) for name in READ_FILES if "*" not in name and folder.has(name)}

@@ -1,20 +1,21 @@
 """Trained models by path, with what decides how they read text."""
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from modules.config import ObjectiveConfig, TokenizerConfig, TrainingConfig
+from modules.config import ObjectiveConfig, TrainingConfig
 from modules.cores import num_cores
-from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer, build_tokenizer, can_end_documents, read_vocabulary
-from modules.errors import InputError
-from modules.huggingface.folder import ModelFolder, read_bytes, read_end_ids
+from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained
+from modules.data.tokenizer import Tokenizer
+from modules.huggingface.folder import ModelFolder, read_bytes
 from modules.huggingface.weights import load_huggingface
 from modules.model import GPT
-from orchestrator.artifacts.model_folders import RECIPE, find_model
+from orchestrator.artifacts.model_folders import RECIPE, find_model, read_files
 from orchestrator.errors import UserError
 from orchestrator.storage.redaction import redact
 
@@ -27,10 +28,8 @@ class TrainedModel:
     tokenizer: Tokenizer
     tokenizer_path: str
     """Its tokenizer.json: a local path or a URL."""
-    end_ids: tuple[int, ...]
-    """Tokens at which a text ends; empty if the model has none."""
-    knows_mask: bool
-    """Whether the model has a row for the mask token; models trained elsewhere mostly have none."""
+    files: Mapping[str, bytes]
+    """The small files of its folder, by name: settings, tokenizer and chat template."""
     recipe: dict[str, Any]
     """Empty for models that were not trained here."""
     training: TrainingConfig | None
@@ -39,9 +38,21 @@ class TrainedModel:
     """What it learned to predict; the defaults if it was not trained here."""
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens at which a text ends; empty if the model has none."""
+        return self.tokenizer.end_ids
+
+    @property
+    def knows_mask(self) -> bool:
+        """Whether the model has a row for the mask token; models trained elsewhere mostly have none."""
+        return self.tokenizer.mask_id is not None and self.tokenizer.mask_id < self.model.vocab_size
+
+    @property
     def context_length(self) -> int:
         """Tokens up to which it was trained; positions after them may exist, but were never learned."""
-        return self.training.sequence_length if self.training else self.model.config.max_positions
+        longest = self.model.config.max_positions
+        # one that was continued had learned all of its positions before
+        return longest if self.training is None or "base_model" in self.recipe else self.training.sequence_length
 
     @property
     def reads_documents_apart(self) -> bool:
@@ -70,16 +81,13 @@ def load_model(path: str, revision: str | None = None) -> TrainedModel:
     torch.set_num_threads(min(torch.get_num_threads(), num_cores()))  # torch does not see what a container is granted
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_huggingface(found.folder, device, found.num_readers).eval()
-    if not found.folder.has("tokenizer.json"):
-        raise InputError(f"model.path={redact(path)}: no tokenizer.json beside the weights; save the tokenizer there")
-    content = read_bytes(found.folder, "tokenizer.json")
-    tokenizer, end_ids, knows_mask = _tokenizer(found.folder, content, model.vocab_size)
+    files = read_files(found.folder)
+    tokenizer = load_pretrained(files, f"model.path={redact(path)}")
     recipe, training, objective = _recipe(found.folder)
     if training is not None and training.precision.endswith("-true"):
         model = model.to(_half(training.precision, device) or torch.float32)
-    return TrainedModel(
-        model, tokenizer, f"{found.folder.url}/tokenizer.json", end_ids, knows_mask, recipe, training, objective
-    )
+    where = f"{found.folder.url}/{TOKENIZER_FILE}"
+    return TrainedModel(model, tokenizer, where, files, recipe, training, objective)
 
 
 def _half(precision: str, device: str) -> torch.dtype | None:
@@ -87,20 +95,6 @@ def _half(precision: str, device: str) -> torch.dtype | None:
     if precision.startswith("bf16"):
         return torch.bfloat16
     return torch.float16 if precision.startswith("16") and device == "cuda" else None
-
-
-def _tokenizer(folder: ModelFolder, content: bytes, num_rows: int) -> tuple[Tokenizer, tuple[int, ...], bool]:
-    """Return the tokenizer with the end token of config.json, all end tokens, and whether the mask token has a row."""
-    config = TokenizerConfig(kind="file", path=f"{folder.url}/tokenizer.json")
-    own = read_vocabulary(config, content)
-    names = {number: name for name, number in own.items() if number < num_rows}
-    usual = [own[END_OF_TEXT]] if own.get(END_OF_TEXT) in names else []
-    end_ids = [number for number in read_end_ids(folder) if number in names] or usual
-    # a model may stop at a line break, which ends no document
-    end_token = next((names[n] for n in end_ids if can_end_documents(config, content, names[n])), None)
-    config = config.model_copy(update={"end_token": end_token})
-    tokenizer = build_tokenizer(config, lambda: iter(()), content)
-    return tokenizer, tuple(end_ids), own.get(MASK) in names
 
 
 def _recipe(folder: ModelFolder) -> tuple[dict[str, Any], TrainingConfig | None, ObjectiveConfig]:

@@ -28,7 +28,9 @@ def export_model(
     """Publish the model directory `name`: one tensor at a time, so the whole model is never in memory."""
     vocab_size = model.vocab_size or tokenizer.vocab_size
     with staging_folder(storage, name) as folder:
-        save_huggingface(folder, model, vocab_size, _tensors(checkpoint), end_ids=[tokenizer.end_of_text_id])
+        save_huggingface(
+            folder, model, vocab_size, _tensors(checkpoint), end_ids=tokenizer.end_ids, begin_id=tokenizer.begin_id
+        )
         tokenizer.save_for_transformers(folder, model.max_positions)
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         put = artifact.replace if _is_of_another_step(storage, name, checkpoint.progress.step) else artifact.publish

@@ -2,7 +2,9 @@
 
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _FOLDER = "runs"
+_NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 _RECIPE, _CONFIG, _IDENTITY, _METRICS = "recipe.json", "config.yaml", "run.json", "metrics.json"
 
 
@@ -42,6 +45,11 @@ class Run:
     def model_name(self) -> str:
         """The exported model's artifact, relative to the storage root."""
         return f"{self.folder}/model"
+
+    @property
+    def base_name(self) -> str:
+        """The small files of the model that is continued, if there is one, relative to the storage root."""
+        return f"{self.folder}/base_model"
 
     @property
     def metrics_name(self) -> str:
@@ -169,9 +177,15 @@ def folder_names(storage: Storage) -> list[str]:
     return storage.list(_FOLDER, folders_only=True)
 
 
-def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
-    """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun."""
+def begin(storage: Storage, run: Run, config: TrainingRunConfig, base_files: Mapping[str, bytes] = _NO_FILES) -> None:
+    """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun.
+
+    Args:
+        base_files: Small files of the model that is continued; the export needs them when that model may be gone.
+    """
     storage.remove(run.metrics_name)  # of fewer steps
+    for name, content in base_files.items():
+        storage.write_bytes(f"{run.base_name}/{name}", content)
     _write(storage, run, config)
 
 

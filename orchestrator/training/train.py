@@ -5,6 +5,7 @@ import logging
 import warnings
 from dataclasses import replace
 
+from orchestrator.artifacts.base_model import kept_tokenizer
 from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.export import export_model
 from orchestrator.checkpoints.names import name_of
@@ -59,7 +60,8 @@ def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: Even
     if runtime.rank == 0:
         job.attempt.check(storage)
         last = checkpoint.open_checkpoint(storage, name_of(job.run.name, step))
-        export_model(storage, job.run.model_name, last, config.model, objective.tokenizer, job.run.recipe)
+        tokenizer = kept_tokenizer(storage, job.run.base_name) or objective.tokenizer
+        export_model(storage, job.run.model_name, last, config.model, tokenizer, job.run.recipe)
         results.finish(job.objective.data_name, step, training_seconds)
 
 

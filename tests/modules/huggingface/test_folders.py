@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from modules.errors import InputError
 from modules.huggingface.export import save_huggingface
-from modules.huggingface.folder import LocalFolder, read_config, read_end_ids
+from modules.huggingface.folder import LocalFolder, read_config
 from modules.huggingface.weights import load_huggingface
 from modules.model import GPT, initialize
 from modules.model_config import ModelConfig
@@ -219,11 +219,3 @@ def test_a_weight_that_no_file_holds_is_named_though_another_is_tied(folder: Pat
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"transformer\.wte\.weight: not among the weights"):
         load_huggingface(LocalFolder(folder))
-
-
-def test_end_tokens_are_those_of_the_config_and_then_of_the_generation_config(folder: Path) -> None:
-    assert read_end_ids(LocalFolder(folder)) == [7]
-    (folder / "generation_config.json").write_text('{"eos_token_id": [9, 7]}')
-    assert read_end_ids(LocalFolder(folder)) == [7, 9]
-    change_config(folder, eos_token_id=None)
-    assert read_end_ids(LocalFolder(folder)) == [9, 7]

@@ -21,8 +21,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def opened(path: object, **fields: Any) -> Any:
-    return open_base_model(ModelConfig(path=str(path), **fields))
+def opened(path: object, *, needs_mask: bool = False, **fields: Any) -> Any:
+    return open_base_model(ModelConfig(path=str(path), **fields), needs_mask)
 
 
 def test_shape_and_tokenizer_are_those_of_the_model(folder: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_folder_in_a_store_is_read_there(folder: Path) -> None:
         base = opened("memory://models/mine")
         assert base.config.path == "memory://models/mine"
         assert base.config.num_layers == 2
-        assert base.tokenizer.path == "memory://models/mine/tokenizer.json"
+        assert base.tokenizer_config.path == "memory://models/mine/tokenizer.json"
     finally:
         storage.remove("mine")
 
@@ -104,3 +104,15 @@ def test_a_hub_name_is_fetched_at_its_revision_and_known_by_its_commit(
     assert asked == [("someone/something", "v1")]
     assert (base.config.path, base.config.revision) == ("someone/something", "0123abcd")
     assert base.identity == {"hub": "someone/something", "commit": "0123abcd"}
+
+
+@pytest.mark.parametrize(("num_rows", "grown"), [(None, True), (320, False)])
+def test_a_mask_token_is_added_after_the_highest_in_rows_of_padding_where_there_are_some(
+    tmp_path: Path, num_rows: int | None, grown: bool
+) -> None:
+    write_published(tmp_path / "model", "llama", num_rows=num_rows)
+    plain, masked = (opened(tmp_path / "model", needs_mask=needs_mask) for needs_mask in (False, True))
+    assert plain.tokenizer.mask_id is None
+    assert masked.tokenizer.mask_id == plain.tokenizer.vocab_size
+    assert masked.tokenizer_config.added_tokens == "mask"
+    assert masked.config.vocab_size == plain.config.vocab_size + grown

@@ -28,7 +28,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Callable
         write_published(folder / kind, kind)
 
     def make(kind: str, strategy: str, num_workers: int = 2, learning_rate: float = 1e-3) -> PoolRun:
-        base = open_base_model(ModelConfig(path=str(folder / kind)))
+        base = open_base_model(ModelConfig(path=str(folder / kind)), needs_mask=False)
         return PoolRun(
             pools[num_workers],
             text,
@@ -38,7 +38,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Callable
             training={"num_steps": STEPS},
             optimizer={"learning_rate": learning_rate, "min_learning_rate": learning_rate / 2},
             model=base.config.model_dump(),
-            tokenizer=base.tokenizer.model_dump(),
+            tokenizer=base.tokenizer_config.model_dump(),
         )
 
     return make
