@@ -10,6 +10,7 @@ import tokenizers
 
 from modules.config import TokenizerConfig
 from modules.data import traits
+from modules.data.control_tokens import ControlEncoder
 from modules.data.decoding import TextStream, text_after, text_stream
 from modules.data.encoding import CannotEncodeError, load_encoder
 from modules.data.tokenizer_file import (
@@ -147,6 +148,11 @@ class Tokenizer:
     def text_stream(self, before: Sequence[int]) -> TextStream:
         """Return what gives the text of tokens that follow `before`, token by token."""
         return text_stream(self._encoder, self._decoder, self.decode, before)
+
+    @cached_property
+    def control_encoder(self) -> ControlEncoder:
+        """What encodes text with its control tokens, as a chat template writes it."""
+        return ControlEncoder(self.serialised())
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token such as `<|user|>`, or None if there is no such token."""

@@ -140,6 +140,12 @@ def is_byte_token(token: str) -> bool:
     return _BYTE_TOKEN.fullmatch(token) is not None
 
 
+def in_byte_alphabet(text: str) -> str:
+    """Return a text as byte-level vocabularies write it."""
+    alphabet = byte_alphabet()
+    return "".join(alphabet[byte] for byte in text.encode())
+
+
 def token_bytes(token: str) -> bytes:
     """Return the bytes that a token of a byte-level vocabulary stands for: an added one is spelt as it is."""
     try:
