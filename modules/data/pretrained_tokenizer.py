@@ -17,8 +17,9 @@ from modules.data.tokenizer_file import (
 from modules.errors import InputError
 
 TOKENIZER_FILE, SETTINGS_FILE, MAP_FILE = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 KEPT_FILES = (
-    *(TOKENIZER_FILE, SETTINGS_FILE, MAP_FILE, "added_tokens.json", "chat_template.jinja", "chat_templates/*.jinja"),
+    *(TOKENIZER_FILE, SETTINGS_FILE, MAP_FILE, "added_tokens.json", TEMPLATE_FILE, f"{TEMPLATE_FOLDER}/*.jinja"),
     *("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt"),
 )
 """Patterns of the files that belong to a tokenizer; it is saved with those that came."""
@@ -132,7 +133,7 @@ def _json(content: dict[str, Any]) -> bytes:
 
 def _is_kept(name: str) -> bool:
     folder, _, file = name.rpartition("/")
-    return name in KEPT_FILES or (folder == "chat_templates" and file.endswith(".jinja"))
+    return name in KEPT_FILES or (folder == TEMPLATE_FOLDER and file.endswith(".jinja"))
 
 
 def read_json(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:

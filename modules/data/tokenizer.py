@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ import tokenizers
 
 from modules.config import TokenizerConfig
 from modules.data import traits
+from modules.data.control_tokens import ControlEncoder
+from modules.data.decoding import TextStream, text_after, text_stream
 from modules.data.encoding import CannotEncodeError, load_encoder
 from modules.data.tokenizer_file import (
     added_by_post_processor,
@@ -142,11 +143,16 @@ class Tokenizer:
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """Return the text that `ids` add to that of `before`; decoded alone they may lose the space between both."""
-        whole, start = self.decode([*before, *ids]), self.decode(before)
-        if not whole.startswith(start):  # what follows has changed how the end before is written
-            pairs = zip(start, whole, strict=False)
-            start = "".join(left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return whole[len(start) :]
+        return text_after(self.decode, before, ids)
+
+    def text_stream(self, before: Sequence[int]) -> TextStream:
+        """Return what gives the text of tokens that follow `before`, token by token."""
+        return text_stream(self._encoder, self._decoder, self.decode, before)
+
+    @cached_property
+    def control_encoder(self) -> ControlEncoder:
+        """What encodes text with its control tokens, as a chat template writes it."""
+        return ControlEncoder(self.serialised())
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token such as `<|user|>`, or None if there is no such token."""
@@ -189,6 +195,11 @@ class Tokenizer:
     @cached_property
     def _description(self) -> traits.Description:
         return json.loads(self._serialised)
+
+    @property
+    def _decoder(self) -> traits.Description | None:
+        part = self._encoder.decoder
+        return json.loads(part.__getstate__()) if part else None  # the state of a part is its JSON
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json, which `transformers.PreTrainedTokenizerFast` can load, too."""
