@@ -27,7 +27,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Callable
     for kind in ("gpt2", "llama", "untied"):
         write_published(folder / kind, kind)
 
-    def make(kind: str, strategy: str, num_workers: int = 2, learning_rate: float = 1e-3) -> PoolRun:
+    def make(
+        kind: str, strategy: str, num_workers: int = 2, learning_rate: float = 1e-3, **training: object
+    ) -> PoolRun:
         base = open_base_model(ModelConfig(path=str(folder / kind)), needs_mask=False)
         return PoolRun(
             pools[num_workers],
@@ -35,7 +37,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Callable
             folder / str(next(number)),
             strategy,
             checkpoint={"mode": "sync"},
-            training={"num_steps": STEPS},
+            training={"num_steps": STEPS, **training},
             optimizer={"learning_rate": learning_rate, "min_learning_rate": learning_rate / 2},
             model=base.config.model_dump(),
             tokenizer=base.tokenizer_config.model_dump(),
@@ -93,3 +95,20 @@ def test_the_first_step_starts_from_the_weights_of_the_model(
     published = write_published(tmp_path / "model", kind).state_dict()
     for name, tensor in load_file(run.weights()).items():
         torch.testing.assert_close(tensor[: len(published[name])], published[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "untied"])
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_bfloat16_is_the_same_computation_under_zero_as_under_ddp(
+    make_run: Callable[..., PoolRun], kind: str, strategy: str
+) -> None:
+    expected, found = (trained(make_run(kind, name, precision="bf16")).losses() for name in ("ddp", strategy))
+    assert all(abs(found[step] - loss) < 1e-3 * loss for step, loss in expected.items())
+
+
+@pytest.mark.long
+def test_a_compiled_model_has_the_losses_of_an_eager_one(
+    make_run: Callable[..., PoolRun], alone: Callable[[str], dict[int, float]]
+) -> None:
+    compiled = trained(make_run("untied", "single", 1, compile=True)).losses()
+    assert all(abs(compiled[step] - loss) < 1e-4 for step, loss in alone("untied").items())
