@@ -55,6 +55,11 @@ class TrainedModel:
         return longest if self.training is None or "base_model" in self.recipe else self.training.sequence_length
 
     @property
+    def validation_length(self) -> int:
+        """Tokens of a sequence in its training's validation; as many as it was trained for if that was elsewhere."""
+        return self.training.sequence_length if self.training else self.context_length
+
+    @property
     def reads_documents_apart(self) -> bool:
         """Whether attention stays within each document."""
         return self.training is not None and self.training.attention_scope == "document"

@@ -19,7 +19,7 @@ def run(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
     trained = load_model(config.model.path, config.model.revision)
     stream = _text(config, trained)
-    length = config.sequence_length or trained.context_length
+    length = config.sequence_length or trained.validation_length
     if length > trained.model.config.max_positions:
         raise UserError(f"sequence_length={length}: the model has {trained.model.config.max_positions} positions")
     if length > trained.context_length:

@@ -1,4 +1,4 @@
-"""A training that continues a published model, under every strategy."""
+"""A training that continues a published model, or begins a Llama from the seed, under every strategy."""
 
 import itertools
 from collections.abc import Callable
@@ -17,6 +17,17 @@ from modules.model_config import ModelConfig
 from orchestrator.artifacts.base_model import open_base_model
 
 STEPS = 6
+LLAMA = {
+    "family": "llama",
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "hidden_dim": 32,
+    "max_positions": 32,
+    "query_key_norm": True,
+    "qkv_bias": True,
+    "tie_embeddings": False,
+}
 pytestmark = pytest.mark.slow
 
 
@@ -30,7 +41,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Callable
     def make(
         kind: str, strategy: str, num_workers: int = 2, learning_rate: float = 1e-3, **training: object
     ) -> PoolRun:
-        base = open_base_model(ModelConfig(path=str(folder / kind)), needs_mask=False)
+        from_seed = kind == "seed"
+        base = None if from_seed else open_base_model(ModelConfig(path=str(folder / kind)), needs_mask=False)
         return PoolRun(
             pools[num_workers],
             text,
@@ -39,8 +51,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, pools: Pools) -> Callable
             checkpoint={"mode": "sync"},
             training={"num_steps": STEPS, **training},
             optimizer={"learning_rate": learning_rate, "min_learning_rate": learning_rate / 2},
-            model=base.config.model_dump(),
-            tokenizer=base.tokenizer_config.model_dump(),
+            model=LLAMA if base is None else base.config.model_dump(),
+            tokenizer=None if base is None else base.tokenizer_config.model_dump(),
         )
 
     return make
@@ -63,7 +75,7 @@ def trained(run: PoolRun) -> Outcome:
     return outcome
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "untied"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "untied", "seed"])
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
 def test_two_workers_have_the_losses_of_one(
     make_run: Callable[..., PoolRun], alone: Callable[[str], dict[int, float]], kind: str, strategy: str
