@@ -55,7 +55,8 @@ def with_special_tokens(tokenizer: tokenizers.Tokenizer, names: Sequence[str]) -
 def with_all_special(tokenizer: tokenizers.Tokenizer, names: Sequence[str]) -> tokenizers.Tokenizer:
     """As `with_special_tokens`; those that are special keep their flags, as `<mask>` its way to take a space along."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    return with_special_tokens(tokenizer, [name for name in dict.fromkeys(names) if name not in special])
+    new = [name for name in dict.fromkeys(names) if name not in special]
+    return with_special_tokens(tokenizer, new) if new else tokenizer
 
 
 def _with_entries(tokenizer: tokenizers.Tokenizer, names: Sequence[str], first: int) -> tokenizers.Tokenizer:

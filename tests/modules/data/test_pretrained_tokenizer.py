@@ -187,6 +187,14 @@ def test_a_saved_tokenizer_is_that_of_the_folder(
         assert after(text).input_ids == before(text).input_ids
 
 
+def test_all_of_its_templates_are_saved(tmp_path: Path) -> None:
+    files = model_files("gpt2") | {"chat_template.jinja": b"one", "additional_chat_templates/tool_use.jinja": b"two"}
+    load_pretrained({**files, "../evil.jinja": b"x"}, "model.path=m", with_mask=True).save_for_transformers(tmp_path, 9)
+    saved = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert saved.keys() == files.keys()
+    assert all(saved[name] == files[name] for name in saved if name.endswith(".jinja"))
+
+
 def test_a_mask_token_is_noted_where_transformers_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     end = {"content": "</s>", "lstrip": False, "normalized": False, "rstrip": True, "single_word": False}
     files = model_files("llama2", eos_token="</s>", added_tokens_decoder={"2": {**end, "special": True}})
