@@ -12,7 +12,7 @@ import torch
 from foreign_models import tokenizer_of, write_model
 from foreign_tokenizers import HARD
 
-from modules.generation import sample
+from modules.generation.sampler import sample
 from orchestrator.artifacts.models import load_model
 from orchestrator.cli import main
 
