@@ -13,7 +13,8 @@ import requests
 from foreign_models import write_model
 from waiting import eventually
 
-from modules.generation import Sampling, sample
+from modules.generation.sampler import sample
+from modules.generation.sampling import Sampling
 from orchestrator.artifacts.models import TrainedModel, load_model
 
 pytestmark = pytest.mark.slow
@@ -68,7 +69,7 @@ def continued(trained: TrainedModel, prompt: str, num_tokens: int) -> str:
     """Return the greedy continuation by our own `generate`."""
     ids = trained.tokenizer.encode(prompt)
     settings = Sampling(
-        max_new_tokens=num_tokens, temperature=0.0, stop_ids=trained.end_ids, context_length=trained.context_length
+        max_new_tokens=num_tokens, temperature=0.0, end_ids=trained.end_ids, context_length=trained.context_length
     )
     return trained.tokenizer.decode_after(ids, [int(step[0]) for step in sample(trained.model, ids, settings)])
 
