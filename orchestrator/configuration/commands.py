@@ -19,15 +19,18 @@ from modules.config import (
     Seed,
     Sequences,
     Small,
+    Steps,
     TokenizerConfig,
     TrainingConfig,
 )
 from modules.model_config import ModelConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.groups import (
+    BegunRun,
     CheckpointConfig,
     ClusterConfig,
     GuardConfig,
+    ModelFilesConfig,
     RunConfig,
     StorageConfig,
     StrategyConfig,
@@ -56,6 +59,7 @@ class TrainingRunConfig(Config):
     strategy: StrategyConfig = StrategyConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ModelFilesConfig = ModelFilesConfig()
     tracking: TrackingConfig = TrackingConfig()
     faults: FaultsConfig | None = None
     """Null injects no fault."""
@@ -115,6 +119,18 @@ class GenerateConfig(Config):
     """Sample among the most likely tokens that together reach this probability."""
     seed: Identity[Seed] = 1234
     """The same seed gives the same text."""
+
+
+class ExportConfig(Config):
+    """`orchestrator export`: the model at any checkpoint of a run, as a folder for other tools."""
+
+    run: BegunRun
+    step: Input[Steps | None] = None
+    """The checkpoint after this many steps; null takes the newest."""
+    to: Runtime[str | None] = None
+    """A new folder (any fsspec URL); null: the run's model folder once it is done, else exports/ within the run."""
+    storage: StorageConfig = StorageConfig()
+    export: ModelFilesConfig = ModelFilesConfig()
 
 
 class RunsConfig(Config):
