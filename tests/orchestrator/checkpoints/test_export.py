@@ -11,7 +11,8 @@ from checkpoints import NUM_TOKENS, begin_run, random_model, write_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
-from modules.generation import Sampling, sample
+from modules.generation.sampler import sample
+from modules.generation.sampling import Sampling
 from modules.huggingface.export import shards_of
 from modules.model import GPT
 from modules.model_config import ModelConfig
@@ -120,7 +121,7 @@ def test_generation_of_transformers_and_ours_stop_at_the_end_token(
     assert peer.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist() == [*prompt, END]
     assert peer.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None).shape[1] == len(prompt) + 8
     ours = load_model(str(folder))
-    steps = list(sample(ours.model, prompt, Sampling(1, max_new_tokens=8, temperature=0, stop_ids=ours.end_ids)))
+    steps = list(sample(ours.model, prompt, Sampling(1, max_new_tokens=8, temperature=0, end_ids=ours.end_ids)))
     assert [int(step[0]) for step in steps] == [END]
 
 
