@@ -10,6 +10,7 @@ import yaml
 
 from modules.model_config import ModelConfig
 from orchestrator.artifacts.data_facts import DataFacts
+from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.storage.redaction import redact
 
 _MOST_FILES = 5
@@ -84,17 +85,25 @@ class Card:
             "license": self.license,
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
-            "base_model": self.recipe.get("base_model"),
+            "base_model": self.recipe.get("base_model", {}).get("hub"),
             "datasets": [hub_data] if hub_data else None,
         }
         return yaml.safe_dump({name: value for name, value in known.items() if value}, sort_keys=False)
 
     def _summary(self) -> str:
-        base = f", begun from {self.recipe['base_model']}" if self.recipe.get("base_model") else ""
         return (
             f"A language model of {self.num_parameters:,} parameters, trained by the run `{self.title}` of "
-            f"gpt-orchestrator{base}: the weights after step {self.step:,}."
+            f"gpt-orchestrator{self._base()}: the weights after step {self.step:,}."
         )
+
+    def _base(self) -> str:
+        """Return from which model the training went on; one that is not on the hub is known by its content alone."""
+        base = self.recipe.get("base_model")
+        if base is None:
+            return ""
+        if "hub" in base:
+            return f", begun from the weights of {base['hub']} at commit {base['commit']}"
+        return f", begun from the weights of another model (fingerprint `{fingerprint(base)}`)"
 
     def _figures(self) -> str:
         rows = [(name, text) for name, text in _FIGURES.items() if math.isfinite(self.metrics.get(name, math.nan))]
