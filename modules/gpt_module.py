@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from modules.config import OptimizerConfig, TrainingConfig
 from modules.data.batches import Batch, Share
-from modules.generation import Sampling, sample
+from modules.generation.sampler import sample
+from modules.generation.sampling import Sampling
 from modules.losses import weighted_sum
 from modules.model import GPT
 from modules.model_config import ModelConfig

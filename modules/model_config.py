@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from modules.config import Config, Identity, LaterIdentity, Length, Small, Width, divisors
+from modules.config import Config, Identity, Input, LaterIdentity, Length, Small, Width, divisors
 
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 
@@ -32,9 +32,16 @@ class RopeScaling(Config):
         return self
 
 
+_NOT_OF_THE_SHAPE = ("path", "revision", "dropout")
+
+
 class ModelConfig(Config):
     """The shape of the Transformer."""
 
+    path: Input[str | None] = None
+    """Continue from this model, whose config.json gives the shape: a folder (any fsspec URL) or a hub name."""
+    revision: Input[str | None] = None
+    """A commit, tag or branch of a hub name; null takes the newest state."""
     family: Identity[Literal["gpt2", "llama"]] = "gpt2"
     """`gpt2`: learned positions, LayerNorm, GELU, biases; `llama`: rotary positions, RMSNorm, SwiGLU."""
     num_layers: Identity[Annotated[int, Field(gt=0, le=10_000)]] = 4
@@ -61,12 +68,18 @@ class ModelConfig(Config):
     """Added to the variance in each normalisation."""
     rope_theta: LaterIdentity[Annotated[float, Field(gt=1, le=1e12)]] = 10_000.0
     """Base of the rotary frequencies, for the llama family."""
-    rope_scaling: LaterIdentity[RopeScaling | None] = None
+    rope_scaling: RopeScaling | None = None
     """How rotary positions are stretched, for the llama family; null leaves them as they are."""
     qkv_bias: LaterIdentity[bool] = False
     """The llama family's queries, keys and values have biases, as in Qwen 2; those of gpt2 always have."""
     query_key_norm: LaterIdentity[bool] = False
     """RMSNorm of each head's queries and keys, as in Qwen 3; for the llama family."""
+
+    @model_validator(mode="after")
+    def _revision_goes_with_path(self) -> Self:
+        if self.revision is not None and self.path is None:
+            raise ValueError(f"revision {self.revision}: belongs to a hub name; set model.path, too")
+        return self
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -90,6 +103,22 @@ class ModelConfig(Config):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} {getattr(self, name)}: the gpt2 family has none; set family=llama")
         return self
+
+    def of(self, path: str, revision: str | None, shape: "ModelConfig") -> "ModelConfig":
+        """Return the configuration for continuing a model of that shape; dropout, a setting of training, stays.
+
+        Raises:
+            ValueError: A line for each field that was given and is another in the shape.
+        """
+        given = {name: getattr(self, name) for name in type(self).model_fields if name not in _NOT_OF_THE_SHAPE}
+        others = [
+            f"model.{name}={value}: the model at model.path has {getattr(shape, name)}; leave it out"
+            for name, value in given.items()
+            if value != type(self).model_fields[name].default and value != getattr(shape, name)
+        ]
+        if others:
+            raise ValueError("\n".join(others))
+        return shape.model_copy(update={"path": path, "revision": revision, "dropout": self.dropout})
 
     @property
     def width_per_head(self) -> int:

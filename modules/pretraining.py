@@ -72,4 +72,5 @@ class Pretraining:
 
     @property
     def prompt_ids(self) -> Sequence[int]:
-        return [self.tokenizer.end_of_text_id]
+        begin_id = self.tokenizer.begin_id
+        return [self.tokenizer.end_of_text_id if begin_id is None else begin_id]

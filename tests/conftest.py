@@ -52,6 +52,14 @@ def shared_file() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def smollm2(pytestconfig: pytest.Config) -> Path:
+    """Return the folder of SmolLM2-135M-Instruct; the first call downloads and converts it, so its tests are slow."""
+    from smollm2 import smollm2_folder
+
+    return smollm2_folder(pytestconfig.cache.mkdir("smollm2"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `gpu`, or `gpu(number)` for several devices, where there are fewer.

@@ -97,16 +97,12 @@ class BatchMaker:
             counts_bytes: Whether each batch has `num_bytes`.
 
         Raises:
-            InputError: The stream is shorter than one sample.
+            InputError: The stream is shorter than one sample, or masks are asked for and there is no mask token.
         """
         check_length(len(stream), settings.sequence_length)
         self._stream, self._settings, self._counts_bytes = stream, settings, counts_bytes
         self._length = settings.sequence_length
-        self._masker = (
-            Masker(settings.objective, settings.seed, tokenizer.special_ids, tokenizer.mask_id, tokenizer.vocab_size)
-            if settings.with_masked
-            else None
-        )
+        self._masker = _masker(tokenizer, settings) if settings.with_masked else None
 
     def make(self, starts: np.ndarray, samples: np.ndarray, step: int) -> Batch:
         """Return one micro-batch.
@@ -139,6 +135,15 @@ class BatchMaker:
             for name, values in zip(("mlm_input_ids", "mlm_positions", "mlm_targets"), masked, strict=True):
                 batch[name] = torch.from_numpy(values)
         return batch
+
+
+def _masker(tokenizer: Tokenizer, settings: BatchSettings) -> Masker:
+    if tokenizer.mask_id is None:
+        raise InputError(
+            "objective: the masked objective needs a mask token, and the tokenizer has none; name one in "
+            "tokenizer.mask_token, or let tokenizer.added_tokens=mask add one"
+        )
+    return Masker(settings.objective, settings.seed, tokenizer.special_ids, tokenizer.mask_id, tokenizer.vocab_size)
 
 
 class Batches:

@@ -21,7 +21,8 @@ from modules.data.rows import TextField
 from modules.data.shard_writer import SplitWriter
 from modules.data.shards import DATA_FILE, TOKENIZER_FILE, token_dtype
 from modules.data.source_text import Losses
-from modules.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer, take_bytes
+from modules.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
+from modules.data.trained_tokenizers import take_bytes
 from modules.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,14 @@ def prepare_tokens(
     with ExitStack() as stack:
         writers: dict[Split, SplitWriter] = {}
         for split in ("train", "val"):
-            writer = SplitWriter(folder, split, dtype, made.end_of_text_id, writes_token_bytes=split == counted)
+            writer = SplitWriter(
+                folder,
+                split,
+                dtype,
+                made.end_of_text_id,
+                begin_id=made.begin_id,
+                writes_token_bytes=split == counted,
+            )
             writers[split] = stack.enter_context(closing(writer))
         pool = stack.enter_context(EncoderPool(folder / TOKENIZER_FILE, dtype, data.num_processes or num_cores()))
         try:
@@ -107,7 +115,7 @@ def prepare_tokens(
     if pieces.field.num_left_out:
         log.warning("data: %s", pieces.field.left_out_line())
     descriptions = {split: writer.description() for split, writer in writers.items()}
-    _write_description(folder, made, dtype, descriptions, pieces.field.num_left_out)
+    _write_description(folder, made, tokenizer.mask_token, dtype, descriptions, pieces.field.num_left_out)
     return losses.told(made.unknown_token)
 
 
@@ -266,7 +274,12 @@ def _check_splits(data: DataConfig, writers: dict[Split, SplitWriter], field: Te
 
 
 def _write_description(
-    folder: Path, tokenizer: Tokenizer, dtype: np.dtype, splits: Mapping[str, Any], num_left_out: int
+    folder: Path,
+    tokenizer: Tokenizer,
+    mask_token: str | None,
+    dtype: np.dtype,
+    splits: Mapping[str, Any],
+    num_left_out: int,
 ) -> None:
     description: dict[str, Any] = {
         "format": 1,
@@ -277,6 +290,8 @@ def _write_description(
     }
     if tokenizer.end_token != END_OF_TEXT:
         description["end_token"] = tokenizer.end_token
+    if mask_token is not None:
+        description["mask_token"] = mask_token
     if num_left_out:
         description["rows_without_text"] = num_left_out
     (folder / DATA_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

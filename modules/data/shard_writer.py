@@ -22,9 +22,11 @@ class SplitWriter:
         dtype: np.dtype,
         end_of_text_id: int,
         *,
+        begin_id: int | None = None,
         writes_token_bytes: bool = False,
         shard_tokens: int = SHARD_TOKENS,
     ):
+        self._begin = np.array([] if begin_id is None else [begin_id], dtype=dtype)
         self._end_of_text = np.array([end_of_text_id], dtype=dtype)
         self._tokens = _Shards(folder, split, shard_tokens)
         self._token_bytes = _Shards(folder, f"{split}_token_bytes", shard_tokens) if writes_token_bytes else None
@@ -41,7 +43,7 @@ class SplitWriter:
     def add(
         self, tokens: np.ndarray, num_bytes: int, ends_document: bool, token_bytes: np.ndarray | None = None
     ) -> None:
-        """Append a piece of a document, and the end-of-text token after its last piece.
+        """Append a piece of a document, with the token that begins its first piece and the one that ends its last.
 
         Args:
             tokens: [n] of the shards' dtype.
@@ -52,6 +54,9 @@ class SplitWriter:
         if not self._inside_document:
             self._starts.write(np.array([self.num_tokens], dtype=BOUNDARY_DTYPE).tobytes())
             self.num_documents += 1
+            tokens = np.concatenate([self._begin, tokens])
+            if token_bytes is not None:
+                token_bytes = np.concatenate([np.zeros(len(self._begin), dtype=np.int64), token_bytes])
         tokens = np.concatenate([tokens, self._end_of_text]) if ends_document else tokens
         if self._token_bytes is not None and token_bytes is not None:
             left_over = num_bytes - int(token_bytes.sum())

@@ -157,7 +157,8 @@ class TokenData:
 def open_tokenizer(path: Path) -> Tokenizer:
     """Open the tokenizer of the folder that `prepare_tokens` wrote; no token shard is needed for it."""
     description = json.loads((path / DATA_FILE).read_bytes())
-    return Tokenizer.load(path / TOKENIZER_FILE, description.get("end_token", END_OF_TEXT))
+    names = description.get("end_token", END_OF_TEXT), description.get("mask_token")
+    return Tokenizer.load(path / TOKENIZER_FILE, *names)
 
 
 def check_length(num_tokens: int, sequence_length: int) -> None:

@@ -3,6 +3,7 @@
 This module imports only numpy and the standard library, because every tokenising process pays for the imports again.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ def byte_alphabet() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+_BYTE_OF = {character: byte for byte, character in enumerate(byte_alphabet())}
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def cuts_like_gpt2(description: Description) -> bool:
@@ -51,12 +56,7 @@ def is_per_character(description: Description) -> bool:
 
 
 def joins_at_words(description: Description) -> bool:
-    """Return whether pieces that were cut between words have the tokens of the whole text.
-
-    These are the tokenizers that prepared data of format 2 was right for.
-    """
-    if adds_tokens(description["post_processor"]):
-        return False
+    """Return whether pieces that were cut between words have the tokens of the whole text."""
     per_byte = keeps_bytes(description) and not description["model"]["merges"]
     return is_per_character(description) or per_byte or (cuts_like_gpt2(description) and keeps_bytes(description))
 
@@ -102,6 +102,56 @@ def unknown_id(description: Description) -> int | None:
 def adds_tokens(post_processor: Description | None) -> bool:
     """Return whether a post-processor adds tokens such as `<s>` to a text."""
     return any(part["type"] != "ByteLevel" for part in _parts(post_processor, "processors"))
+
+
+def tokens_around(post_processor: Description | None) -> tuple[list[int], list[int]]:
+    """Return the tokens that a post-processor puts before and after a text; of a sequence, one part at most does."""
+    added = [_added_by(part) for part in _parts(post_processor, "processors")]
+    return next((around for around in added if any(around)), ([], []))
+
+
+def _added_by(part: Description) -> tuple[list[int], list[int]]:
+    if part["type"] in ("BertProcessing", "RobertaProcessing"):
+        return [part["cls"][1]], [part["sep"][1]]
+    if part["type"] != "TemplateProcessing":
+        return [], []
+    around: tuple[list[int], list[int]] = [], []
+    after_text = False
+    for piece in part["single"]:
+        if "Sequence" in piece:
+            after_text = True
+        else:
+            around[after_text].extend(part["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
+    return around
+
+
+def writes_bytes(decoder: Description | None) -> bool:
+    """Return whether text is the bytes of the tokens, as `token_bytes` gives them, and nothing else."""
+    return [part["type"] for part in _parts(decoder, "decoders")] == ["ByteLevel"]
+
+
+def joins_byte_tokens(decoder: Description | None) -> bool:
+    """Return whether tokens such as `<0x0A>` that follow each other are written as one text."""
+    return any(part["type"] == "ByteFallback" for part in _parts(decoder, "decoders"))
+
+
+def is_byte_token(token: str) -> bool:
+    """Return whether a token such as `<0x0A>` stands for a byte."""
+    return _BYTE_TOKEN.fullmatch(token) is not None
+
+
+def in_byte_alphabet(text: str) -> str:
+    """Return a text as byte-level vocabularies write it."""
+    alphabet = byte_alphabet()
+    return "".join(alphabet[byte] for byte in text.encode())
+
+
+def token_bytes(token: str) -> bytes:
+    """Return the bytes that a token of a byte-level vocabulary stands for: an added one is spelt as it is."""
+    try:
+        return bytes(_BYTE_OF[character] for character in token)
+    except KeyError:
+        return token.encode()
 
 
 def spelt_bytes(description: Description, vocab_size: int) -> np.ndarray:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.errors import InputError
-from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, stored, to_huggingface
-from modules.huggingface.weights import INDEX, WEIGHTS, parameter_shapes
+from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, stored, to_huggingface
+from modules.huggingface.weights import parameter_shapes
 from modules.initial_values import VOCABULARY
 from modules.model_config import ModelConfig
 

@@ -1,7 +1,6 @@
 """A folder of model files, wherever it lies, and the settings in it."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,9 @@ from modules.model_config import ModelConfig
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class ModelFolder(Protocol):
@@ -27,8 +29,8 @@ class ModelFolder(Protocol):
         """Where the folder is, for messages."""
         ...
 
-    def names(self) -> list[str]:
-        """Return the names of the files in it."""
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of that name."""
         ...
 
     def num_bytes(self, name: str) -> int:
@@ -50,8 +52,8 @@ class LocalFolder:
     def url(self) -> str:
         return str(self.path)
 
-    def names(self) -> list[str]:
-        return sorted(os.listdir(self.path)) if self.path.is_dir() else []
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
 
     def num_bytes(self, name: str) -> int:
         return (self.path / name).stat().st_size
@@ -95,18 +97,33 @@ def read_config(folder: ModelFolder) -> ModelConfig:
     Raises:
         InputError: There is no config.json, or it cannot be used.
     """
-    if CONFIG not in folder.names():
-        raise InputError(f"{folder.url}: no {CONFIG}; give a folder with {CONFIG} and model.safetensors")
+    if not folder.has(CONFIG):
+        raise InputError(f"{folder.url}: no {CONFIG}; give a folder with {CONFIG} and {WEIGHTS}")
     return from_huggingface(read_json(folder, CONFIG))
 
 
-def read_end_ids(folder: ModelFolder) -> list[int]:
-    """Return the tokens at which a folder's model ends a text, that of config.json first."""
-    found: list[int] = []
-    for name in (CONFIG, GENERATION_CONFIG):
-        ids = read_json(folder, name).get("eos_token_id") if name in folder.names() else None
-        found += [number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)]
-    return list(dict.fromkeys(found))
+def weight_files(folder: ModelFolder) -> list[str]:
+    """Return the names of a folder's safetensors files.
+
+    Raises:
+        InputError: There are none, or they lie elsewhere.
+    """
+    if folder.has(WEIGHTS):
+        return [WEIGHTS]
+    if folder.has(INDEX):
+        files = sorted(set(read_json(folder, INDEX).get("weight_map", {}).values()))
+        for file in files:
+            if "/" in file or "\\" in file:
+                raise InputError(f"{folder.url}/{INDEX}: {file} lies outside the folder; fetch the model again")
+            if not folder.has(file):
+                raise InputError(f"{folder.url}/{file}: missing; the folder is incomplete, fetch the model again")
+        return files
+    if any(map(folder.has, _PICKLES)):
+        raise InputError(
+            f"{folder.url}: only .bin weights, which are pickles and are never read; convert them with transformers: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+        )
+    raise InputError(f"{folder.url}: no {WEIGHTS}; give a folder with {CONFIG} and {WEIGHTS}")
 
 
 def from_huggingface(content: Mapping[str, Any]) -> ModelConfig:

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from modules.errors import InputError
-from modules.huggingface.folder import ModelFolder, full_name, holds_no_weights, read_config, read_json, stored
+from modules.huggingface.folder import ModelFolder, full_name, holds_no_weights, read_config, stored, weight_files
 from modules.huggingface.safetensors_header import StoredTensor, read_header
 from modules.initial_values import VOCABULARY
 from modules.model import GPT
 from modules.model_config import ModelConfig
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _BLOCK_BYTES = 16 * 2**20
 _thread = threading.local()
 
@@ -206,28 +204,3 @@ def load_huggingface(folder: ModelFolder, device: torch.device | str = "cpu", nu
     parameters = model.named_parameters()
     weights.fill((Range(name, 0, p.numel(), p.detach().view(-1)) for name, p in parameters), num_readers)
     return model
-
-
-def weight_files(folder: ModelFolder) -> list[str]:
-    """Return the names of a folder's safetensors files.
-
-    Raises:
-        InputError: There are none, or they lie elsewhere.
-    """
-    names = folder.names()
-    if WEIGHTS in names:
-        return [WEIGHTS]
-    if INDEX in names:
-        files = sorted(set(read_json(folder, INDEX).get("weight_map", {}).values()))
-        for file in files:
-            if "/" in file or "\\" in file:
-                raise InputError(f"{folder.url}/{INDEX}: {file} lies outside the folder; fetch the model again")
-            if file not in names:
-                raise InputError(f"{folder.url}/{file}: missing; the folder is incomplete, fetch the model again")
-        return files
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-        raise InputError(
-            f"{folder.url}: only .bin weights, which are pickles and are never read; convert them with transformers: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
-        )
-    raise InputError(f"{folder.url}: no {WEIGHTS}; give a folder with config.json and {WEIGHTS}")

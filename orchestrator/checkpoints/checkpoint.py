@@ -1,26 +1,19 @@
 """What a checkpoint holds, and how a run finds the newest complete one; the same for all strategies and world sizes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from modules.initial_values import initial_values
-from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.fragments import FragmentReader
 from orchestrator.checkpoints.names import committed_steps, name_of
-from orchestrator.checkpoints.parts import STATE, check_format, check_shapes, other_version
+from orchestrator.checkpoints.parts import STATE, Shapes, check_format, check_shapes, other_version
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.distributed.collectives import from_rank_0, gathered
-from orchestrator.distributed.training_state import MASTER, Fragment, TrainingState
+from orchestrator.distributed.training_state import TrainingState
 from orchestrator.errors import ArtifactError, OrchestratorError
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
-
-Shapes = dict[str, list[int]]
-"""Shape of each parameter."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +25,6 @@ class Checkpoint:
     progress: Progress
     reader: FragmentReader
     shapes: Shapes
-
-
-@dataclass(frozen=True)
-class InitialWeights:
-    """The state before the first step, read by range like a checkpoint."""
-
-    shapes: Shapes
-    model: ModelConfig
-    vocab_size: int
-    seed: int
-
-    def fill(self, wanted: Iterable[Fragment]) -> None:
-        """Copy the initial weights that the fragments name into their views."""
-        for fragment in wanted:
-            fragment.view.copy_(self._values(fragment))
-
-    def _values(self, fragment: Fragment) -> Tensor:
-        assert fragment.kind == MASTER, "an optimizer without steps has no moments"
-        shape = tuple(self.shapes[fragment.parameter])
-        where = (fragment.parameter, shape, fragment.start, fragment.stop)
-        return initial_values(*where, self.seed, self.model, self.vocab_size)
 
 
 def open_checkpoint(storage: Storage, name: str) -> Checkpoint:

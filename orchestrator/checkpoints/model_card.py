@@ -84,13 +84,14 @@ class Card:
             "license": self.license,
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
-            "base_model": self.recipe.get("base_model"),
+            "base_model": self.recipe.get("base_model", {}).get("hub"),
             "datasets": [hub_data] if hub_data else None,
         }
         return yaml.safe_dump({name: value for name, value in known.items() if value}, sort_keys=False)
 
     def _summary(self) -> str:
-        base = f", begun from {self.recipe['base_model']}" if self.recipe.get("base_model") else ""
+        hub_name = self.recipe.get("base_model", {}).get("hub", "another model")
+        base = f", continued from {hub_name}" if "base_model" in self.recipe else ""
         return (
             f"A language model of {self.num_parameters:,} parameters, trained by the run `{self.title}` of "
             f"gpt-orchestrator{base}: the weights after step {self.step:,}."
@@ -135,7 +136,10 @@ def _data(data: DataFacts) -> dict[str, str]:
 
 def _training(card: Card) -> dict[str, str]:
     recipe, training = card.recipe, card.recipe.get("training", {})
-    rows = {"objective": _phases(recipe.get("objective", {}).get("phases", ()))}
+    rows = {
+        "continued from": _base(recipe.get("base_model", {})),
+        "objective": _phases(recipe.get("objective", {}).get("phases", ())),
+    }
     if training:
         batch, length = training["global_batch_size"], training["sequence_length"]
         rows |= {
@@ -147,6 +151,15 @@ def _training(card: Card) -> dict[str, str]:
         }
     optimizer = _optimizer(recipe["optimizer"]) if "optimizer" in recipe else ""
     return {**rows, "optimizer": optimizer, "seed": str(recipe.get("seed", ""))}
+
+
+def _base(identity: Mapping[str, Any]) -> str:
+    """Return what identifies the model from which the run went on."""
+    if "hub" in identity:
+        return f"{identity['hub']}, commit {identity['commit']}"
+    if "committed" in identity:
+        return f"a model of this program, whose manifest has the digest {identity['committed']}"
+    return ", ".join(f"{file} ({version})" for file, version in identity.get("files", ()))
 
 
 def _phases(phases: Sequence[Mapping[str, Any]]) -> str:

@@ -28,6 +28,8 @@ CHUNK_BYTES = 8 * 2**20
 STATE = "state.json"
 
 _NUM_READERS = 8
+Shapes = dict[str, list[int]]
+"""Shape of each parameter."""
 Index = dict[str, dict[str, list[tuple[int, int, str, int]]]]
 """parameter -> kind -> (start, stop, file, offset of its first byte in the file), in order of start."""
 

@@ -7,9 +7,8 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.background_writer import BackgroundWriter
-from orchestrator.checkpoints.checkpoint import Shapes
 from orchestrator.checkpoints.names import name_of
-from orchestrator.checkpoints.parts import Part, commit_parts, error_of, file_of, store_part
+from orchestrator.checkpoints.parts import Part, Shapes, commit_parts, error_of, file_of, store_part
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention, prune
 from orchestrator.checkpoints.snapshot import Snapshot

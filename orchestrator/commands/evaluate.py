@@ -17,9 +17,9 @@ from orchestrator.training.evaluation import Windows, compression, evaluate
 
 def run(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
-    trained = load_model(config.model.path)
+    trained = load_model(config.model.path, config.model.revision)
     stream = _text(config, trained)
-    length = config.sequence_length or trained.context_length
+    length = config.sequence_length or trained.validation_length
     if length > trained.model.config.max_positions:
         raise UserError(f"sequence_length={length}: the model has {trained.model.config.max_positions} positions")
     if length > trained.context_length:
@@ -56,7 +56,7 @@ def _prepared(data: DataConfig, config: EvaluateConfig, trained: TrainedModel, s
         data = data.model_copy(update={"val_fraction": 0.0})
     end_token = trained.tokenizer.end_token
     tokenizer = TokenizerConfig(
-        kind="file", path=str(trained.tokenizer_file), end_token=None if end_token == END_OF_TEXT else end_token
+        kind="file", path=trained.tokenizer_path, end_token=None if end_token == END_OF_TEXT else end_token
     )
     with prepare_progress() as progress:
         return prepared_data(storage, data, tokenizer, DataRequirements(), progress)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from modules.data.encoding import CannotEncodeError
-from modules.generation import Sampling, sample
+from modules.generation.sampler import sample
+from modules.generation.sampling import Sampling
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.configuration.commands import GenerateConfig
 from orchestrator.configuration.schema import shown
@@ -15,7 +16,7 @@ from orchestrator.errors import UserError
 
 def run(config: GenerateConfig) -> None:
     """Load the model and show the continuations; a single one is streamed token by token."""
-    trained = load_model(config.model.path)
+    trained = load_model(config.model.path, config.model.revision)
     prompt_ids = _prompt_ids(config, trained)
     tokens = sample(trained.model, prompt_ids, _sampling(config, trained))
     if config.num_sequences == 1:
@@ -54,7 +55,7 @@ def _sampling(config: GenerateConfig, trained: TrainedModel) -> Sampling:
         top_k=config.top_k,
         top_p=config.top_p,
         seed=config.seed,
-        stop_ids=trained.end_ids,
+        end_ids=trained.end_ids,
         context_length=trained.context_length,
         document_end_id=trained.tokenizer.end_of_text_id if trained.reads_documents_apart else None,
     )

@@ -75,7 +75,9 @@ class ModelPath(Config):
     """A trained model."""
 
     path: Input[str]
-    """A model directory (any fsspec URL), or a Hugging Face folder or hub name."""
+    """A model directory or Hugging Face folder (any fsspec URL), or a hub name."""
+    revision: Input[str | None] = None
+    """A commit, tag or branch of a hub name; null takes the newest state."""
 
 
 class EvaluateConfig(Config):

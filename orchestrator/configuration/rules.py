@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from modules.config import ObjectiveConfig, divisors
+from modules.config import ObjectiveConfig, TokenizerConfig, divisors
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
 from orchestrator.configuration.faults import fault_mistakes
 
@@ -86,12 +86,27 @@ def _batch_can_be_shared_out(config: TrainingRunConfig) -> list[str]:
 
 
 def _sequence_fits(config: TrainingRunConfig) -> list[str]:
+    return [] if config.model.path else sequence_mistakes(config)  # the model at that path is not known here
+
+
+def sequence_mistakes(config: TrainingRunConfig) -> list[str]:
+    """Return a line if a sequence has more tokens than the model has positions."""
     length, positions = config.training.sequence_length, config.model.max_positions
     if length <= positions:
         return []
     return [
         f"training.sequence_length={length}: longer than model.max_positions ({positions}); "
-        "lower the former or raise the latter"
+        + ("lower it" if config.model.path else "lower the former or raise the latter")
+    ]
+
+
+def _tokenizer_is_the_models(config: PretrainConfig) -> list[str]:
+    given = config.tokenizer != TokenizerConfig()
+    if config.model.path is None or not given:
+        return []
+    return [
+        f"tokenizer.kind={config.tokenizer.kind}: the model at model.path is continued with its own tokenizer; "
+        "leave the tokenizer's fields out"
     ]
 
 
@@ -149,6 +164,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"training", "model"}), _sequence_fits),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
     (frozenset({"training", "strategy"}), _precision_suits_the_strategy),
+    (frozenset({"model", "tokenizer"}), _tokenizer_is_the_models),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
 )

@@ -2,7 +2,9 @@
 
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _FOLDER = "runs"
+_NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 _RECIPE, _CONFIG, _IDENTITY, _METRICS = "recipe.json", "config.yaml", "run.json", "metrics.json"
 
 
@@ -43,6 +46,11 @@ class Run:
     def model_name(self) -> str:
         """The exported model's artifact, relative to the storage root."""
         return f"{self.folder}/model"
+
+    @property
+    def base_name(self) -> str:
+        """The small files of the model that is continued, if there is one, relative to the storage root."""
+        return f"{self.folder}/base_model"
 
     @property
     def metrics_name(self) -> str:
@@ -100,11 +108,16 @@ class Job:
     objective: ObjectiveSource
 
 
-def training_recipe(config: PretrainConfig, data_name: str) -> dict[str, Any]:
-    """Return what decides the weights: the prepared data, and every setting that is marked `Identity`."""
+def training_recipe(config: PretrainConfig, data_name: str, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what decides the weights: the prepared data, and every setting that is marked `Identity`.
+
+    Args:
+        base: Identity of the model that is continued; None for weights from the seed.
+    """
     decides = identity(config)
     groups = {name: fields for name, fields in decides.items() if name not in ("run", "data", "tokenizer")}
-    return {"command": "pretrain", "data": data_name, "seed": decides["run"]["seed"], **groups}
+    begun = {} if base is None else {"base_model": base}
+    return {"command": "pretrain", "data": data_name, "seed": decides["run"]["seed"], **begun, **groups}
 
 
 def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]) -> Run:
@@ -176,9 +189,15 @@ def folder_names(storage: Storage) -> list[str]:
     return storage.list(_FOLDER, folders_only=True)
 
 
-def begin(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
-    """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun."""
+def begin(storage: Storage, run: Run, config: TrainingRunConfig, base_files: Mapping[str, bytes] = _NO_FILES) -> None:
+    """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun.
+
+    Args:
+        base_files: Small files of the model that is continued; the export needs them when that model may be gone.
+    """
     storage.remove(run.metrics_name)  # of fewer steps
+    for name, content in base_files.items():
+        storage.write_bytes(f"{run.base_name}/{name}", content)
     _write(storage, run, config)
 
 

@@ -11,7 +11,7 @@ import torch
 from modules.config import ObjectiveConfig
 from modules.data.batches import Batch, BatchMaker, BatchSettings, ValidationBatches
 from modules.data.shards import TokenStream
-from modules.data.tokenizer import Tokenizer
+from modules.data.tokenizer import END_OF_TEXT, Tokenizer
 from modules.errors import InputError
 from modules.validation import validation_metrics, validation_sums
 from orchestrator.artifacts.models import TrainedModel
@@ -79,8 +79,11 @@ def evaluate(
 def _check_rows(trained: TrainedModel, batch: Batch) -> None:
     largest = int(max(batch["input_ids"].max(), batch["targets"].max()))
     if largest >= trained.model.vocab_size:
+        name = (
+            trained.tokenizer.token_of(largest) or END_OF_TEXT
+        )  # put after each document of a model without end token
         raise InputError(
-            f"the text has token {largest} ({trained.tokenizer.token_of(largest)}), but the model has rows for tokens "
+            f"the text has token {largest} ({name}), but the model has rows for tokens "
             f"0 to {trained.model.vocab_size - 1}; it needs the tokenizer and eos_token_id that it was trained with"
         )
 

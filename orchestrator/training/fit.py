@@ -7,7 +7,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from modules.data.batches import Batch, Share
-from modules.generation import Sampling
+from modules.generation.sampling import Sampling
 from modules.gpt_module import GPTModule
 from modules.objective import Objective
 from orchestrator.checkpoints.attempt import Attempt

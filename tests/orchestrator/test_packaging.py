@@ -74,7 +74,7 @@ def _imports_of(node: ast.AST) -> Iterator[str]:
 def own_packages() -> set[str]:
     """Return what lies here: the packages, and the files that tests and benchmarks import from beside them."""
     beside = {file.stem for folder in ("tests/support", "tests/benchmarks") for file in (ROOT / folder).glob("*.py")}
-    return {"modules", "orchestrator", *beside}
+    return {"infra", "modules", "orchestrator", *beside}
 
 
 def names_of(requirements: list[str]) -> set[str]:

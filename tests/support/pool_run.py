@@ -21,6 +21,7 @@ class PoolRun:
     Args:
         training: Fields of the section `training` that differ.
         optimizer: The same of `optimizer`.
+        model: The section `model`, where it is another one; `tokenizer` belongs to it.
     """
 
     def __init__(
@@ -32,6 +33,8 @@ class PoolRun:
         checkpoint: dict[str, Any] | None = None,
         training: dict[str, Any] | None = None,
         optimizer: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        tokenizer: dict[str, Any] | None = None,
         **guard: float,
     ) -> None:
         self._pool, self._root = pool, root
@@ -40,8 +43,8 @@ class PoolRun:
                 "run": {"name": "tiny"},
                 "storage": {"root": str(root)},
                 "data": {"source": "files", "path": str(text), "split": "position", "val_fraction": 0.0},
-                "tokenizer": {"kind": "byte"},
-                "model": {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "max_positions": 32},
+                "tokenizer": tokenizer or {"kind": "byte"},
+                "model": model or {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "max_positions": 32},
                 "optimizer": {"warmup_steps": 4, **(optimizer or {})},
                 "training": {
                     "num_steps": STEPS,
@@ -71,6 +74,10 @@ class PoolRun:
         shutil.copytree(self._root, root)
         go_back(root / self._run.relative_to(self._root), at_step)
         return root
+
+    def remove(self) -> None:
+        """Remove all that this run has stored."""
+        shutil.rmtree(self._root)
 
     @property
     def _run(self) -> Path:

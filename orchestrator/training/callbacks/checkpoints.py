@@ -10,7 +10,8 @@ from pytorch_lightning import Callback, Trainer
 from modules.gpt_module import GPTModule
 from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.attempt import Attempt
-from orchestrator.checkpoints.checkpoint import InitialWeights
+from orchestrator.checkpoints.first_weights import first_weights
+from orchestrator.checkpoints.parts import Shapes
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.saves import Saves
@@ -76,7 +77,7 @@ class Checkpoints(Callback):
         state, shapes = training_state(trainer, pl_module.model), _shapes(pl_module)
         progress = self._restored(state, shapes)
         if progress is None:
-            state.load(InitialWeights(shapes, pl_module.model_config, pl_module.vocab_size, pl_module.seed), 0)
+            state.load(first_weights(shapes, pl_module.model_config, pl_module.vocab_size, pl_module.seed), 0)
             progress = Progress(step=0, tokens=0)
         elif changed := progress.changed_meaning(pl_module.training_config.precision):
             self._note(changed)
@@ -91,7 +92,7 @@ class Checkpoints(Callback):
         self._saves = Saves(self._storage, self._attempt, self._config.mode)
         self._saves.prepare(state)
 
-    def _restored(self, state: TrainingState, shapes: checkpoint.Shapes) -> Progress | None:
+    def _restored(self, state: TrainingState, shapes: Shapes) -> Progress | None:
         storage, run_name, rollback = self._storage, self._attempt.run_name, self._rollback
         good_step = rollback.good_step if rollback else None
         progress = checkpoint.restore(storage, run_name, state, shapes, notify=self._note, at_most=good_step)
@@ -229,7 +230,7 @@ class Checkpoints(Callback):
             self._runtime.emit(event)
 
 
-def _shapes(module: GPTModule) -> checkpoint.Shapes:
+def _shapes(module: GPTModule) -> Shapes:
     # under ZeRO-3 `p.shape` is that of an empty shard
     return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.model.named_parameters()}
 

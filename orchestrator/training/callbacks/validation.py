@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from modules.data.batches import Batch
-from modules.generation import Sampling
+from modules.generation.sampling import Sampling
 from modules.gpt_module import GPTModule
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from foreign_tokenizers import CORPUS, HARD, KINDS, foreign
+from pydantic import ValidationError
 from tokenizers import Tokenizer as Reference
 from tokenizers import models, pre_tokenizers
 
-from modules.config import DataConfig, TokenizerConfig
+from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from modules.data import documents
+from modules.data.batches import BatchMaker, BatchSettings
 from modules.data.prepare import prepare_tokens
 from modules.data.shards import TokenData
 from modules.data.stdlib import LocalFile
@@ -205,3 +207,79 @@ def test_a_token_for_more_bytes_than_can_be_written_passes_them_on(tmp_path: Pat
     text = "a" + " " * 16_000 + "b"
     data, _ = prepared(tmp_path, (text * 5,), file)
     assert documents_of(data)[0][1] == len(text) * 5
+
+
+BEGINS = {"llama2": ("<s>", "</s>"), "llama3": ("<|begin|>", "<|end_of_text|>"), "wordpiece": ("[CLS]", "[SEP]")}
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("kind", BEGINS)
+def test_a_begin_token_stands_once_before_each_document_and_for_no_bytes(
+    kind: str, num_processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "PIECE_CHARS", 300)
+    begin, end = BEGINS[kind]
+    texts = (*LONG, *HARD)
+    data, _ = prepared(
+        tmp_path, texts, foreign(kind), num_processes, begin_token=begin, end_token=end, added_tokens="none"
+    )
+    number = data.tokenizer.begin_id
+    assert (data.tokenizer.begin_token, data.tokenizer.end_token) == (begin, end)
+    for text, (ids, num_bytes) in zip(texts, documents_of(data), strict=True):
+        assert ids == [number, *data.tokenizer.encode(text)] == data.tokenizer.prompt_ids(text)
+        assert num_bytes == len(text.encode())
+    starts = data.train.document_starts
+    assert all(data.train.num_bytes(np.array([start]), 1) == 0 for start in starts)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3", "llama2"])
+def test_a_prompt_begins_as_the_documents_did(kind: str) -> None:
+    end = BEGINS.get(kind, ("", "<|endoftext|>"))[1]
+    without = built(kind, end_token=end, added_tokens="none")
+    assert without.prompt_ids("To be") == without.encode("To be")
+    begun = built(kind, end_token=end, begin_token=end, added_tokens="none")
+    assert begun.prompt_ids("To be") == [begun.end_of_text_id, *begun.encode("To be")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("added", ["mask", "none"])
+def test_no_more_is_added_than_asked_for(kind: str, added: str) -> None:
+    before = Reference.from_str(foreign(kind).decode()).get_vocab(with_added_tokens=True)
+    end = next(name for name in ("</s>", "[SEP]", "<|end_of_text|>", "<|endoftext|>", "0") if name in before)
+    if end == "0":
+        with pytest.raises(InputError, match=rf"tokenizer\.added_tokens={added}: given\.json has no <\|endoftext\|>"):
+            built(kind, added_tokens=added)
+        return
+    tokenizer = built(kind, end_token=end, added_tokens=added)
+    new = {"<|mask|>": max(before.values()) + 1} if added == "mask" and "[MASK]" not in before else {}
+    assert Reference.from_str(tokenizer.serialised()).get_vocab(with_added_tokens=True) == before | new
+    assert tokenizer.mask_id == (before | new).get("[MASK]" if "[MASK]" in before else "<|mask|>")
+    assert {tokenizer.end_of_text_id, *new.values()} <= set(tokenizer.special_ids)
+
+
+def test_the_mask_token_of_a_file_is_kept_in_prepared_data(tmp_path: Path) -> None:
+    data, _ = prepared(tmp_path, HARD, foreign("wordpiece"), mask_token="[UNK]", end_token="[SEP]")
+    assert data.tokenizer.mask_token == "[UNK]"
+    assert data.tokenizer.id_of("<|mask|>") is None
+    assert data.tokenizer.id_of("<|pad|>") is not None
+
+
+@pytest.mark.parametrize("field", ["begin_token", "mask_token"])
+def test_a_token_that_the_file_lacks_or_that_is_in_text_is_refused_in_every_role(field: str) -> None:
+    with pytest.raises(InputError, match=rf"tokenizer\.{field}=</S>: given\.json has no such token"):
+        built("llama2", **{field: "</S>"})
+    with pytest.raises(InputError, match=rf"tokenizer\.{field}=be: text is encoded as this token"):
+        built("llama2", **{field: "be"})
+
+
+@pytest.mark.parametrize("fields", [{"begin_token": "<s>"}, {"mask_token": "[MASK]"}, {"added_tokens": "none"}])
+def test_tokens_of_a_file_need_a_file(fields: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="needs kind=file"):
+        TokenizerConfig(kind="byte", **fields)
+
+
+def test_masks_need_a_mask_token(tmp_path: Path) -> None:
+    data, _ = prepared(tmp_path, HARD, foreign("llama2"), end_token="</s>", added_tokens="none")
+    settings = BatchSettings(8, 0, ObjectiveConfig(), with_masked=True)
+    with pytest.raises(InputError, match=r"let tokenizer\.added_tokens=mask add one"):
+        BatchMaker(data.train, data.tokenizer, settings)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from modules.config import TokenizerConfig
-from modules.data.tokenizer import SPECIAL_TOKENS, Tokenizer, build_tokenizer, take_bytes
+from modules.data.tokenizer import SPECIAL_TOKENS, Tokenizer, build_tokenizer
+from modules.data.trained_tokenizers import take_bytes
 from modules.data.traits import byte_alphabet
 from modules.errors import InputError
 

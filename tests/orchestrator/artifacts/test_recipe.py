@@ -25,7 +25,7 @@ RUNTIME_FIELDS = {
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
     *("training.compile", "fix", "build", "name", "to"),
 }
-INPUT_FIELDS = {"data.path", "data.revision", "tokenizer.path", "model.path", "step"}
+INPUT_FIELDS = {"data.path", "data.revision", "tokenizer.path", "model.path", "model.revision", "step"}
 
 
 def example(kind: type[Config], **given: Any) -> Config:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from host_reads import host_reads
 from torch import Tensor
 
 from modules.errors import InputError
-from modules.generation import Sampling, sample, sampling_probabilities
+from modules.generation.sampler import sample
+from modules.generation.sampling import Sampling
 from modules.huggingface.export import save_huggingface
 from modules.model import GPT
 from modules.model_config import ModelConfig
@@ -86,37 +88,13 @@ def test_samples_follow_the_distribution(model: GPT) -> None:
     assert (found - expected).abs().max() < 4 * (expected * (1 - expected) / count).sqrt().max()
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [
-        (1.0, None, None),
-        (0.7, None, None),
-        (1.0, 5, None),
-        (1.0, None, 0.8),
-        (1.5, 12, 0.6),
-        (1.0, 500, None),
-        (1.0, 1, 1e-6),
-    ],
-)
-def test_probabilities_equal_transformers(
-    transformers: Any, temperature: float, top_k: int | None, top_p: float | None
-) -> None:
-    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(1)) * 3
-    warpers = [transformers.TemperatureLogitsWarper(temperature)]
-    warpers += [transformers.TopKLogitsWarper(top_k)] if top_k else []
-    warpers += [transformers.TopPLogitsWarper(top_p)] if top_p else []
-    expected = transformers.LogitsProcessorList(warpers)(None, logits.clone()).softmax(-1)
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    torch.testing.assert_close(sampling_probabilities(logits, sampling), expected, rtol=1e-5, atol=0)
-
-
 def test_top_k_of_one_is_greedy(model: GPT) -> None:
     assert torch.equal(continuation(model, top_k=1), continuation(model, temperature=0))
 
 
 def test_sequences_end_with_the_stop_token_and_stay_ended(model: GPT) -> None:
     stop_id = int(continuation(model, num_sequences=4)[2, 5])
-    found = continuation(model, num_sequences=4, stop_ids=(stop_id,)).tolist()
+    found = continuation(model, num_sequences=4, end_ids=(stop_id,)).tolist()
     free = continuation(model, num_sequences=4).tolist()
     for row, expected in zip(found, free, strict=True):
         end = expected.index(stop_id) + 1 if stop_id in expected else len(row)
@@ -127,7 +105,7 @@ def test_sequences_end_with_the_stop_token_and_stay_ended(model: GPT) -> None:
 def test_sampling_ends_as_soon_as_all_have(model: GPT) -> None:
     stop_id = int(continuation(model, temperature=0)[0, 3])
     first = continuation(model, temperature=0)[0].tolist().index(stop_id)
-    assert continuation(model, temperature=0, stop_ids=(stop_id,)).shape == (1, first + 1)
+    assert continuation(model, temperature=0, end_ids=(stop_id,)).shape == (1, first + 1)
 
 
 def test_text_goes_on_past_the_positions_as_if_its_start_had_been_dropped(model: GPT) -> None:
@@ -216,4 +194,17 @@ def test_no_more_is_seen_at_once_than_the_model_learned(model: GPT) -> None:
 def test_any_of_several_tokens_ends_a_sequence(model: GPT) -> None:
     free = continuation(model, temperature=0)[0].tolist()
     stop = min(free.index(free[3]), free.index(free[5]))
-    assert continuation(model, temperature=0, stop_ids=(free[5], free[3]))[0].tolist() == free[: stop + 1]
+    assert continuation(model, temperature=0, end_ids=(free[5], free[3]))[0].tolist() == free[: stop + 1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0}, {"repetition_penalty": 1.2, "top_p": 0.9, "min_p": 0.01}])
+def test_the_host_reads_once_a_token(model: GPT, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    row = continuation(model, num_sequences=6, **changes)[3].tolist()
+    end_id = max(row, key=row.index)  # the token that comes up last
+    sampling = Sampling(num_sequences=6, max_new_tokens=60, end_ids=(end_id, 59), seed=7, **changes)
+    tokens = sample(model, PROMPT, sampling)
+    next(tokens)  # the prompt
+    with host_reads(monkeypatch) as reads:
+        number = sum(1 for _ in tokens)
+    assert number > 2
+    assert reads.number <= number

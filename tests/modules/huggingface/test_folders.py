@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from modules.errors import InputError
 from modules.huggingface.export import save_huggingface
-from modules.huggingface.folder import LocalFolder, read_config, read_end_ids
+from modules.huggingface.folder import LocalFolder, read_config
 from modules.huggingface.weights import load_huggingface
 from modules.model import GPT, initialize
 from modules.model_config import ModelConfig
@@ -227,14 +227,6 @@ def test_a_weight_that_no_file_holds_is_named_though_another_is_tied(folder: Pat
         load_huggingface(LocalFolder(folder))
 
 
-def test_end_tokens_are_those_of_the_config_and_then_of_the_generation_config(folder: Path) -> None:
-    assert read_end_ids(LocalFolder(folder)) == [7]
-    (folder / "generation_config.json").write_text('{"eos_token_id": [9, 7]}')
-    assert read_end_ids(LocalFolder(folder)) == [7, 9]
-    change_config(folder, eos_token_id=None)
-    assert read_end_ids(LocalFolder(folder)) == [9, 7]
-
-
 def test_weights_may_be_read_by_whoever_may_read_the_other_files(folder: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert len(modes) == 3
@@ -245,7 +237,6 @@ def test_settings_of_generation_are_those_that_are_known(tmp_path: Path) -> None
     save_huggingface(tmp_path, TIED, VOCAB, new_model().named_parameters(), end_ids=[7, 9], begin_id=1, padding_id=0)
     found = json.loads((tmp_path / "generation_config.json").read_text())
     assert found == {"bos_token_id": 1, "eos_token_id": [7, 9], "pad_token_id": 0}
-    assert read_end_ids(LocalFolder(tmp_path)) == [7, 9]
     save_huggingface(tmp_path, TIED, VOCAB, new_model().named_parameters())
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {}
 

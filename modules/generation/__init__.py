@@ -1,0 +1,1 @@
+"""How does a model continue a text? Sampling, beam search, and where a text ends."""

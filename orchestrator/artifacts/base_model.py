@@ -1,0 +1,120 @@
+"""The model from which a training continues: its shape, its tokenizer and the identity of its content."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from modules.config import TokenizerConfig
+from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained, read_json
+from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
+from modules.errors import InputError
+from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, read_config, weight_files
+from modules.model_config import ModelConfig
+from orchestrator.artifacts import artifact
+from orchestrator.artifacts.model_folders import FoundModel, StoredFolder, find_model, read_files
+from orchestrator.errors import ConfigError
+from orchestrator.storage.input_files import find_files
+from orchestrator.storage.redaction import redact
+from orchestrator.storage.store import Storage
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model from which a training continues."""
+
+    config: ModelConfig
+    """Its shape, and where every worker finds it."""
+    tokenizer_config: TokenizerConfig
+    """How `prepare` makes the tokenizer."""
+    tokenizer: Tokenizer
+    """The model's own, with the files that came with it."""
+    files: dict[str, bytes]
+    """Its settings, tokenizer and chat template, with the mask token where one was added."""
+    identity: dict[str, Any]
+    """What changes with its content."""
+
+
+def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
+    """Return the model at `config.path`, with all that can be wrong with it found before anything is written.
+
+    Args:
+        config: The configuration as given; fields of the shape are left at their defaults.
+        needs_mask: Whether the training masks tokens; the vocabulary gets a mask token if it has none.
+
+    Raises:
+        UserError, InputError: there is no such model, or it cannot be continued.
+        ArtifactError: it is damaged.
+    """
+    from modules.huggingface.weights import Weights  # imports torch, which only this case needs in the driver
+
+    assert config.path is not None
+    found = find_model(config.path, config.revision)
+    _verify(found)
+    stored = read_config(found.folder)
+    files = read_files(found.folder)
+    tokenizer = load_pretrained(files, f"model.path={redact(config.path)}", with_mask=needs_mask)
+    if tokenizer.end_token is None:
+        raise InputError(
+            f"model.path={redact(config.path)}: the model has no token that ends a document; name one as eos_token_id "
+            f"in a copy of its {CONFIG}"
+        )
+    Weights(found.folder, stored)
+    try:
+        shape = config.of(_path_for_workers(config.path, found), found.commit, stored)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    shape = shape.model_copy(update={"vocab_size": max(stored.vocab_size or 0, tokenizer.vocab_size)})
+    settings = _tokenizer_config(tokenizer, found, needs_mask)
+    return BaseModel(shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, _identity(config.path, found))
+
+
+def kept_tokenizer(storage: Storage, name: str) -> Tokenizer | None:
+    """Return the tokenizer of the model that a run continues, from the files that the run has kept; None without one.
+
+    Args:
+        name: The folder of those files, relative to the storage root.
+    """
+    files = read_files(StoredFolder(storage, name))
+    return load_pretrained(files, storage.url(name)) if TOKENIZER_FILE in files else None
+
+
+def kept_special_ids(storage: Storage, name: str) -> dict[str, int]:
+    """Return the begin and the padding token that the settings of the model which a run continues name, by setting."""
+    files = read_files(StoredFolder(storage, name))
+    settings = {**read_json(files, CONFIG, name), **read_json(files, GENERATION_CONFIG, name)}
+    named = {key: settings.get(key) for key in ("bos_token_id", "pad_token_id")}
+    return {key: number for key, number in named.items() if isinstance(number, int)}
+
+
+def _path_for_workers(path: str, found: FoundModel) -> str:
+    local = found.folder.storage.local_path(found.folder.name)
+    return path if found.commit or local is None else str(local)
+
+
+def _verify(found: FoundModel) -> None:
+    """Verify a model of ours: every byte on a local disk, presence and sizes in a remote store."""
+    storage, name = found.folder.storage, found.folder.name
+    if found.is_ours:
+        (artifact.verify if storage.is_local else artifact.verify_sizes)(storage, name)
+
+
+def _identity(path: str, found: FoundModel) -> dict[str, Any]:
+    if found.commit:
+        return {"hub": path, "commit": found.commit}
+    storage, name = found.folder.storage, found.folder.name
+    if found.is_ours:
+        return {"committed": storage.read_bytes(f"{name}/{artifact.COMMITTED}").decode().strip()}
+    files = [CONFIG, *weight_files(found.folder)]
+    return {"files": [[file, find_files([f"{found.folder.url}/{file}"])[0].identity()] for file in files]}
+
+
+def _tokenizer_config(tokenizer: Tokenizer, found: FoundModel, needs_mask: bool) -> TokenizerConfig:
+    """Return how `prepare` makes the same tokenizer from the model's tokenizer.json."""
+    own_mask = None if tokenizer.mask_token == MASK else tokenizer.mask_token
+    return TokenizerConfig(
+        kind="file",
+        path=f"{found.folder.url}/{TOKENIZER_FILE}",
+        end_token=None if tokenizer.end_token == END_OF_TEXT else tokenizer.end_token,
+        begin_token=tokenizer.begin_token,
+        mask_token=own_mask,
+        added_tokens="mask" if needs_mask and own_mask is None else "none",
+    )

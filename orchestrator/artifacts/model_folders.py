@@ -1,0 +1,126 @@
+"""Where a model is: a directory of ours, a Hugging Face folder at any fsspec URL, or a hub name with a revision."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from modules.data.pretrained_tokenizer import READ_FILES
+from modules.huggingface.folder import CONFIG, INDEX, WEIGHTS, ModelFolder, read_bytes
+from orchestrator.artifacts import artifact
+from orchestrator.errors import ArtifactError, UserError
+from orchestrator.storage.access import check_root, is_local, path_of
+from orchestrator.storage.local import cache_folder
+from orchestrator.storage.redaction import redact
+from orchestrator.storage.store import Storage
+
+RECIPE = "recipe.json"
+_NEEDED = (*READ_FILES, WEIGHTS, INDEX, "*.safetensors", RECIPE)
+
+
+@dataclass(frozen=True)
+class StoredFolder:
+    """A model's folder in a store; see `ModelFolder`."""
+
+    storage: Storage
+    name: str
+
+    @property
+    def url(self) -> str:
+        return self.storage.url(self.name)
+
+    def has(self, name: str) -> bool:
+        return self.storage.exists(f"{self.name}/{name}")
+
+    def num_bytes(self, name: str) -> int:
+        return self.storage.num_bytes(f"{self.name}/{name}")
+
+    def read_into(self, name: str, start: int, target: memoryview) -> None:
+        self.storage.read_into(f"{self.name}/{name}", start, target)
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model's folder, and what kind it is."""
+
+    folder: StoredFolder
+    is_ours: bool
+    """Whether it is committed by this program, with the digest of every file."""
+    commit: str | None = None
+    """Of a model from the hub."""
+
+    @property
+    def num_readers(self) -> int:
+        """Requests at a time that its store bears."""
+        return 2 if self.folder.storage.is_local else 16
+
+    def checked(self) -> "FoundModel":
+        """Return the same model with its files verified, or copied to this machine and verified, if it is ours.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        if not self.is_ours:
+            return self
+        storage, name = self.folder.storage, self.folder.name
+        try:
+            copy = artifact.local_copy(storage, name, cache_folder() / "models")
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"model.path={error}; restore it from a copy, or remove {storage.url(name)} and its run's "
+                "metrics.json: the command that trained it then writes both anew from the last checkpoint"
+            ) from None
+        return FoundModel(_local(copy), is_ours=True)
+
+
+def find_model(path: str, revision: str | None = None) -> FoundModel:
+    """Return the model that a user names.
+
+    Args:
+        path: A model directory or a Hugging Face folder, local or at any fsspec URL, or a hub name.
+        revision: Commit, tag or branch of a hub name; None takes the newest.
+
+    Raises:
+        UserError: there is no such model, or a revision is given for what is no hub name.
+    """
+    check_root(path)
+    folder = _folder(path)
+    is_ours = folder.has(artifact.COMMITTED)  # one with a damaged manifest is ours, too, and is not read
+    if is_ours or folder.has(CONFIG):
+        if revision is not None:
+            raise UserError(f"model.revision={revision}: belongs to a hub name, and {folder.url} is a folder")
+        return FoundModel(folder, is_ours)
+    if path.count("/") <= 1 and not path.startswith((".", "/", "~")) and "://" not in path:
+        return _from_hub(path, revision)
+    raise UserError(f"model.path={redact(path)}: no model there; name a folder with {CONFIG} and {WEIGHTS}")
+
+
+def _from_hub(name: str, revision: str | None) -> FoundModel:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"model.path={name}: no such folder; for hub names: pip install huggingface_hub") from None
+    try:
+        copy = Path(snapshot_download(name, revision=revision, allow_patterns=list(_NEEDED)))
+    except Exception as error:  # the hub client and the HTTP stack below it raise many unrelated types
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        at = f" at model.revision={revision}" if revision else ""
+        raise UserError(
+            f"model.path={name}: no such folder, and the hub does not provide it{at}: {reason[0]}"
+        ) from None
+    return FoundModel(_local(copy), is_ours=False, commit=copy.name)
+
+
+def _folder(path: str) -> StoredFolder:
+    if is_local(path):
+        return _local(Path(os.path.abspath(os.path.expanduser(path_of(path)))))
+    parent, _, name = path.rstrip("/").rpartition("/")
+    return StoredFolder(Storage(parent), name)
+
+
+def _local(path: Path) -> StoredFolder:
+    return StoredFolder(Storage(str(path.parent)), path.name)
+
+
+def read_files(folder: ModelFolder) -> dict[str, bytes]:
+    """Return the small files of a folder that are there, by name: settings, tokenizer and chat template."""
+    return {name: read_bytes(folder, name) for name in READ_FILES if "*" not in name and folder.has(name)}
