@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from modules.config import TokenizerConfig
-from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained
+from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained, read_json
 from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
 from modules.errors import InputError
-from modules.huggingface.folder import CONFIG, read_config, weight_files
+from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, read_config, weight_files
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.model_folders import FoundModel, StoredFolder, find_model, read_files
@@ -75,6 +75,14 @@ def kept_tokenizer(storage: Storage, name: str) -> Tokenizer | None:
     """
     files = read_files(StoredFolder(storage, name))
     return load_pretrained(files, storage.url(name)) if TOKENIZER_FILE in files else None
+
+
+def kept_special_ids(storage: Storage, name: str) -> dict[str, int]:
+    """Return the begin and the padding token that the settings of the model which a run continues name, by setting."""
+    files = read_files(StoredFolder(storage, name))
+    settings = {**read_json(files, CONFIG, name), **read_json(files, GENERATION_CONFIG, name)}
+    named = {key: settings.get(key) for key in ("bos_token_id", "pad_token_id")}
+    return {key: number for key, number in named.items() if isinstance(number, int)}
 
 
 def _path_for_workers(path: str, found: FoundModel) -> str:

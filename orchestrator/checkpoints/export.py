@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modules.data.pretrained_tokenizer import named_tokens
 from modules.data.tokenizer import Tokenizer
 from modules.huggingface.export import save_huggingface, shards_of
 from modules.huggingface.weights import parameter_shapes
@@ -37,6 +38,8 @@ class Exportable:
     checkpoint: Checkpoint
     model: ModelConfig
     tokenizer: Tokenizer
+    special_ids: Mapping[str, int]
+    """Tokens that the settings of a model which the run continues name, by setting; empty without one."""
     recipe: Mapping[str, Any]
     data: DataFacts | None
     validation: Mapping[str, float]
@@ -91,7 +94,7 @@ def recipe_to_show(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _write(folder: Path, source: Exportable, files: ModelFilesConfig, dtype: str) -> None:
     model, tokenizer = source.model, source.tokenizer
     tokenizer.save_for_transformers(folder, model.max_positions)
-    begin_id, padding_id = (_special_id(folder, tokenizer, name) for name in ("bos_token", "pad_token"))
+    begin_id, padding_id = (_special_id(folder, source, name) for name in ("bos_token", "pad_token"))
     save_huggingface(
         folder,
         model,
@@ -108,12 +111,11 @@ def _write(folder: Path, source: Exportable, files: ModelFilesConfig, dtype: str
     (folder / "README.md").write_text(_card(source, files, dtype, recipe).text(), encoding="utf-8")
 
 
-def _special_id(folder: Path, tokenizer: Tokenizer, name: str) -> int | None:
-    """Return the id of a token that tokenizer_config.json names, so that both files agree; None if it names none."""
-    file = folder / "tokenizer_config.json"
-    token = json.loads(file.read_bytes()).get(name) if file.exists() else None
-    text = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.id_of(text) if text else None
+def _special_id(folder: Path, source: Exportable, role: str) -> int | None:
+    """Return the id of a token by its role: as the base model's settings have it, else as the tokenizer's files do."""
+    files = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    name = named_tokens(files, source.run_name).get(role)
+    return source.special_ids.get(f"{role}_id", None if name is None else source.tokenizer.id_of(name))
 
 
 def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mapping[str, Any]) -> Card:

@@ -144,7 +144,10 @@ def _data(data: DataFacts) -> dict[str, str]:
 
 def _training(card: Card) -> dict[str, str]:
     recipe, training = card.recipe, card.recipe.get("training", {})
-    rows = {"objective": _phases(recipe.get("objective", {}).get("phases", ()))}
+    rows = {
+        "continued from": _base(recipe.get("base_model", {})),
+        "objective": _phases(recipe.get("objective", {}).get("phases", ())),
+    }
     if training:
         batch, length = training["global_batch_size"], training["sequence_length"]
         rows |= {
@@ -156,6 +159,15 @@ def _training(card: Card) -> dict[str, str]:
         }
     optimizer = _optimizer(recipe["optimizer"]) if "optimizer" in recipe else ""
     return {**rows, "optimizer": optimizer, "seed": str(recipe.get("seed", ""))}
+
+
+def _base(identity: Mapping[str, Any]) -> str:
+    """Return what identifies the model from which the run went on."""
+    if "hub" in identity:
+        return f"{identity['hub']}, commit {identity['commit']}"
+    if "committed" in identity:
+        return f"a model of this program, whose manifest has the digest {identity['committed']}"
+    return ", ".join(f"{file} ({version})" for file, version in identity.get("files", ()))
 
 
 def _phases(phases: Sequence[Mapping[str, Any]]) -> str:

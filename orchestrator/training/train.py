@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 
 from modules.objective import Objective
-from orchestrator.artifacts.base_model import kept_tokenizer
+from orchestrator.artifacts.base_model import kept_special_ids, kept_tokenizer
 from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.export import Exportable, export_model
@@ -71,6 +71,7 @@ def _exportable(job: Job, storage: Storage, objective: Objective, step: int, res
         checkpoint=checkpoint.open_checkpoint(storage, name_of(job.run.name, step)),
         model=job.config.model,
         tokenizer=kept_tokenizer(storage, job.run.base_name) or objective.tokenizer,
+        special_ids=kept_special_ids(storage, job.run.base_name),
         recipe=job.run.recipe,
         data=DataFacts.read(storage, job.objective.data_name),
         validation=results.metrics,

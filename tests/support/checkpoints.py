@@ -9,15 +9,20 @@ from jobs import begun_job
 from tiny_run import write_text
 from torch import Tensor
 
+from modules.config import DataConfig, TrainingConfig
 from modules.model import GPT
 from modules.model_config import ModelConfig
+from orchestrator.artifacts.base_model import open_base_model
+from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import name_of
 from orchestrator.checkpoints.parts import Part, commit_parts, file_of, store_part
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.groups import RunConfig, StorageConfig
 from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment
+from orchestrator.runs import run as runs
 from orchestrator.storage.store import Storage
 
 NUM_TOKENS = 263
@@ -42,6 +47,27 @@ def begin_run(root: Path, model: Mapping[str, Any], num_steps: int = 20, **train
     }
     begun_job(PretrainConfig.model_validate(config))
     return Storage(str(root / "outputs"))
+
+
+def continue_model(root: Path, base: Path, model: GPT) -> Storage:
+    """Begin the run `tiny` that continues a model folder, and commit a checkpoint of it, without training it."""
+    storage = Storage(str(root / "outputs"))
+    found = open_base_model(ModelConfig(path=str(base)), needs_mask=False)
+    text = write_text(root / "text.txt", 500)
+    config = PretrainConfig(
+        run=RunConfig(name="tiny"),
+        storage=StorageConfig(root=storage.url()),
+        data=DataConfig(source="files", path=(str(text),), val_fraction=0),
+        tokenizer=found.tokenizer_config,
+        model=found.config,
+        training=TrainingConfig(sequence_length=32),
+    )
+    requirements = DataRequirements()
+    name = prepared_data(storage, config.data, config.tokenizer, requirements, lambda total: lambda *done: None)
+    begun = runs.open_run(storage, config, runs.training_recipe(config, name, found.identity))
+    runs.begin(storage, begun, config, found.files)
+    write_checkpoint(storage, 10, model)
+    return storage
 
 
 def random_model(shape: Mapping[str, Any]) -> GPT:

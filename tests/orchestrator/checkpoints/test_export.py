@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import NUM_TOKENS, begin_run, random_model, write_checkpoint
+import yaml
+from checkpoints import NUM_TOKENS, begin_run, continue_model, random_model, write_checkpoint
+from foreign_models import tokenizer_of, write_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -125,6 +128,42 @@ def test_generation_of_transformers_and_ours_stop_at_the_end_token(
     assert [int(step[0]) for step in steps] == [END]
 
 
+@pytest.mark.parametrize("hub_name", ["someone/small", None])
+def test_run_that_continues_a_model_is_exported_with_what_came_with_it(
+    transformers: Any, tmp_path: Path, hub_name: str | None
+) -> None:
+    base = tmp_path / "base"
+    model = write_model(base, "llama2", end=2)
+    letter = tokenizer_of("llama2").token_to_id("b")
+    (base / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    (base / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"})
+    )
+    settings = {"eos_token_id": [2, letter], "bos_token_id": 1, "pad_token_id": 0}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    storage = continue_model(tmp_path, base, model)
+    if hub_name:
+        recipe = json.loads(storage.read_bytes("runs/tiny/recipe.json"))
+        recipe["base_model"] = {"hub": hub_name, "commit": "0123abc"}
+        storage.write_bytes("runs/tiny/recipe.json", json.dumps(recipe).encode())
+    shutil.rmtree(base)
+    storage.remove("data")
+    folder = tmp_path / "out"
+    run(ExportConfig.model_validate({"run": {"name": "tiny"}, "storage": {"root": storage.url()}, "to": str(folder)}))
+    assert json.loads((folder / "generation_config.json").read_text()) == settings
+    assert transformers.GenerationConfig.from_pretrained(folder).eos_token_id == [2, letter]
+    assert load_model(str(folder)).end_ids == (2, letter)
+    peer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert peer.apply_chat_template([{"role": "user", "content": "To be"}], tokenize=False) == "To be"
+    assert peer("To be", add_special_tokens=False).input_ids == (
+        tokenizer_of("llama2").encode("To be", add_special_tokens=False).ids
+    )
+    card = (folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1]).get("base_model") == hub_name
+    assert ("| continued from | someone/small, commit 0123abc |" in card) == bool(hub_name)
+    assert str(tmp_path) not in card
+
+
 def test_settings_of_generation_name_the_tokens_of_the_tokenizer(transformers: Any, tmp_path: Path) -> None:
     folder = exported(tmp_path, SHAPE, random_model(SHAPE))
     settings = json.loads((folder / "generation_config.json").read_text())
@@ -207,7 +246,8 @@ def test_no_secret_reaches_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
     storage = begin_run(tmp_path, SHAPE)
     write_checkpoint(storage, 10, random_model(SHAPE))
     recipe = json.loads(storage.read_bytes("runs/tiny/recipe.json"))
-    recipe |= {"base_model": "https://host/x?X-Amz-Signature=planted_in_query", "note": "hf_planted_in_environment"}
+    files = [["model.safetensors", "https://host/x?X-Amz-Signature=planted_in_query"]]
+    recipe |= {"base_model": {"files": files}, "note": "hf_planted_in_environment"}
     storage.write_bytes("runs/tiny/recipe.json", json.dumps(recipe).encode())
     run(
         ExportConfig.model_validate(
