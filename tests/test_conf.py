@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -30,12 +30,18 @@ NEEDS = {
     **{("faults", kind): ["faults.at_step=3"] for kind in get_args(FaultKind)},
     ("faults", "stop_rank"): ["faults.at_step=3", "cluster.num_workers=2", "strategy=ddp"],
 }
-REQUIRED = {
+REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"model": {"path": "x"}},
     "generate": {"model": {"path": "x"}},
+    "explain": {"model": {"path": "x"}, "prompt": "x"},
     "export": {"run": {"name": "x"}},
 }
 """What a command cannot do without."""
+
+
+def _paths(values: dict[str, Any], above: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield from _paths(value, f"{above}{name}.") if isinstance(value, dict) else [above + name]
 
 
 def composed(command: str, *overrides: str) -> Config:
@@ -80,7 +86,7 @@ def test_option_composes_and_validates(group: str, option: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_defaults_in_conf_are_those_of_the_classes(command: str) -> None:
     required = REQUIRED.get(command, {})
-    made = composed(command, *(f"{group}.{name}=x" for group, fields in required.items() for name in fields))
+    made = composed(command, *(f"{name}=x" for name in _paths(required)))
     kind = getattr(config, COMMANDS[command].config)
     assert made == kind.model_validate(required)
 

@@ -121,6 +121,21 @@ class GenerateConfig(Config):
     """The same seed gives the same text."""
 
 
+class ExplainConfig(Config):
+    """`orchestrator explain`: what a model looks at in a prompt, and what it expects next."""
+
+    model: ModelPath
+    prompt: Identity[str]
+    """Text to explain."""
+    num_likeliest: Identity[Annotated[int, Field(gt=0, le=100)]] = 5
+    """Likeliest next tokens of each position on the page."""
+    max_tokens: Runtime[Annotated[int, Field(gt=0, le=1024)]] = 128
+    """A longer prompt is refused, since the page grows with the square of its tokens."""
+    to: Runtime[str | None] = None
+    """A folder (any fsspec URL) for the page and the pictures; null: one below explanations/ in storage.root."""
+    storage: StorageConfig = StorageConfig()
+
+
 class ExportConfig(Config):
     """`orchestrator export`: the model at any checkpoint of a run, as a folder for other tools."""
 
