@@ -218,6 +218,49 @@ def evaluate_progress(num_windows: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: live.update(task, completed=done)
 
 
+@contextmanager
+def generate_progress(num_prompts: int) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes the prompts done so far and the tokens since the last call.
+
+    It is shown on standard error, because the texts may go to standard output.
+    """
+    console = Console(highlight=False, stderr=True)
+    started = time.monotonic()
+    if not console.is_terminal:
+        yield _PlainCount(console, num_prompts).update
+        return
+    with _bar(console, "{task.completed:,.0f}/{task.total:,.0f} prompts", transient=True) as live:
+        task, total = live.add_task("generate", total=num_prompts, text=""), [0]
+
+        def update(done: int, tokens: int) -> None:
+            total[0] += tokens
+            live.update(task, completed=done, text=_token_rate(total[0], started))
+
+        yield update
+
+
+class _PlainCount:
+    """An occasional plain line about the prompts that are continued."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total = console, total
+        self._started = self._last_line = time.monotonic()
+        self._tokens = 0
+
+    def update(self, done: int, tokens: int) -> None:
+        self._tokens += tokens
+        if done < self._total and time.monotonic() - self._last_line < _PLAIN_INTERVAL_SECONDS:
+            return
+        self._last_line = time.monotonic()
+        rate = _token_rate(self._tokens, self._started)
+        line = f"generate  {done:,}/{self._total:,} prompts  {rate}"
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def _token_rate(tokens: int, started: float) -> str:
+    return f"{count(tokens / max(time.monotonic() - started, 1e-9))} tok/s"
+
+
 def _bar(console: Console, done: str, transient: bool = False) -> Progress:
     columns = (
         TextColumn("{task.description}"),

@@ -359,7 +359,7 @@ def test_origin_of_the_configuration_is_printed(capsys: pytest.CaptureFixture[st
         ("orchestrator pretrain model=gpt2_1", {"model=gpt2_124m", "model=gpt2_1558m"}),
         ("orchestrator pretrain +experiment=qu", {"+experiment=quickstart"}),
         ("orchestrator pretrain training.num", {"training.num_steps="}),
-        ("orchestrator generate num", {"num_sequences="}),
+        ("orchestrator generate num", {"num_beams=", "num_sequences="}),
         ("orchestrator doctor fi", {"fix="}),
     ],
 )
