@@ -17,23 +17,24 @@ Rotations = tuple[Tensor, Tensor]
 
 
 class KeyValueCache:
-    """Keys and values of the positions computed so far, in memory that is allocated once."""
+    """Keys and values of the positions computed so far, in memory that is allocated once, by the first of them."""
 
-    def __init__(self, config: ModelConfig, batch_size: int, max_length: int, like: Tensor) -> None:
-        shape = (config.num_layers, batch_size, config.kv_heads, max_length, config.width_per_head)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+    def __init__(self, config: ModelConfig, batch_size: int, max_length: int) -> None:
+        self._shape = (2, config.num_layers, batch_size, config.kv_heads, max_length, config.width_per_head)
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        self.max_length = max_length
         self.length = 0
-
-    @property
-    def max_length(self) -> int:
-        return self.keys.shape[3]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [B, K, T, W] of a layer after `length` positions and return all of that layer, [B, K, S, W]."""
-        stop = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : stop] = keys
-        self.values[layer, :, :, self.length : stop] = values
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        if not self._layers:
+            all_keys, all_values = keys.new_empty(self._shape)
+            self._layers = list(zip(all_keys, all_values, strict=True))
+        start, length = self.length, keys.shape[2]
+        all_keys, all_values = self._layers[layer]
+        all_keys.narrow(2, start, length).copy_(keys)
+        all_values.narrow(2, start, length).copy_(values)
+        return all_keys.narrow(2, 0, start + length), all_values.narrow(2, 0, start + length)
 
 
 class QueryKeyValue(Linear):
@@ -100,14 +101,14 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, rotations: Rotations | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [B, H, T, W], keys and values [B, K, T, W]."""
         num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
-        heads = self.qkv(x).unflatten(-1, (num_heads + 2 * num_kv_heads, -1))  # [B, T, H + 2K, W]
+        heads = self.qkv(x).view(*x.shape[:2], num_heads + 2 * num_kv_heads, -1)
+        qk, v = heads.split_with_sizes([num_heads + num_kv_heads, num_kv_heads], 2)
         if self.query_norm is not None and self.key_norm is not None:
-            q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=2)
-            heads = torch.cat([self.query_norm(q), self.key_norm(k), v], dim=2)
-        qk, v = heads.split([num_heads + num_kv_heads, num_kv_heads], dim=2)
+            q, k = qk.split_with_sizes([num_heads, num_kv_heads], 2)
+            qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=2)
         if rotations is not None:
-            qk = rotate(qk, rotations)
-        q, k = qk.split([num_heads, num_kv_heads], dim=2)
+            qk = rotate(qk, rotations).to(v.dtype)
+        q, k = qk.split_with_sizes([num_heads, num_kv_heads], 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 

@@ -141,7 +141,7 @@ class _Window:
         self._tokens = torch.cat([self._tokens, tokens[:, None]], dim=1)
 
     def _new_cache(self, num_sequences: int) -> KeyValueCache:
-        return KeyValueCache(self._model.config, num_sequences, self._size, self._model.token_embedding.weight)
+        return KeyValueCache(self._model.config, num_sequences, self._size)
 
 
 def _uncompiled(model: GPT) -> AbstractContextManager[Any]:
