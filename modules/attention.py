@@ -17,48 +17,55 @@ Rotations = tuple[Tensor, Tensor]
 
 
 class KeyValueCache:
-    """Keys and values of the positions computed so far, in memory that is allocated once."""
+    """Keys and values of the positions computed so far, in memory that is allocated once, by the first of them."""
 
-    def __init__(self, config: ModelConfig, batch_size: int, max_length: int, like: Tensor) -> None:
-        shape = (config.num_layers, batch_size, config.kv_heads, max_length, config.width_per_head)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+    def __init__(self, config: ModelConfig, batch_size: int, max_length: int) -> None:
+        self._shape = (2, config.num_layers, batch_size, config.kv_heads, max_length, config.width_per_head)
+        self._layers: list[tuple[Tensor, Tensor]] = []
         self.length = 0
 
     @property
     def max_length(self) -> int:
-        return self.keys.shape[3]
+        return self._shape[4]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [B, K, T, W] of a layer after `length` positions and return all of that layer, [B, K, S, W]."""
-        stop = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : stop] = keys
-        self.values[layer, :, :, self.length : stop] = values
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        if not self._layers:
+            self._allocate(keys)
+        start, length = self.length, keys.shape[2]
+        all_keys, all_values = self._layers[layer]
+        all_keys.narrow(2, start, length).copy_(keys)
+        all_values.narrow(2, start, length).copy_(values)
+        return all_keys.narrow(2, 0, start + length), all_values.narrow(2, 0, start + length)
+
+    def _allocate(self, like: Tensor) -> None:
+        all_keys, all_values = like.new_empty(self._shape)
+        self._layers = list(zip(all_keys, all_values, strict=True))
 
     def select(self, rows: Tensor, max_length: int) -> None:
         """Keep these rows, int64, in this order, with room for `max_length` positions; one may be kept several times.
 
         Memory is allocated anew only where the number of rows or the room changes.
         """
-        length = self.length
-        kept = self.keys[:, rows, :, :length], self.values[:, rows, :, :length]
-        layers, batch, heads, room, width = self.keys.shape
-        if (batch, room) != (len(rows), max_length):
-            shape = (layers, len(rows), heads, max_length, width)
-            self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
-        self.keys[:, :, :, :length], self.values[:, :, :, :length] = kept
+        before, self._shape = self._layers, (*self._shape[:2], len(rows), self._shape[3], max_length, self._shape[5])
+        if before and before[0][0].shape != self._shape[2:]:
+            self._allocate(before[0][0])
+        for old, new in zip(before, self._layers, strict=True):
+            for stored, kept in zip(old, new, strict=True):
+                kept.narrow(2, 0, self.length).copy_(stored.narrow(2, 0, self.length)[rows])
 
     def write_rows(self, rows: Tensor, other: "KeyValueCache") -> None:
         """Put the rows of another cache, which is not longer, in place of the last positions of these rows."""
         start, stop = self.length - other.length, self.length
-        self.keys[:, rows, :, start:stop] = other.keys[:, :, :, : other.length]
-        self.values[:, rows, :, start:stop] = other.values[:, :, :, : other.length]
+        for own, others in zip(self._layers, other._layers, strict=True):
+            for stored, written in zip(own, others, strict=True):
+                stored[rows, :, start:stop] = written[:, :, : other.length]
 
     def drop_first(self, number: int) -> None:
         """Forget the first positions of every row."""
         rest = self.length - number
-        for stored in (self.keys, self.values):
-            stored[:, :, :, :rest] = stored[:, :, :, number : self.length].clone()
+        for stored in (part for layer in self._layers for part in layer):
+            stored[:, :, :rest] = stored[:, :, number : self.length].clone()
         self.length = rest
 
 
@@ -126,14 +133,14 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, rotations: Rotations | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [B, H, T, W], keys and values [B, K, T, W]."""
         num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
-        heads = self.qkv(x).unflatten(-1, (num_heads + 2 * num_kv_heads, -1))  # [B, T, H + 2K, W]
+        heads = self.qkv(x).view(*x.shape[:2], num_heads + 2 * num_kv_heads, -1)
+        qk, v = heads.split_with_sizes([num_heads + num_kv_heads, num_kv_heads], 2)
         if self.query_norm is not None and self.key_norm is not None:
-            q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=2)
-            heads = torch.cat([self.query_norm(q), self.key_norm(k), v], dim=2)
-        qk, v = heads.split([num_heads + num_kv_heads, num_kv_heads], dim=2)
+            q, k = qk.split_with_sizes([num_heads, num_kv_heads], 2)
+            qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=2)
         if rotations is not None:
-            qk = rotate(qk, rotations)
-        q, k = qk.split([num_heads, num_kv_heads], dim=2)
+            qk = rotate(qk, rotations).to(v.dtype)
+        q, k = qk.split_with_sizes([num_heads, num_kv_heads], 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 

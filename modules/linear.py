@@ -3,6 +3,7 @@
 PyTorch sends float32 products to MKL, which uses AVX-512 only on Intel processors: on two cores of an AMD EPYC with
 AVX-512, oneDNN reached 410 GFLOPS and MKL 200, both in full precision (torch 2.13.0). Without AVX-512, MKL is faster,
 by 1.1 to 1.6 times in the shapes of a small GPT (on an AMD EPYC with AVX2).
+A call of oneDNN costs 10 microseconds however small it is, and one of MKL 2.
 """
 
 from functools import cache
@@ -12,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+_SMALL_PRODUCT = 2**18
+"""Multiplications below which MKL is faster than oneDNN, measured with 1 to 8 rows (torch 2.13.0)."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -29,12 +33,34 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return _AutocastLinear.apply(x, weight, bias, torch.get_autocast_dtype(x.device.type))
-    return _OneDnnLinear.apply(x, weight, bias) if _suits_onednn(x, weight) else F.linear(x, weight, bias)
+    if not _suits_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _OneDnnLinear.apply(x, weight, bias)
+    # decoding: an autograd function costs 6 microseconds a call, of which there are some hundred a token
+    is_small = x.numel() * weight.shape[0] < _SMALL_PRODUCT
+    return F.linear(x, weight, bias) if is_small else _onednn(x, weight, bias)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Return `left @ right` of [M, K] and [K, N] without gradients, by the fastest kernel for the device and dtype."""
     return _onednn(left, right.t()) if _suits_onednn(left, right) else left @ right
+
+
+def prepacked(weight: Tensor) -> Tensor | None:
+    """Return a copy of weight [out, in] in oneDNN's own layout for `prepacked_linear`; None if it would be no faster.
+
+    The layout is the one that Inductor makes when it freezes a model, for any number of rows.
+    """
+    is_faster = {torch.float32: _onednn_is_faster, torch.bfloat16: _onednn_has_bfloat16}.get(weight.dtype)
+    if weight.device.type != "cpu" or is_faster is None or not is_faster() or weight.numel() < _SMALL_PRODUCT:
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+
+def prepacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `linear` for a weight of `prepacked`, without gradients."""
+    return _onednn(x, weight, bias)
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -50,6 +76,11 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
 @cache
 def _onednn_is_faster() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@cache
+def _onednn_has_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,13 +6,13 @@ Shapes: B batch, T positions, S attended positions (T and those in the cache), D
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.attention import Attention, KeyValueCache, Rotations, attention_mask
 from modules.cross_entropy import linear_cross_entropy, linear_cross_entropy_stats
 from modules.initial_values import initial_values
 from modules.layers import Embedding, dropout, feed_forward, norm
+from modules.linear import linear
 from modules.model_config import ModelConfig
 from modules.rotary import Rotary
 
@@ -50,7 +50,7 @@ class OutputHead(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the summed loss in nats of [..., D] for targets [...]; `logits` and `statistics` are other uses."""
         if targets is None:
-            return F.linear(hidden, self.weight)[..., : self.vocab_size]
+            return linear(hidden, self.weight, None)[..., : self.vocab_size]
         measure = linear_cross_entropy_stats if statistics else linear_cross_entropy
         return measure(hidden.flatten(0, -2), self.weight, targets.flatten(), self.vocab_size)
 

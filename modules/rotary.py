@@ -19,19 +19,18 @@ class Rotary:
         self._frequencies = rotary_frequencies(config.width_per_head, config.rope_theta, config.rope_scaling)
 
     def rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, float32 [..., T, 1, W], of positions [..., T]."""
+        """Return cosines, and sines with the sign of their term, float32 [..., T, 1, W], of positions [..., T]."""
         if self._frequencies.device != positions.device:
             self._frequencies = self._frequencies.to(positions.device)
         angles = positions[..., None].float() * self._frequencies
-        angles = torch.cat([angles, angles], dim=-1)[..., None, :]
-        return angles.cos(), angles.sin()
+        cosines, sines = angles.cos(), angles.sin()
+        return torch.cat([cosines, cosines], -1)[..., None, :], torch.cat([-sines, sines], -1)[..., None, :]
 
 
 def rotate(x: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
-    """Return queries or keys [B, T, H, W] rotated by their positions; element i is paired with i + W/2."""
+    """Return queries or keys [B, T, H, W], float32, rotated by their positions; element i is paired with i + W/2."""
     cosines, sines = rotations
-    left, right = x.chunk(2, dim=-1)
-    return (x * cosines + torch.cat([-right, left], dim=-1) * sines).to(x.dtype)
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, -1), sines)
 
 
 def rotary_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> Tensor:

@@ -152,7 +152,7 @@ class Window:
         self._cache.drop_first(number)
 
     def _new_cache(self, num_rows: int, num_columns: int) -> KeyValueCache:
-        return KeyValueCache(self._model.config, num_rows, num_columns, self._model.token_embedding.weight)
+        return KeyValueCache(self._model.config, num_rows, num_columns)
 
 
 def window_size(model: GPT, context_length: int | None) -> int:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import modules.linear
-from modules.linear import linear, product
+from modules.linear import linear, prepacked, prepacked_linear, product
 
 
 @pytest.fixture(autouse=True, params=["onednn", "mkl"])
@@ -89,3 +89,38 @@ def test_backward_reads_the_weight_that_the_parameter_then_has() -> None:
     weight.data = gathered
     out.sum().backward()
     torch.testing.assert_close(x.grad, gathered.sum(0).expand(4, 8), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 8])
+@torch.no_grad()
+def test_products_without_gradients_equal_torch_at_every_size(num_rows: int) -> None:
+    for width in (16, 520, 700):
+        x, weight, bias = torch.randn(num_rows, width), torch.randn(512, width), torch.randn(512)
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prepacked_weight_gives_the_product_of_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(modules.linear, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(modules.linear, "_onednn_has_bfloat16", lambda: True)
+    weight, bias = torch.randn(640, 520).to(dtype), torch.randn(640).to(dtype)
+    packed = prepacked(weight)
+    assert packed is not None
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    for shape in ((520,), (1, 520), (3, 1, 520), (2, 300, 520)):
+        x = torch.randn(shape).to(dtype)
+        found, expected = prepacked_linear(x, packed, bias), F.linear(x, weight, bias)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("weight", "has_kernels"),
+    [(torch.zeros(8, 8), True), (torch.zeros(640, 520), False), (torch.zeros(640, 520).double(), True)],
+)
+def test_what_onednn_does_not_make_faster_is_not_prepacked(
+    monkeypatch: pytest.MonkeyPatch, weight: torch.Tensor, has_kernels: bool
+) -> None:
+    monkeypatch.setattr(modules.linear, "_onednn_is_faster", lambda: has_kernels)
+    assert prepacked(weight) is None

@@ -188,7 +188,7 @@ def test_float32_attention_is_the_float64_formula_within_rounding(model: GPT, in
 
 
 def test_cache_gives_the_hidden_states_of_the_whole_sequence(model: GPT, input_ids: Tensor) -> None:
-    cache = KeyValueCache(CONFIG, BATCH, CONFIG.max_positions, model.token_embedding.weight)
+    cache = KeyValueCache(CONFIG, BATCH, CONFIG.max_positions)
     with torch.no_grad():
         pieces = [model(piece, cache=cache) for piece in input_ids.split([5, 1, 7, 1, 6], dim=1)]
         assert (torch.cat(pieces, 1) - model(input_ids)).abs().max() < 1e-4

@@ -180,7 +180,7 @@ def test_a_cache_and_left_padding_change_nothing(transformers: Any, tmp_path: Pa
     mask = torch.ones(3, LENGTH + pad, dtype=torch.bool)
     mask[:, :pad] = False
     padded = torch.cat([torch.zeros(3, pad, dtype=torch.int64), ids], 1)
-    cache = KeyValueCache(model.config, 3, LENGTH + pad, model.token_embedding.weight)
+    cache = KeyValueCache(model.config, 3, LENGTH + pad)
     with torch.no_grad():
         pieces = [
             model(piece, padding_mask=mask[:, :stop], cache=cache)
