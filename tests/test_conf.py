@@ -30,7 +30,7 @@ NEEDS = {
     **{("faults", kind): ["faults.at_step=3"] for kind in get_args(FaultKind)},
     ("faults", "stop_rank"): ["faults.at_step=3", "cluster.num_workers=2", "strategy=ddp"],
 }
-MODEL = {"evaluate": ["model.path=somewhere"], "generate": ["model.path=somewhere"]}
+MODEL = {name: ["model.path=somewhere"] for name in ("evaluate", "generate", "chat")}
 
 
 def composed(command: str, *overrides: str) -> Config:

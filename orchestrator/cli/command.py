@@ -20,6 +20,7 @@ COMMANDS = {
     "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig", makes=True),
     "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
     "generate": Command("continue a prompt", "GenerateConfig"),
+    "chat": Command("hold a conversation with a model", "ChatConfig"),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }

@@ -117,6 +117,30 @@ class GenerateConfig(Config):
     """The same seed gives the same text."""
 
 
+class ChatConfig(Config):
+    """`orchestrator chat`: a conversation with a model."""
+
+    model: ModelPath
+    chat_template: Input[str | None] = None
+    """A Jinja file (any fsspec URL) that writes the conversation; null takes the template that came with the model."""
+    system: Identity[str] = ""
+    """System message that the conversation begins with; empty gives none."""
+    max_new_tokens: Identity[Count] = 512
+    """Longest answer in tokens."""
+    temperature: Identity[Factor] = 1.0
+    """Divides the logits; 0 always takes the most likely token."""
+    top_k: Identity[Count | None] = None
+    """Sample among the k most likely tokens only."""
+    top_p: Identity[Small | None] = None
+    """Sample among the most likely tokens that together reach this probability."""
+    min_p: Identity[Probability | None] = None
+    """Sample among tokens that have at least this share of the highest probability."""
+    repetition_penalty: Identity[Annotated[float, Field(gt=0, le=1e6)]] = 1.0
+    """Above 1, tokens that the conversation has become less likely; below 1, more likely."""
+    seed: Identity[Seed] = 1234
+    """The same seed and the same messages give the same answers."""
+
+
 class RunsConfig(Config):
     """`orchestrator runs`: the runs below a storage root, or one of them."""
 
