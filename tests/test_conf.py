@@ -30,7 +30,13 @@ NEEDS = {
     **{("faults", kind): ["faults.at_step=3"] for kind in get_args(FaultKind)},
     ("faults", "stop_rank"): ["faults.at_step=3", "cluster.num_workers=2", "strategy=ddp"],
 }
-MODEL = {name: ["model.path=somewhere"] for name in ("evaluate", "generate", "chat")}
+REQUIRED = {
+    "evaluate": {"model": {"path": "x"}},
+    "generate": {"model": {"path": "x"}},
+    "chat": {"model": {"path": "x"}},
+    "export": {"run": {"name": "x"}},
+}
+"""What a command cannot do without."""
 
 
 def composed(command: str, *overrides: str) -> Config:
@@ -74,9 +80,10 @@ def test_option_composes_and_validates(group: str, option: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_defaults_in_conf_are_those_of_the_classes(command: str) -> None:
-    made = composed(command, *MODEL.get(command, []))
+    required = REQUIRED.get(command, {})
+    made = composed(command, *(f"{group}.{name}=x" for group, fields in required.items() for name in fields))
     kind = getattr(config, COMMANDS[command].config)
-    assert made == kind.model_validate({"model": {"path": "somewhere"}} if command in MODEL else {})
+    assert made == kind.model_validate(required)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -54,7 +54,8 @@ def load_pretrained(files: Mapping[str, bytes], where: str, *, with_mask: bool =
         ids = tokenizer.get_vocab(with_added_tokens=True)
         kept |= _files_with_mask(kept, tokenizer, ids[MASK], where)
     encode_all_text_alike(tokenizer)
-    tokenizer = with_all_special(tokenizer, [name for name in (*named.values(), *extra) if name in ids])
+    special = [*named.values(), *extra, *([mask] if mask is not None and with_mask else [])]
+    tokenizer = with_all_special(tokenizer, [name for name in special if name in ids])
     ends, names = _end_ids(files, where, ids, named), {number: name for name, number in ids.items()}
     enders = [names[number] for number in ends if not is_in_text(tokenizer, names[number])]
     return Tokenizer(

@@ -144,8 +144,7 @@ class TokenData:
         description = json.loads(content)
         splits = description["splits"]
         dtype = np.dtype(description["dtype"])
-        names = description.get("end_token", END_OF_TEXT), description.get("mask_token")
-        tokenizer = Tokenizer.load(path / TOKENIZER_FILE, *names)
+        tokenizer = open_tokenizer(path)
         return cls(
             train=_open_split(path, splits["train"], dtype, tokenizer),
             val=_open_split(path, splits["val"], dtype, tokenizer),
@@ -153,6 +152,13 @@ class TokenData:
             fingerprint=xxhash.xxh3_128_hexdigest(content),
             num_bytes={name: split["bytes"] for name, split in splits.items()},
         )
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """Open the tokenizer of the folder that `prepare_tokens` wrote; no token shard is needed for it."""
+    description = json.loads((path / DATA_FILE).read_bytes())
+    names = description.get("end_token", END_OF_TEXT), description.get("mask_token")
+    return Tokenizer.load(path / TOKENIZER_FILE, *names)
 
 
 def check_length(num_tokens: int, sequence_length: int) -> None:

@@ -87,7 +87,8 @@ class Tokenizer:
         own = (self.end_token, *SPECIAL_TOKENS[1:])
         if all(name in ids for name in own):
             return tuple(ids[name] for name in own if name is not None)
-        return tuple(number for number, token in self._encoder.get_added_tokens_decoder().items() if token.special)
+        special = {number for number, token in self._encoder.get_added_tokens_decoder().items() if token.special}
+        return tuple(sorted({*special, *self.end_ids, *(n for n in (self.mask_id, self.padding_id) if n is not None)}))
 
     @property
     def end_of_text_id(self) -> int:

@@ -1,18 +1,24 @@
 """A model written in the form of Hugging Face's `transformers`."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modules.huggingface.folder import CONFIG, INDEX, WEIGHTS, stored, to_huggingface
+from modules.errors import InputError
+from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, stored, to_huggingface
+from modules.huggingface.weights import parameter_shapes
 from modules.initial_values import VOCABULARY
 from modules.model_config import ModelConfig
 
-_MAX_SHARD_BYTES = 5 * 10**9
+MAX_SHARD_BYTES = 5 * 10**9
 
 
 def save_huggingface(
@@ -23,78 +29,97 @@ def save_huggingface(
     *,
     end_ids: Sequence[int] = (),
     begin_id: int | None = None,
+    padding_id: int | None = None,
     dtype: torch.dtype = torch.float32,
-    max_shard_bytes: int = _MAX_SHARD_BYTES,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write config.json and model.safetensors, or shards of it with an index, into an existing local folder.
+    """Write config.json, generation_config.json and the weights into an existing local folder.
 
     Args:
         folder: Where the files are written.
         config: The model's shape.
         vocab_size: Number of tokens; rows of padding are left out.
-        tensors: Our names and unsharded tensors, consumed one at a time; a tied `head.weight` is skipped.
-        end_ids: Tokens at which `transformers` stops, written to config.json.
+        tensors: Our names and unsharded tensors, in the model's order; a tied `head.weight` is skipped. Those of one
+            file at a time are consumed, and let go before the next one is requested.
+        end_ids: Tokens at which `transformers` stops.
         begin_id: Token that begins a text.
+        padding_id: Token that fills up the shorter texts of a batch.
         dtype: Of the weights in the files.
-        max_shard_bytes: Bytes held in memory at once; a larger model is written as several files.
+        max_shard_bytes: Largest file of weights; a larger model is written as several files with an index.
+
+    Raises:
+        InputError: A weight is beyond the range of `dtype`.
+        OSError: The disk is full, or refuses the files.
     """
-    settings = {
-        **to_huggingface(config, vocab_size),
-        "bos_token_id": begin_id,
-        "eos_token_id": end_ids[0] if len(end_ids) == 1 else list(end_ids) or None,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    files: list[list[str]] = []
-    num_bytes = 0
-    for shard in _shards(huggingface_tensors(config, vocab_size, tensors, dtype), max_shard_bytes):
-        save_file(shard, _part(folder, len(files)), metadata={"format": "pt"})
-        files.append(list(shard))
+    tokens = {"bos_token_id": begin_id, "eos_token_id": end_ids[0] if len(end_ids) == 1 else list(end_ids) or None}
+    type_name = str(dtype).removeprefix("torch.")
+    _write_json(folder / CONFIG, {**to_huggingface(config, vocab_size), **tokens, "dtype": type_name})
+    known = {name: value for name, value in {**tokens, "pad_token_id": padding_id}.items() if value is not None}
+    _write_json(folder / GENERATION_CONFIG, known)
+    shards = shards_of(config, vocab_size, dtype, max_shard_bytes)
+    given = (item for item in tensors if item[0] != "head.weight" or not config.tie_embeddings)
+    weight_map, num_bytes = {}, 0
+    for number, names in enumerate(shards, start=1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        shard = dict(_stored_tensors(config, vocab_size, names, given, dtype))
+        _save(shard, folder / file)
+        weight_map |= dict.fromkeys(shard, file)
         num_bytes += sum(tensor.nbytes for tensor in shard.values())
-    _name_shards(folder, files, num_bytes)
+        del shard
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
 
 
-def huggingface_tensors(
-    config: ModelConfig, vocab_size: int, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype = torch.float32
+def shards_of(config: ModelConfig, vocab_size: int, dtype: torch.dtype, max_bytes: int) -> list[list[str]]:
+    """Return the names of our parameters in each file: of at most `max_bytes` together, or a single larger one."""
+    shards: list[list[str]] = [[]]
+    num_bytes = 0
+    for name, shape in parameter_shapes(config, vocab_size).items():
+        size = math.prod(shape) * dtype.itemsize
+        if shards[-1] and num_bytes + size > max_bytes:
+            shards.append([])
+            num_bytes = 0
+        shards[-1].append(name)
+        num_bytes += size
+    return shards
+
+
+def _stored_tensors(
+    config: ModelConfig, vocab_size: int, names: Sequence[str], given: Iterator[tuple[str, Tensor]], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of `transformers` for ours, the vocabulary without its padding."""
-    for name, tensor in tensors:
-        if name == "head.weight" and config.tie_embeddings:
-            continue
+    """Yield the names and tensors of `transformers` for ours of these names, the vocabulary without its padding."""
+    for expected in names:
+        name, tensor = next(given)
+        assert name == expected, f"{name} instead of {expected}"
         if name in VOCABULARY:
             tensor = tensor[:vocab_size]
         where = stored(config, name, len(tensor))
-        tensor = tensor.detach().to(dtype)
+        tensor = _converted(name, tensor.detach(), dtype)
         for (stored_name, _), rows in zip(where.tensors, tensor.split([n for _, n in where.tensors]), strict=True):
             yield stored_name, (rows.t() if where.is_transposed else rows).contiguous().cpu()
 
 
-def _shards(tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """Yield consecutive tensors in dicts of at most `max_shard_bytes`; a larger tensor gets a dict of its own."""
-    shard: dict[str, Tensor] = {}
-    num_bytes = 0
-    for name, tensor in tensors:
-        if shard and num_bytes + tensor.nbytes > max_shard_bytes:
-            yield shard
-            shard, num_bytes = {}, 0
-        shard[name] = tensor
-        num_bytes += tensor.nbytes
-    yield shard
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    converted = tensor.to(dtype)
+    if dtype == torch.float16 and converted.isinf().any():
+        raise InputError(
+            f"{name}: holds numbers beyond {torch.finfo(dtype).max:g}, the largest of float16; export it as bfloat16"
+        )
+    return converted
 
 
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"part-{number}.safetensors"
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+        # `save_file` makes a file that its owner alone may read; the others in the folder have the usual permissions
+        path.chmod((path.parent / CONFIG).stat().st_mode)
+    except SafetensorError as error:
+        # its text ends in the system's own error number, by which a full disk is told from anything else
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), str(error), str(path)) from error
 
 
-def _name_shards(folder: Path, files: list[list[str]], num_bytes: int) -> None:
-    """Rename the shards, since their names hold the number of shards, and write the index if there are several."""
-    if len(files) == 1:
-        _part(folder, 0).rename(folder / WEIGHTS)
-        return
-    weight_map = {}
-    for number, names in enumerate(files):
-        file_name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
-        _part(folder, number).rename(folder / file_name)
-        weight_map |= dict.fromkeys(names, file_name)
-    index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from modules.huggingface.stored import Stored
 from modules.model_config import ModelConfig
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -174,25 +174,45 @@ def file_entries(manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     return {file: FileEntry(**entry) for file, entry in manifest["files"].items()}
 
 
-def local_copy(storage: Storage, name: str, cache: Path) -> Path:
+def local_copy(storage: Storage, name: str, cache: Path, needs: Callable[[str], bool] = lambda _: True) -> Path:
     """A local folder that holds the verified artifact `name`: the artifact itself in a local store, else a copy.
 
     Copies are kept below `cache` under the manifest's digest, so that other processes and runs find them.
 
+    Args:
+        needs: Returns whether a file, by its name, is needed; others are neither verified nor copied.
+
     Raises:
         ArtifactError: the artifact is not committed or damaged.
     """
+    entries = {file: entry for file, entry in file_entries(read_manifest(storage, name)).items() if needs(file)}
     place = storage.local_path(name)
-    if place is not None:
-        verify(storage, name)
-        return place
-    entries = file_entries(read_manifest(storage, name))
-    key = storage.read_bytes(f"{name}/{COMMITTED}").decode().strip()
-    folder = cache / f"{PurePosixPath(name).name}-{key[:16]}"
+    folder = cache / f"{PurePosixPath(name).name}-{_digest(storage, name)[:16]}" if place is None else place
+
+    def make_ready(file: str) -> None:
+        if place is None:
+            fetch_file(storage, f"{name}/{file}", entries[file], folder / file)
+        else:
+            _verify_file(storage, name, file, entries[file])
+
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        for _ in pool.map(lambda file: fetch_file(storage, f"{name}/{file}", entries[file], folder / file), entries):
+        for _ in pool.map(make_ready, entries):
             pass
     return folder
+
+
+def content(storage: Storage, name: str) -> dict[str, Any]:
+    """Return what identifies a committed artifact's content: its manifest's digest, number and size of its files."""
+    files = file_entries(read_manifest(storage, name)).values()
+    return {
+        "manifest_xxh3_128": _digest(storage, name),
+        "num_files": len(files),
+        "num_bytes": sum(entry.num_bytes for entry in files),
+    }
+
+
+def _digest(storage: Storage, name: str) -> str:
+    return storage.read_bytes(f"{name}/{COMMITTED}").decode().strip()
 
 
 def remove(storage: Storage, name: str) -> None:

@@ -1,5 +1,6 @@
 """Where a model is: a directory of ours, a Hugging Face folder at any fsspec URL, or a hub name with a revision."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from modules.data.pretrained_tokenizer import READ_FILES
 from modules.huggingface.folder import CONFIG, INDEX, WEIGHTS, ModelFolder, read_bytes
 from orchestrator.artifacts import artifact
 from orchestrator.errors import ArtifactError, UserError
-from orchestrator.storage.access import check_root
+from orchestrator.storage.access import check_root, is_local, path_of
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
@@ -82,8 +83,7 @@ def find_model(path: str, revision: str | None = None) -> FoundModel:
         UserError: there is no such model, or a revision is given for what is no hub name.
     """
     check_root(path)
-    parent, _, name = path.rstrip("/").rpartition("/")
-    folder = StoredFolder(Storage(parent or ("/" if path.startswith("/") else ".")), name)
+    folder = _folder(path)
     is_ours = folder.has(artifact.COMMITTED)  # one with a damaged manifest is ours, too, and is not read
     if is_ours or folder.has(CONFIG):
         if revision is not None:
@@ -108,6 +108,13 @@ def _from_hub(name: str, revision: str | None) -> FoundModel:
             f"model.path={name}: no such folder, and the hub does not provide it{at}: {reason[0]}"
         ) from None
     return FoundModel(_local(copy), is_ours=False, commit=copy.name)
+
+
+def _folder(path: str) -> StoredFolder:
+    if is_local(path):
+        return _local(Path(os.path.abspath(os.path.expanduser(path_of(path)))))
+    parent, _, name = path.rstrip("/").rpartition("/")
+    return StoredFolder(Storage(parent), name)
 
 
 def _local(path: Path) -> StoredFolder:

@@ -32,7 +32,10 @@ def staging_folder(storage: Storage, name: str) -> Iterator[Path]:
     """
     path = storage.local_path(name)
     if path is None:
-        with tempfile.TemporaryDirectory(prefix="gpt-orchestrator-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="gpt-orchestrator-") as folder,
+            _explained(folder, _FULL, setting="TMPDIR"),
+        ):
             yield Path(folder)
         return
     _remove_abandoned(path)
@@ -51,12 +54,12 @@ def staging_folder(storage: Storage, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(url: str, fixed_by_user: tuple[int, ...]) -> Iterator[None]:
+def _explained(url: str, fixed_by_user: tuple[int, ...], setting: str = "storage.root") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno in fixed_by_user:
-            raise explain(error, "write", url) from None
+            raise explain(error, "write", url, setting) from None
         raise
 
 

@@ -1,47 +1,158 @@
-"""The model directory of a finished run: whole tensors in Hugging Face form, read from its last checkpoint."""
+"""The model directory of a checkpoint: whole tensors in Hugging Face form, with all that other tools need."""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from modules.data.tokenizer import Tokenizer
-from modules.huggingface.export import save_huggingface
+from modules.huggingface.export import save_huggingface, shards_of
+from modules.huggingface.weights import parameter_shapes
+from modules.initial_values import VOCABULARY
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.checkpoints.checkpoint import Checkpoint
-from orchestrator.distributed.training_state import MASTER
+from orchestrator.checkpoints.model_card import Card
+from orchestrator.checkpoints.parts import check_shapes
+from orchestrator.configuration.groups import ModelFilesConfig
+from orchestrator.distributed.training_state import MASTER, Fragment
+from orchestrator.storage.redaction import without_secrets
 from orchestrator.storage.store import Storage
 
+RECIPE = "recipe.json"
 
-def export_model(
-    storage: Storage,
-    name: str,
-    checkpoint: Checkpoint,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    recipe: dict[str, Any],
-) -> None:
-    """Publish the model directory `name`: one tensor at a time, so the whole model is never in memory."""
-    vocab_size = model.vocab_size or tokenizer.vocab_size
+
+@dataclass(frozen=True)
+class Exportable:
+    """A checkpoint, and everything else that a model directory is made of."""
+
+    run_name: str
+    checkpoint: Checkpoint
+    model: ModelConfig
+    tokenizer: Tokenizer
+    recipe: Mapping[str, Any]
+    data: DataFacts | None
+    validation: Mapping[str, float]
+    """Figures of this checkpoint on held-out text, by metric name; empty if none were measured."""
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.progress.step
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens for which the model has rows, without padding."""
+        return self.model.vocab_size or self.tokenizer.vocab_size
+
+
+def export_model(storage: Storage, name: str, source: Exportable, files: ModelFilesConfig) -> None:
+    """Publish the model directory `name`; one file of weights at a time is in memory, and no moment is read.
+
+    A model of the same step that is there stays as it is; another is what the run left when it was to have fewer steps,
+    and is replaced.
+
+    Raises:
+        ArtifactError: a file of the checkpoint is missing or damaged.
+        InputError: a weight is beyond the range of `export.dtype`.
+        StorageError: a store cannot be read or written.
+    """
+    expected = {name: list(shape) for name, shape in parameter_shapes(source.model, source.vocab_size).items()}
+    check_shapes(source.checkpoint.shapes, expected, source.checkpoint.name)
+    dtype = dtype_of(files, source.recipe)
+    is_there = artifact.is_committed(storage, name)
+    if is_there and artifact.read_manifest(storage, name)["step"] == source.step:
+        return
+    facts = {"kind": "model", "step": source.step, "dtype": dtype, "license": files.license}
     with staging_folder(storage, name) as folder:
-        save_huggingface(
-            folder, model, vocab_size, _tensors(checkpoint), end_ids=tokenizer.end_ids, begin_id=tokenizer.begin_id
+        _write(folder, source, files, dtype)
+        manifest = (artifact.replace if is_there else artifact.publish)(storage, folder, name, facts)
+    if not storage.is_local:  # in a local store the folder itself takes the place of the old one
+        _remove_strays(storage, name, manifest)
+
+
+def dtype_of(files: ModelFilesConfig, recipe: Mapping[str, Any]) -> str:
+    """Return the name of the weights' type: the one that is set, else that of the training."""
+    is_half = recipe.get("training", {}).get("precision") == "bf16-true"
+    return files.dtype or ("bfloat16" if is_half else "float32")
+
+
+def recipe_to_show(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe as the model directory holds it, without secrets."""
+    return without_secrets(recipe)
+
+
+def _write(folder: Path, source: Exportable, files: ModelFilesConfig, dtype: str) -> None:
+    model, tokenizer = source.model, source.tokenizer
+    tokenizer.save_for_transformers(folder, model.max_positions)
+    begin_id, padding_id = (_special_id(folder, tokenizer, name) for name in ("bos_token", "pad_token"))
+    save_huggingface(
+        folder,
+        model,
+        source.vocab_size,
+        _tensors(source, getattr(torch, dtype), files.max_shard_bytes),
+        end_ids=tokenizer.end_ids,
+        begin_id=begin_id,
+        padding_id=padding_id,
+        dtype=getattr(torch, dtype),
+        max_shard_bytes=files.max_shard_bytes,
+    )
+    recipe = recipe_to_show(source.recipe)
+    (folder / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(source, files, dtype, recipe).text(), encoding="utf-8")
+
+
+def _special_id(folder: Path, tokenizer: Tokenizer, name: str) -> int | None:
+    """Return the id of a token that tokenizer_config.json names, so that both files agree; None if it names none."""
+    file = folder / "tokenizer_config.json"
+    token = json.loads(file.read_bytes()).get(name) if file.exists() else None
+    text = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.id_of(text) if text else None
+
+
+def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mapping[str, Any]) -> Card:
+    shapes = parameter_shapes(source.model, source.vocab_size)
+    sizes = ((source.vocab_size, *shape[1:]) if name in VOCABULARY else shape for name, shape in shapes.items())
+    return Card(
+        title=source.run_name,
+        step=source.step,
+        model=source.model,
+        vocab_size=source.vocab_size,
+        num_parameters=sum(map(math.prod, sizes)),
+        dtype=dtype,
+        is_rounded=dtype not in ("float32", dtype_of(ModelFilesConfig(), recipe)),
+        recipe=recipe,
+        data=source.data,
+        # a run's last figures may hold the loss of an objective that a phase before this step had
+        metrics={**_named(source.checkpoint.progress.metrics, "train/"), **_named(source.validation, "val/")},
+        license=files.license,
+    )
+
+
+def _named(metrics: Mapping[str, float], start: str) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith(start)}
+
+
+def _remove_strays(storage: Storage, name: str, manifest: Mapping[str, Any]) -> None:
+    """Remove files of an earlier export: other tools read a model.safetensors rather than the files of an index."""
+    known = {*manifest["files"], artifact.MANIFEST, artifact.COMMITTED}
+    for stray in set(storage.list(name)) - known:
+        storage.remove(f"{name}/{stray}")
+
+
+def _tensors(source: Exportable, dtype: torch.dtype, max_shard_bytes: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights; those of one file are read together, so that each chunk of the checkpoint is read once."""
+    shapes = source.checkpoint.shapes
+    for names in shards_of(source.model, source.vocab_size, dtype, max_shard_bytes):
+        tensors = {name: torch.empty(shapes[name], dtype=dtype) for name in names}
+        source.checkpoint.reader.fill(
+            Fragment(name, MASTER, 0, tensor.numel(), tensor) for name, tensor in tensors.items()
         )
-        tokenizer.save_for_transformers(folder, model.max_positions)
-        (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-        put = artifact.replace if _is_of_another_step(storage, name, checkpoint.progress.step) else artifact.publish
-        put(storage, folder, name, {"kind": "model", "step": checkpoint.progress.step})
-
-
-def _is_of_another_step(storage: Storage, name: str, step: int) -> bool:
-    """Return whether there is the model that the run left when it was to have fewer steps."""
-    return artifact.is_committed(storage, name) and artifact.read_manifest(storage, name)["step"] != step
-
-
-def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    for name, shape in checkpoint.shapes.items():
-        yield name, checkpoint.reader.read(name, MASTER, 0, math.prod(shape)).view(shape)
+        for name in names:
+            yield name, tensors.pop(name)

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
     "generate": Command("continue a prompt", "GenerateConfig"),
     "chat": Command("hold a conversation with a model", "ChatConfig"),
+    "export": Command("write the model at any checkpoint of a run for other tools", "ExportConfig", makes=True),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }

@@ -56,7 +56,11 @@ def _prepared(data: DataConfig, config: EvaluateConfig, trained: TrainedModel, s
         data = data.model_copy(update={"val_fraction": 0.0})
     end_token = trained.tokenizer.end_token
     tokenizer = TokenizerConfig(
-        kind="file", path=trained.tokenizer_path, end_token=None if end_token == END_OF_TEXT else end_token
+        kind="file",
+        path=trained.tokenizer_path,
+        end_token=None if end_token == END_OF_TEXT else end_token,
+        # a model that was continued here has learned documents that begin with it
+        begin_token=trained.tokenizer.begin_token if "base_model" in trained.recipe else None,
     )
     with prepare_progress() as progress:
         return prepared_data(storage, data, tokenizer, DataRequirements(), progress)

@@ -2,11 +2,9 @@
 
 from orchestrator.artifacts import artifact
 from orchestrator.configuration.commands import RunsConfig
-from orchestrator.configuration.schema import nearest, shown
 from orchestrator.display.runs import show_run, show_runs
 from orchestrator.display.terminal import print_line
-from orchestrator.errors import UserError
-from orchestrator.runs.run import Run, folder_names
+from orchestrator.runs.run import Run, folder_names, no_such_run
 from orchestrator.runs.state import RunState, checkpoints_of, read_run, read_runs
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
@@ -25,13 +23,10 @@ def run(config: RunsConfig) -> None:
 
 
 def _named(storage: Storage, name: str) -> RunState:
-    names = folder_names(storage)
     # only direct children of the folder are runs: a model's folder, deeper down, also has a recipe
-    state = read_run(storage, name) if name in names else None
+    state = read_run(storage, name) if name in folder_names(storage) else None
     if state is None:
-        near = nearest(name, [other for other in names if other != name])
-        remedy = f"did you mean {near}?" if near else "`orchestrator runs` lists all"
-        raise UserError(f"name={shown(name)}: no such run in {storage.url('runs')}; {remedy}")
+        raise no_such_run(storage, "name", name)
     return state
 
 

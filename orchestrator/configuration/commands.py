@@ -8,7 +8,6 @@ from modules.config import (
     Config,
     Count,
     DataConfig,
-    Factor,
     Identity,
     Input,
     Length,
@@ -16,18 +15,20 @@ from modules.config import (
     OptimizerConfig,
     Probability,
     Runtime,
-    Seed,
     Sequences,
-    Small,
+    Steps,
     TokenizerConfig,
     TrainingConfig,
 )
 from modules.model_config import ModelConfig
+from orchestrator.configuration.decoding import ContinuationConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.groups import (
+    BegunRun,
     CheckpointConfig,
     ClusterConfig,
     GuardConfig,
+    ModelFilesConfig,
     RunConfig,
     StorageConfig,
     StrategyConfig,
@@ -56,6 +57,7 @@ class TrainingRunConfig(Config):
     strategy: StrategyConfig = StrategyConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ModelFilesConfig = ModelFilesConfig()
     tracking: TrackingConfig = TrackingConfig()
     faults: FaultsConfig | None = None
     """Null injects no fault."""
@@ -97,24 +99,22 @@ class EvaluateConfig(Config):
     """Decides which positions are masked; null takes the model's training seed, as its validation does."""
 
 
-class GenerateConfig(Config):
-    """`orchestrator generate`: continue a prompt."""
+class GenerateConfig(ContinuationConfig):
+    """`orchestrator generate`: continue a prompt, or a file of prompts."""
 
     model: ModelPath
-    prompt: Identity[str] = ""
-    """Text to continue; empty starts from the end-of-text token."""
-    num_sequences: Identity[Sequences] = 1
-    """Number of continuations."""
-    max_new_tokens: Identity[Count] = 50
-    """Longest continuation in tokens."""
-    temperature: Identity[Factor] = 1.0
-    """Divides the logits; 0 always takes the most likely token."""
-    top_k: Identity[Count | None] = None
-    """Sample among the k most likely tokens only."""
-    top_p: Identity[Small | None] = None
-    """Sample among the most likely tokens that together reach this probability."""
-    seed: Identity[Seed] = 1234
-    """The same seed gives the same text."""
+
+
+class ExportConfig(Config):
+    """`orchestrator export`: the model at any checkpoint of a run, as a folder for other tools."""
+
+    run: BegunRun
+    step: Input[Steps | None] = None
+    """The checkpoint after this many steps; null takes the newest."""
+    to: Runtime[str | None] = None
+    """A new folder (any fsspec URL); null: the run's model folder once it is done, else exports/ within the run."""
+    storage: StorageConfig = StorageConfig()
+    export: ModelFilesConfig = ModelFilesConfig()
 
 
 class ChatConfig(Config):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from modules.config import Config, Count, CountOrZero, Identity, Runtime, Seconds, Seed, Steps
+from modules.config import Config, Count, CountOrZero, Identity, Input, NumBytes, Runtime, Seconds, Seed, Steps
 
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 _PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types", "communication_data_type"}
@@ -30,24 +30,33 @@ _AddressPart = Annotated[_Name, AfterValidator(_can_be_in_an_address)]
 _Tag = Annotated[str, Field(min_length=1, max_length=64)]
 
 
+def _can_be_a_folder(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            "must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores"
+        )
+    if len(value) > _LONGEST_NAME:
+        raise ValueError(f"has {len(value)} characters, and may have {_LONGEST_NAME}")
+    return value
+
+
+_RunName = Annotated[str, AfterValidator(_can_be_a_folder)]
+
+
 class RunConfig(Config):
     """One named execution."""
 
-    name: Runtime[str | None] = None
+    name: Runtime[_RunName | None] = None
     """The run's folder and its name in W&B; null makes one from the recipe, so the same command continues it."""
     seed: Identity[Seed] = 1234
     """Decides initial weights, data order, masks and samples."""
 
-    @field_validator("name")
-    @classmethod
-    def _name_can_be_a_folder(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError(
-                "must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores"
-            )
-        if value is not None and len(value) > _LONGEST_NAME:
-            raise ValueError(f"has {len(value)} characters, and may have {_LONGEST_NAME}")
-        return value
+
+class BegunRun(Config):
+    """A run that exists."""
+
+    name: Input[_RunName]
+    """The run whose checkpoint is exported."""
 
 
 class StorageConfig(Config):
@@ -162,6 +171,17 @@ class CheckpointConfig(Config):
     """Saves in a row that may fail, each one reported; the next failed save, or a failed last save, fails the run."""
     grace_seconds: Runtime[Seconds] = 60
     """Time after a notice of termination for the current step and a last checkpoint."""
+
+
+class ModelFilesConfig(Config):
+    """The files of an exported model."""
+
+    dtype: Runtime[Literal["float32", "bfloat16", "float16"] | None] = None
+    """Of the weights; null takes that of the training: bfloat16 with training.precision=bf16-true, else float32."""
+    max_shard_bytes: Runtime[NumBytes] = 5_000_000_000
+    """Largest file of weights, which is held in memory while it is written; a larger model has several."""
+    license: Runtime[_Name | None] = None
+    """The licence in the model card, by its name on the hub, such as apache-2.0; null names none."""
 
 
 LEAST_NORMS = 20

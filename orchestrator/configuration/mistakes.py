@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from modules.config import Config
 from orchestrator.configuration.commands import TrainingRunConfig
+from orchestrator.configuration.decoding import ContinuationConfig
 from orchestrator.configuration.rules import cross_group_mistakes
 from orchestrator.configuration.schema import (
     class_at,
@@ -103,11 +104,13 @@ def _missing_line(path: Path, kind: type[Config]) -> str:
 
 
 def _cross_group(known: Mapping[str, Any], kind: type[Config]) -> list[str]:
-    if not issubclass(kind, TrainingRunConfig):
+    # of those that continue prompts, the part without the model, which has no default
+    ruled = kind if issubclass(kind, TrainingRunConfig) else ContinuationConfig
+    if not issubclass(kind, ruled):
         return []
     unusable = {str(error["loc"][0]) for error in _errors(known, kind)}
-    usable = {name: group for name, group in known.items() if name not in unusable}
-    return cross_group_mistakes(kind.model_validate(usable), unusable)
+    usable = {name: group for name, group in known.items() if name in ruled.model_fields and name not in unusable}
+    return cross_group_mistakes(ruled.model_validate(usable), unusable)
 
 
 def _without(value: Any, paths: set[Path], path: Path = ()) -> Any:

@@ -3,8 +3,15 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from modules.config import ObjectiveConfig, TokenizerConfig, divisors
+from modules.config import Config, ObjectiveConfig, TokenizerConfig, divisors
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
+from orchestrator.configuration.decoding import (
+    beam_search_draws_nothing,
+    length_penalty_needs_beams,
+    one_source_of_prompts,
+    output_suits_the_prompts,
+    sequences_are_beams,
+)
 from orchestrator.configuration.faults import fault_mistakes
 
 
@@ -27,11 +34,11 @@ def micro_batch_size(config: TrainingRunConfig, num_workers: int) -> int:
     return max(size for size in divisors(training.global_batch_size // num_workers) if size <= most)
 
 
-def cross_group_mistakes(config: TrainingRunConfig, unusable: Collection[str] = ()) -> list[str]:
-    """Return a line for every rule between groups that `config` breaks: path, value, rule, remedy.
+def cross_group_mistakes(config: Config, unusable: Collection[str] = ()) -> list[str]:
+    """Return a line for every rule between groups or fields that `config` breaks: path, value, rule, remedy.
 
     Args:
-        unusable: Groups that hold mistakes of their own; rules that read one of them are left out.
+        unusable: Those that hold mistakes of their own; rules that read one of them are left out.
     """
     usable = set(type(config).model_fields) - set(unusable)
     return [line for groups, rule in RULES_BETWEEN_GROUPS if groups <= usable for line in rule(config)]
@@ -167,5 +174,10 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"model", "tokenizer"}), _tokenizer_is_the_models),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
+    (frozenset({"prompt", "prompts_file"}), one_source_of_prompts),
+    (frozenset({"output", "prompts_file"}), output_suits_the_prompts),
+    (frozenset({"num_beams", "length_penalty"}), length_penalty_needs_beams),
+    (frozenset({"num_beams", "temperature", "top_k", "top_p", "min_p"}), beam_search_draws_nothing),
+    (frozenset({"num_beams", "num_sequences"}), sequences_are_beams),
 )
-"""Each rule with the groups that it reads; it applies to every command that has them all."""
+"""Each rule with the groups or fields that it reads; it applies to every command that has them all."""

@@ -1,4 +1,4 @@
-"""Progress as it happens: live on a terminal, an occasional plain line in a file or a log."""
+"""Progress as it happens: live on a terminal, an occasional plain line in a file, a log or a dumb terminal."""
 
 import threading
 import time
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from orchestrator.display.terminal import new_console
 from orchestrator.display.units import count, duration, percent, size
 
 _PLAIN_INTERVAL_SECONDS = 5.0
@@ -34,7 +35,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        self._console = console or new_console()
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._num_steps = 0
@@ -59,7 +60,7 @@ class ProgressDisplay:
         self._stop()
         self._num_steps = int(event["num_steps"])
         self._line(f"training {event['run']}: {self._num_steps:,} steps")
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._live = _bar(self._console, "{task.completed:,.0f}/{task.total:,.0f}")
             self._task = self._live.add_task("train", total=self._num_steps, completed=0, text="starting")
             self._live.start()
@@ -155,7 +156,7 @@ def prepare_progress() -> Iterator[Callable[[int], Callable[[int, int], None]]]:
 
     Nothing is shown if it is never called, as with data that is already prepared.
     """
-    console = Console(highlight=False)
+    console = new_console()
     shown: list[_Prepare] = []
 
     def begin(total_bytes: int) -> Callable[[int, int], None]:
@@ -176,7 +177,7 @@ class _Prepare:
         self._console, self._total = console, total_bytes
         self._started = self._last_line = time.monotonic()
         self._bytes = self._tokens = 0
-        self._live = _bar(console, "{task.fields[done]}", transient=True) if console.is_terminal else None
+        self._live = _bar(console, "{task.fields[done]}", transient=True) if console.is_interactive else None
         if self._live:
             self._task = self._live.add_task("prepare", total=total_bytes or None, text="reading", done="")
             self._live.start()
@@ -208,13 +209,56 @@ class _Prepare:
 @contextmanager
 def evaluate_progress(num_windows: int) -> Iterator[Callable[[int], None]]:
     """Yield a function that takes the windows done; progress is shown on a terminal only."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
+    console = new_console()
+    if not console.is_interactive:
         yield lambda _: None
         return
     with _bar(console, "{task.completed:,.0f}/{task.total:,.0f} windows", transient=True) as live:
         task = live.add_task("evaluate", total=num_windows, text="")
         yield lambda done: live.update(task, completed=done)
+
+
+@contextmanager
+def generate_progress(num_prompts: int) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes the prompts done so far and the tokens since the last call.
+
+    It is shown on standard error, because the texts may go to standard output.
+    """
+    console = Console(highlight=False, stderr=True)
+    started = time.monotonic()
+    if not console.is_terminal:
+        yield _PlainCount(console, num_prompts).update
+        return
+    with _bar(console, "{task.completed:,.0f}/{task.total:,.0f} prompts", transient=True) as live:
+        task, total = live.add_task("generate", total=num_prompts, text=""), [0]
+
+        def update(done: int, tokens: int) -> None:
+            total[0] += tokens
+            live.update(task, completed=done, text=_token_rate(total[0], started))
+
+        yield update
+
+
+class _PlainCount:
+    """An occasional plain line about the prompts that are continued."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total = console, total
+        self._started = self._last_line = time.monotonic()
+        self._tokens = 0
+
+    def update(self, done: int, tokens: int) -> None:
+        self._tokens += tokens
+        if done < self._total and time.monotonic() - self._last_line < _PLAIN_INTERVAL_SECONDS:
+            return
+        self._last_line = time.monotonic()
+        rate = _token_rate(self._tokens, self._started)
+        line = f"generate  {done:,}/{self._total:,} prompts  {rate}"
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def _token_rate(tokens: int, started: float) -> str:
+    return f"{count(tokens / max(time.monotonic() - started, 1e-9))} tok/s"
 
 
 def _bar(console: Console, done: str, transient: bool = False) -> Progress:

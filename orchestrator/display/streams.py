@@ -49,7 +49,9 @@ def open_standard_streams() -> None:
     """Give this process descriptors 0 to 2 and streams on them whose failures `exit_code` reports.
 
     A descriptor that is closed would be given to the next file or pipe that is opened, and so to the wrong process.
+    A terminal of which nothing is known is taken for one that cannot be redrawn, as curses does.
     """
+    os.environ["TERM"] = os.environ.get("TERM") or "dumb"
     for number in (0, 1, 2):
         try:
             os.fstat(number)

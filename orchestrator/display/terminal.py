@@ -1,6 +1,7 @@
 """Output to the terminal: readable at 80 columns, without colours and in a file."""
 
 import re
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -11,8 +12,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def new_console() -> Console:
-    """Return a console without automatic highlighting."""
-    return Console(highlight=False)
+    """Return a console without automatic highlighting.
+
+    It redraws what it has written on a terminal alone: FORCE_COLOR colours a file, but moves no cursor in it.
+    """
+    return Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
 
 
 def is_plain(console: Console) -> bool:
@@ -32,7 +36,7 @@ def loss(value: float) -> str:
 
 def printable(console: Console, text: str) -> str:
     """Return `text` without control characters if it goes to a terminal; a file or a program gets it as it is."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if console.is_terminal else text
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if console.file.isatty() else text
 
 
 def print_line(line: str) -> None:
@@ -46,7 +50,7 @@ def write_text(console: Console, text: str, style: str = "") -> None:
     In a file or a pipe nothing is done to it; rich would drop control characters and turn tabs into spaces.
     """
     shown = printable(console, text)
-    if style and shown and console.is_terminal:
+    if style and shown and console.file.isatty():
         console.print(Text(shown, style=style), end="", soft_wrap=True)
     else:
         console.file.write(shown)

@@ -1,10 +1,12 @@
 """The metrics of a running training: rank 0 sends them to W&B and to the progress display, and writes the last ones."""
 
 import time
+from typing import Any, Literal
 
 from torch import Tensor
 
 from modules.data.tokenizer import Tokenizer
+from orchestrator.artifacts import artifact
 from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.errors import StoppedError, exit_code
 from orchestrator.runs.events import EventLog
@@ -25,6 +27,11 @@ class Results:
         self._last: dict[str, float] = {}
         self._started = time.monotonic()
         self._is_underway = False
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest value of each metric so far, by name."""
+        return dict(self._last)
 
     def emit(self, event: Event) -> None:
         """Send an event to the progress display."""
@@ -74,7 +81,7 @@ class Results:
             self._run.write_identity(self._storage, self._tracker.describe())
 
     def finish(self, data_name: str, step: int, training_seconds: float) -> None:
-        """Write the final metrics, log model and data by reference, and close the W&B run.
+        """Write the final metrics, link data and model to the W&B run, and close it.
 
         Args:
             training_seconds: Time spent in steps since this training began.
@@ -82,8 +89,14 @@ class Results:
         seconds = time.monotonic() - self._started
         self.emit({"kind": "end", "step": step, "seconds": seconds, "training_seconds": training_seconds})
         self._last |= goodput(self._events.read()).metrics()
-        self._tracker.log_artifact(self._run.name, "model", self._storage.url(self._run.model_name), self._run.recipe)
-        self._tracker.log_artifact(data_name.rpartition("/")[2], "dataset", self._storage.url(data_name), {})
+        self._link(data_name.rpartition("/")[2], "dataset", data_name, {})
+        what = {"step": step, "data": data_name, "recipe": self._run.recipe}
+        self._link(self._run.name, "model", self._run.model_name, what)
         self._tracker.finish(self._last)
         self._run.write_identity(self._storage, self._tracker.describe())
         self._run.write_metrics(self._storage, self._last)
+
+    def _link(self, name: str, kind: Literal["dataset", "model"], place: str, what: dict[str, Any]) -> None:
+        if artifact.is_committed(self._storage, place):
+            content = artifact.content(self._storage, place)
+            self._tracker.link(name, kind, self._storage.url(place), content["manifest_xxh3_128"], {**content, **what})

@@ -13,7 +13,8 @@ from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
-from orchestrator.errors import DamagedFileError, RunMismatchError
+from orchestrator.configuration.schema import nearest, shown
+from orchestrator.errors import DamagedFileError, RunMismatchError, UserError
 from orchestrator.planning.continuation import is_same_but_for_length, obstacle
 from orchestrator.runs.json_files import read_object, write_object
 from orchestrator.storage.redaction import without_secrets
@@ -170,6 +171,17 @@ def _read_identity(storage: Storage, name: str) -> dict[str, Any]:
     except DamagedFileError as error:
         log.warning("%s", error)
         return {}
+
+
+def no_such_run(storage: Storage, field: str, name: str) -> UserError:
+    """Return the error for a run that is not there, with the nearest name.
+
+    Args:
+        field: The setting that holds the name.
+    """
+    near = nearest(name, [other for other in folder_names(storage) if other != name])
+    remedy = f"did you mean {near}?" if near else "`orchestrator runs` lists all"
+    return UserError(f"{field}={shown(name)}: no such run in {storage.url(_FOLDER)}; {remedy}")
 
 
 def folder_names(storage: Storage) -> list[str]:

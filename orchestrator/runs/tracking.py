@@ -37,14 +37,17 @@ class Tracker(Protocol):
     def log_samples(self, samples: Sequence[str], step: int) -> None:
         """Log generated texts as a table."""
 
-    def log_artifact(self, name: str, kind: str, url: str, metadata: Mapping[str, Any]) -> None:
-        """Log the location of an artifact by reference: nothing is copied.
+    def link(
+        self, name: str, kind: Literal["dataset", "model"], url: str, version: str, metadata: Mapping[str, Any]
+    ) -> None:
+        """Link an artifact to the run in W&B's lineage by reference: nothing is read or copied.
 
         Args:
             name: Its name in W&B; characters other than `A-Z a-z 0-9 _ . -` become a dash.
-            kind: "model" or "dataset".
+            kind: A data set is an input of the run, a model its output.
             url: A local path or an fsspec URL.
-            metadata: Plain data, without secrets.
+            version: Digest of its content: with another one it is another version in W&B.
+            metadata: Plain data; what looks like a secret is left out.
         """
 
     def finish(self, summary: Mapping[str, float], exit_code: int = 0) -> None:
@@ -64,7 +67,7 @@ class NullTracker:
     def log_samples(self, *_: Any, **__: Any) -> None:
         return
 
-    def log_artifact(self, *_: Any, **__: Any) -> None:
+    def link(self, *_: Any, **__: Any) -> None:
         return
 
     def finish(self, *_: Any, **__: Any) -> None:
@@ -194,14 +197,22 @@ class WandbTracker:
 
         self._log_values(table, step)
 
-    def log_artifact(self, name: str, kind: str, url: str, metadata: Mapping[str, Any]) -> None:
+    def link(
+        self, name: str, kind: Literal["dataset", "model"], url: str, version: str, metadata: Mapping[str, Any]
+    ) -> None:
         def send(run: Any) -> None:
             import wandb
 
             artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), kind, metadata=without_secrets(dict(metadata)))
             reference = redact(url) if "://" in url else Path(url).absolute().as_uri()
-            artifact.add_reference(reference, checksum=False)
-            run.log_artifact(artifact)
+            # W&B tells versions apart by the names in them; with checksums it would read every file
+            artifact.add_reference(reference, name=version, checksum=False)
+            if kind == "model":
+                run.log_artifact(artifact)
+            else:
+                # what `use_artifact` does with a new artifact (wandb 0.31.0); itself it refuses to do so offline, and
+                # online it waits for the server without a limit
+                run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
         if self._open:
             self._safely(send, f"linking {name}")

@@ -73,9 +73,7 @@ def find_files(paths: Sequence[str]) -> list[StoredFile]:
         if not files and not unreadable:
             mistakes.append(f"{redact(path)}: matches no file")
         mistakes += unreadable + [
-            f"{file.name}: is empty (0 bytes); remove it or leave it out of data.path"
-            for file in files
-            if file.num_bytes == 0
+            f"{file.name}: is empty (0 bytes); remove it or leave it out" for file in files if file.num_bytes == 0
         ]
         found.update((file.url, file) for file in files if file.url not in found)
     if mistakes:

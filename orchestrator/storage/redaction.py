@@ -25,6 +25,8 @@ _SECRET_NAME = re.compile(
     r"(?:^|[^a-z])(?:(?:api|access|private)?keys?|token|(?:access|auth)token|secrets?|passw(?:or)?ds?|credentials?)(?:$|[^a-z])"
 )
 """Whole words only: `tokenizer`, `num_tokens` and `max_new_tokens` are no secrets."""
+_NO_SECRETS = frozenset({"end_token", "query_key_norm"})
+"""Settings of ours whose names only sound like one: a word of the vocabulary, and attention's keys."""
 _SHORTEST_SECRET = 8
 
 
@@ -49,7 +51,7 @@ def has_credentials(url: str) -> bool:
 
 def is_secret_name(name: str) -> bool:
     """Return whether a setting or an environment variable called `name` would hold a secret."""
-    return bool(_SECRET_NAME.search(name.lower()))
+    return name not in _NO_SECRETS and bool(_SECRET_NAME.search(name.lower()))
 
 
 def without_secrets(value: Any) -> Any:

@@ -5,9 +5,11 @@ import logging
 import warnings
 from dataclasses import replace
 
+from modules.objective import Objective
 from orchestrator.artifacts.base_model import kept_tokenizer
+from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.checkpoints import checkpoint
-from orchestrator.checkpoints.export import export_model
+from orchestrator.checkpoints.export import Exportable, export_model
 from orchestrator.checkpoints.names import name_of
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.errors import MovedError, StoppedError
@@ -59,10 +61,20 @@ def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: Even
         raise
     if runtime.rank == 0:
         job.attempt.check(storage)
-        last = checkpoint.open_checkpoint(storage, name_of(job.run.name, step))
-        tokenizer = kept_tokenizer(storage, job.run.base_name) or objective.tokenizer
-        export_model(storage, job.run.model_name, last, config.model, tokenizer, job.run.recipe)
+        export_model(storage, job.run.model_name, _exportable(job, storage, objective, step, results), config.export)
         results.finish(job.objective.data_name, step, training_seconds)
+
+
+def _exportable(job: Job, storage: Storage, objective: Objective, step: int, results: Results) -> Exportable:
+    return Exportable(
+        run_name=job.run.name,
+        checkpoint=checkpoint.open_checkpoint(storage, name_of(job.run.name, step)),
+        model=job.config.model,
+        tokenizer=kept_tokenizer(storage, job.run.base_name) or objective.tokenizer,
+        recipe=job.run.recipe,
+        data=DataFacts.read(storage, job.objective.data_name),
+        validation=results.metrics,
+    )
 
 
 def _train(parts: Parts) -> tuple[int, float]:

@@ -84,7 +84,7 @@ def test_command_help_shows_fields_with_their_explanations(command: str, capsys:
     assert main([command, "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert COMMANDS[command].summary in said
-    assert ("storage.root outputs" if command in ("runs", "doctor", "evaluate") else "seed 1234") in said
+    assert ("storage.root outputs" if command in ("runs", "doctor", "evaluate", "export") else "seed 1234") in said
 
 
 def test_command_help_shows_groups_their_options_and_the_present_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,7 +357,7 @@ def test_origin_of_the_configuration_is_printed(capsys: pytest.CaptureFixture[st
         ("orchestrator pretrain model=gpt2_1", {"model=gpt2_124m", "model=gpt2_1558m"}),
         ("orchestrator pretrain +experiment=qu", {"+experiment=quickstart"}),
         ("orchestrator pretrain training.num", {"training.num_steps="}),
-        ("orchestrator generate num", {"num_sequences="}),
+        ("orchestrator generate num", {"num_beams=", "num_sequences="}),
         ("orchestrator doctor fi", {"fix="}),
     ],
 )

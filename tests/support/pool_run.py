@@ -75,6 +75,10 @@ class PoolRun:
         go_back(root / self._run.relative_to(self._root), at_step)
         return root
 
+    def remove(self) -> None:
+        """Remove all that this run has stored."""
+        shutil.rmtree(self._root)
+
     @property
     def _run(self) -> Path:
         return self._root / "runs" / "tiny"

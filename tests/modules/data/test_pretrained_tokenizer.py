@@ -206,6 +206,16 @@ def test_a_mask_token_is_noted_where_transformers_reads_it(tmp_path: Path, monke
     assert (auto.mask_token_id, auto.eos_token_id) == (tokenizer.mask_id, 2)
 
 
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_a_mask_token_that_is_not_special_is_in_no_text_once_it_is_used(with_mask: bool) -> None:
+    reference = Reference.from_str(foreign("llama2").decode())
+    reference.add_tokens([AddedToken("<mask>", normalized=False)])
+    tokenizer = load_pretrained({"tokenizer.json": reference.to_str().encode()}, "model.path=m", with_mask=with_mask)
+    assert tokenizer.mask_token == "<mask>"
+    assert tokenizer.mask_id in tokenizer.special_ids
+    assert (tokenizer.mask_id in tokenizer.encode("a <mask> b")) == (not with_mask)
+
+
 def test_flags_of_special_tokens_stay_as_they_came(tmp_path: Path) -> None:
     reference = Reference.from_str(foreign("gpt2").decode())
     reference.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])

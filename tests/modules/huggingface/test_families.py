@@ -56,7 +56,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", "num_key_value_heads": 1, "rope_theta": 1e6},
     "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "rope_theta": 1e6},
 }
-CASES = [(name, tied) for name in VARIANTS for tied in (True, False)]
+CASES = [
+    (name, tied, num_kv_heads)
+    for name in VARIANTS
+    for tied in (True, False)
+    for num_kv_heads in ((4,) if name == "gpt2" else (1, 2, 4))
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,11 @@ def transformers() -> Any:
     import transformers
 
     return transformers
+
+
+def variant(name: str, tied: bool, num_kv_heads: int) -> dict[str, Any]:
+    shared = {} if name == "gpt2" else {"num_key_value_heads": num_kv_heads}
+    return {"tie_word_embeddings": tied, **shared}
 
 
 def settings_of(name: str, **changes: Any) -> dict[str, Any]:
@@ -102,18 +112,22 @@ def largest_difference(left: Tensor, right: Tensor) -> float:
     return float((left - right).abs().max())
 
 
-@pytest.mark.parametrize(("name", "tied"), CASES)
-def test_an_import_has_the_logits_of_transformers(transformers: Any, tmp_path: Path, name: str, tied: bool) -> None:
-    peer = peer_of(transformers, name, tie_word_embeddings=tied)
+@pytest.mark.parametrize(("name", "tied", "num_kv_heads"), CASES)
+def test_an_import_has_the_logits_of_transformers(
+    transformers: Any, tmp_path: Path, name: str, tied: bool, num_kv_heads: int
+) -> None:
+    peer = peer_of(transformers, name, **variant(name, tied, num_kv_heads))
     peer.save_pretrained(tmp_path, max_shard_size="20KB")
     model = load_huggingface(LocalFolder(tmp_path)).eval()
     assert model.config.tie_embeddings == tied
     assert largest_difference(logits(model), peer_logits(peer)) < 1e-4
 
 
-@pytest.mark.parametrize(("name", "tied"), CASES)
-def test_an_export_is_opened_by_transformers(transformers: Any, tmp_path: Path, name: str, tied: bool) -> None:
-    config = from_huggingface(settings_of(name, tie_word_embeddings=tied))
+@pytest.mark.parametrize(("name", "tied", "num_kv_heads"), CASES)
+def test_an_export_is_opened_by_transformers(
+    transformers: Any, tmp_path: Path, name: str, tied: bool, num_kv_heads: int
+) -> None:
+    config = from_huggingface(settings_of(name, **variant(name, tied, num_kv_heads)))
     torch.manual_seed(1)
     model = GPT(config, VOCAB).eval()
     for parameter in model.parameters():

@@ -1,5 +1,6 @@
 """Export to and import from Hugging Face folders."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from modules.errors import InputError
@@ -104,7 +106,11 @@ def test_export_holds_the_vocabulary_without_padding_and_no_pickle(folder: Path)
     weights = load_file(folder / "model.safetensors")
     assert weights["transformer.wte.weight"].shape == (VOCAB, 16)
     assert "lm_head.weight" not in weights
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
 
 
 def test_config_names_the_end_of_text_token_and_dropout(folder: Path) -> None:
@@ -219,3 +225,41 @@ def test_a_weight_that_no_file_holds_is_named_though_another_is_tied(folder: Pat
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"transformer\.wte\.weight: not among the weights"):
         load_huggingface(LocalFolder(folder))
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_other_files(folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert len(modes) == 3
+    assert set(modes.values()) == {modes["config.json"]}
+
+
+def test_settings_of_generation_are_those_that_are_known(tmp_path: Path) -> None:
+    save_huggingface(tmp_path, TIED, VOCAB, new_model().named_parameters(), end_ids=[7, 9], begin_id=1, padding_id=0)
+    found = json.loads((tmp_path / "generation_config.json").read_text())
+    assert found == {"bos_token_id": 1, "eos_token_id": [7, 9], "pad_token_id": 0}
+    save_huggingface(tmp_path, TIED, VOCAB, new_model().named_parameters())
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {}
+
+
+def test_a_full_disk_is_the_system_s_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Safetensors reports it as an error of its own, which was a traceback to the user."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("modules.huggingface.export.save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_huggingface(tmp_path, TIED, VOCAB, new_model().named_parameters())
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize(("value", "is_held"), [(65_504.0, True), (65_520.0, False)])
+def test_a_number_that_float16_cannot_hold_is_refused(tmp_path: Path, value: float, is_held: bool) -> None:
+    model = new_model()
+    model.final_norm.weight.data[3] = value
+    if is_held:
+        save_huggingface(tmp_path, TIED, VOCAB, model.named_parameters(), dtype=torch.float16)
+        assert load_file(tmp_path / "model.safetensors")["transformer.ln_f.weight"][3] == value
+    else:
+        with pytest.raises(InputError, match=r"final_norm\.weight: holds numbers beyond 65504"):
+            save_huggingface(tmp_path, TIED, VOCAB, model.named_parameters(), dtype=torch.float16)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from modules import linear
-from modules.generation import Sampling, sample
+from modules.generation.sampler import sample
+from modules.generation.sampling import Sampling
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.cli import main
 from orchestrator.commands import evaluate

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from orchestrator.artifacts import artifact, staging
 from orchestrator.artifacts.artifact import commit, is_committed, local_copy, publish, verify
 from orchestrator.artifacts.digests import FileEntry, digest, digest_bytes, digest_file
 from orchestrator.artifacts.staging import staging_folder
-from orchestrator.errors import ArtifactError, StorageError
+from orchestrator.errors import ArtifactError, RefusedError, StorageError
 from orchestrator.storage.store import Storage
 
 NAME = "data/corpus-1"
@@ -343,3 +344,25 @@ def test_damaged_remote_artifact_is_never_kept(harm: Callable[[Storage], None], 
         local_copy(remote, NAME, tmp_path / "cache")
     (kept,) = (tmp_path / "cache").iterdir()
     assert not (kept / message.split(" ")[0]).exists()
+
+
+def test_full_temporary_folder_is_explained(storage: Storage) -> None:
+    """The files of an artifact for a remote store are made in the system's temporary folder, which may be small."""
+    setting = "storage.root" if storage.is_local else "TMPDIR"
+    message = f"the disk is full; free space there or choose another {setting}"
+    with pytest.raises(RefusedError, match=message), staging_folder(storage, NAME):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("root", ["local", "memory"])
+def test_files_that_are_not_needed_are_neither_read_nor_copied(root: str, tmp_path: Path) -> None:
+    store = Storage("memory://in-part" if root == "memory" else str(tmp_path / "root"))
+    publish_files(store)
+    damage("weights.bin", lambda data: b"")(store)
+    folder = local_copy(store, NAME, tmp_path / "cache", needs=lambda file: file == "deep/part.bin")
+    assert (folder / "deep/part.bin").read_bytes() == b"abc"
+    assert (folder / "weights.bin").exists() == store.is_local
+    damage("deep/part.bin", lambda data: b"abd")(store)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    with pytest.raises(ArtifactError, match="part.bin is damaged"):
+        local_copy(store, NAME, tmp_path / "cache", needs=lambda file: file == "deep/part.bin")

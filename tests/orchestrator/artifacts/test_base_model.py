@@ -37,6 +37,12 @@ def test_path_is_made_absolute_for_workers_in_other_folders(folder: Path, monkey
     assert opened("model").config.path == str(folder)
 
 
+@pytest.mark.parametrize("path", [".", "../model", "file://{}"])
+def test_any_form_of_a_local_path_leads_to_the_folder(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert opened(path.format(folder)).config.path == str(folder)
+
+
 def test_identity_is_that_of_the_content_wherever_it_lies(folder: Path) -> None:
     before = opened(folder).identity
     shutil.copytree(folder, folder.parent / "copy")

@@ -11,7 +11,7 @@ from orchestrator.cli.command import COMMANDS
 from orchestrator.configuration import commands
 from orchestrator.configuration.schema import config_classes, group_class
 
-NOT_IN_A_RECIPE = {"storage", "strategy", "cluster", "checkpoint", "tracking", "faults"}
+NOT_IN_A_RECIPE = {"storage", "strategy", "cluster", "checkpoint", "export", "tracking", "faults"}
 """Groups that only say where and how a command runs."""
 RUNTIME_FIELDS = {
     *(
@@ -23,9 +23,9 @@ RUNTIME_FIELDS = {
         "batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
-    *("training.compile", "fix", "build", "name"),
+    *("training.compile", "fix", "build", "name", "to"),
 }
-INPUT_FIELDS = {"data.path", "data.revision", "tokenizer.path", "model.path", "model.revision"}
+INPUT_FIELDS = {"data.path", "data.revision", "tokenizer.path", "model.path", "model.revision", "step"}
 
 
 def example(kind: type[Config], **given: Any) -> Config:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from offline_wandb import artifact_records, read_records
 from tiny_run import arguments, go_back, write_text
 
 from orchestrator.cli import main
@@ -109,6 +110,39 @@ def test_w_and_b_has_one_offline_run(trained: Path) -> None:
     folders = list((trained / "runs/tiny/wandb").glob("offline-run-*"))
     identity = json.loads((trained / "runs/tiny/run.json").read_text())
     assert [folder.name.rpartition("-")[2] for folder in folders] == [identity["wandb_run_id"]]
+
+
+def test_w_and_b_links_the_data_as_input_and_the_model_as_output(trained: Path) -> None:
+    (file,) = (trained / "runs/tiny/wandb").glob("offline-run-*/*.wandb")
+    logged = [record.artifact for record in artifact_records(read_records(file))]
+    linked = {one.type: one for one in logged if one.type != "run_table"}  # the table of samples is W&B's own
+    assert {kind: (one.name, one.use_after_commit, one.user_created) for kind, one in linked.items()} == {
+        "dataset": (next((trained / "data").iterdir()).name, True, True),
+        "model": ("tiny", False, False),
+    }
+    for kind, place in (("dataset", next((trained / "data").iterdir())), ("model", trained / "runs/tiny/model")):
+        metadata, digest = json.loads(linked[kind].metadata), (place / "COMMITTED").read_text().strip()
+        assert metadata["manifest_xxh3_128"] == digest
+        assert metadata["num_bytes"] == sum(
+            entry["num_bytes"] for entry in json.loads((place / "manifest.json").read_text())["files"].values()
+        )
+        refs = {entry.path: entry.ref for entry in linked[kind].manifest.contents}
+        assert refs[f"{digest}/manifest.json"] == (place / "manifest.json").as_uri()
+
+
+def test_model_card_has_the_figures_of_the_run(trained: Path) -> None:
+    card, metrics = (trained / "runs/tiny" / name for name in ("model/README.md", "metrics.json"))
+    shown = re.findall(r"\| ([\d.e+-]+) \| `((?:val|train)/\w+)` \|", card.read_text())
+    final = json.loads(metrics.read_text()).items()
+    expected = {name: f"{value:.4g}" for name, value in final if name.startswith(("val/", "train/"))}
+    assert len(expected) == 8
+    assert {name: value for value, name in shown} == expected
+
+
+def test_export_of_a_finished_run_finds_its_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "run.name=tiny", f"storage.root={trained}"]) == 0
+    said = capsys.readouterr().out
+    assert said == f"model: {trained}/runs/tiny/model holds it already (step 20); nothing was written\n"
 
 
 def test_transformers_opens_the_model_with_equal_logits(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from foreign_models import tokenizer_of, write_model
 from foreign_tokenizers import HARD
 
-from modules.generation.sampler import sample
+from modules.generation.continuations import numbered_prompts
 from orchestrator.artifacts.models import load_model
 from orchestrator.cli import main
 
@@ -91,21 +90,31 @@ def most_likely(model: Any, ids: list[int], count: int) -> list[int]:
     return ids
 
 
-def test_an_empty_prompt_starts_from_the_end_token_of_the_config(
-    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("kind", "prompt", "expected"),
+    [("gpt2", "", [0]), ("llama2", "", [1]), ("llama2", "To be", [1, 361, 300]), ("unigram", "", [2])],
+)
+def test_a_prompt_begins_as_the_model_is_used_to_and_an_empty_one_from_a_token(
+    kind: str, prompt: str, expected: list[int], empty_folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = write_model(Path("model"), "llama2", end=2)
-    ids = most_likely(model, [2], 5)
-    assert 2 not in ids[1:]
-    assert generate(capsys, "max_new_tokens=5") == tokenizer_of("llama2").decode(ids)
+    write_model(Path("model"), kind, end=0 if kind == "gpt2" else 2)
+    seen: list[Any] = []
+
+    def kept(every_ids: Any, num_sequences: int) -> Any:
+        seen.extend(every_ids)
+        return numbered_prompts(every_ids, num_sequences)
+
+    monkeypatch.setattr("orchestrator.commands.generate.numbered_prompts", kept)
+    generate(capsys, f"prompt='{prompt}'", "max_new_tokens=1")
+    assert seen == [expected]
 
 
 @pytest.mark.parametrize("where", ["config.json", "a list", "generation_config.json"])
 def test_a_text_ends_at_the_end_token_of_the_config(
-    where: str, empty_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    where: str, empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_model(Path("model"), "llama2", end=2)
-    prompt = tokenizer_of("llama2").encode("To be", add_special_tokens=False).ids
+    prompt = [1, *tokenizer_of("llama2").encode("To be", add_special_tokens=False).ids]
     ids = most_likely(model, prompt, 8)
     third = ids[len(prompt) + 2]
     config = "generation_config.json" if where.startswith("generation") else "config.json"
@@ -113,16 +122,12 @@ def test_a_text_ends_at_the_end_token_of_the_config(
     path = Path("model", config)
     settings = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**settings, "eos_token_id": end}))
-    steps: list[Any] = []
-    monkeypatch.setattr("orchestrator.commands.generate.sample", lambda *given: _kept(sample(*given), steps))
-    generate(capsys, "prompt='To be'", "max_new_tokens=8")
-    assert [int(step[0]) for step in steps] == ids[len(prompt) : ids.index(third, len(prompt)) + 1]
-
-
-def _kept(tokens: Iterator[Any], into: list[Any]) -> Iterator[Any]:
-    for step in tokens:
-        into.append(step)
-        yield step
+    Path("prompts.txt").write_text("To be\n")
+    row = json.loads(generate(capsys, "prompts_file=prompts.txt", "max_new_tokens=8"))
+    stop = ids.index(third, len(prompt)) + 1
+    assert row["continuations"][0]["num_tokens"] == stop - len(prompt)
+    assert row["continuations"][0]["ended_by"] == "end token"
+    assert row["prompt"] + row["continuations"][0]["text"] == tokenizer_of("llama2").decode(ids[:stop])
 
 
 def test_a_model_that_stops_at_an_ordinary_token_keeps_it_in_text(
@@ -138,7 +143,7 @@ def test_a_model_that_stops_at_an_ordinary_token_keeps_it_in_text(
 
 
 def test_without_an_end_token_a_prompt_is_needed(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_model(Path("model"), "llama2", end=None)
+    write_model(Path("model"), "no_accents", end=None)
     assert main(["generate", "model.path=./model"]) == 2
     assert "prompt='': the model has no end-of-text token to start from" in capsys.readouterr().err
     assert generate(capsys, "prompt='To be'", "max_new_tokens=2").startswith("To be")
@@ -152,9 +157,10 @@ def test_the_space_after_the_prompt_is_shown(
     tokenizer = tokenizer_of("llama2")
     space = tokenizer.encode("or", add_special_tokens=False).ids
     assert tokenizer.decode(space) == "or"
-    steps = [torch.tensor([number] * num_sequences) for number in space]
-    monkeypatch.setattr("orchestrator.commands.generate.sample", lambda *_: iter(steps))
-    assert "To be or" in generate(capsys, "prompt='To be'", f"num_sequences={num_sequences}")
+    steps = iter([dict.fromkeys(range(num_sequences), number) for number in space])
+    monkeypatch.setattr("modules.generation.sampler.Sampler.next", lambda _: next(steps))
+    words = ["prompt='To be'", f"num_sequences={num_sequences}", f"max_new_tokens={len(space)}"]
+    assert "To be or" in generate(capsys, *words)
 
 
 def test_a_prompt_that_the_tokenizer_cannot_hold_is_refused(

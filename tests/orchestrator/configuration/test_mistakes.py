@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, PretrainConfig
+from orchestrator.configuration.decoding import ContinuationConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.mistakes import mistakes_in, validated
 from orchestrator.configuration.rules import RULES_BETWEEN_GROUPS
@@ -99,7 +100,10 @@ def test_rules_between_groups_without_mistakes_are_reported_beside_mistakes_in_o
 @pytest.mark.parametrize(("groups", "rule"), RULES_BETWEEN_GROUPS)
 def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any) -> None:
     read = set()
-    everything = PretrainConfig(faults=FaultsConfig(kind="kill_rank", at_step=1))
+    training = PretrainConfig(faults=FaultsConfig(kind="kill_rank", at_step=1))
+    prompts = {"prompt": "a", "prompts_file": "b.txt", "output": "c.jsonl"}
+    continuation = ContinuationConfig(**prompts, num_beams=2, num_sequences=3, length_penalty=2)
+    everything = training if groups <= set(PretrainConfig.model_fields) else continuation
 
     class Spy:
         def __getattr__(self, name: str) -> Any:
@@ -108,6 +112,39 @@ def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any
 
     rule(Spy())
     assert read == groups
+
+
+@pytest.mark.parametrize(
+    ("fields", "lines"),
+    [
+        ({"num_beams": 4, "temperature": 0, "num_sequences": 4, "length_penalty": -1.5}, []),
+        ({"prompts_file": "s3://bucket/A.TXT.gz", "output": "s3://bucket/b.jsonl"}, []),
+        ({"prompts_file": "https://host/a.jsonl?sig=b.csv"}, []),
+        (
+            {"num_beams": 4, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.0, "num_sequences": 9},
+            [f"{name}: beam search (num_beams=4) draws nothing" for name in ("temperature=0.7", "top_k=5")]
+            + [f"{name}: beam search (num_beams=4) draws nothing" for name in ("top_p=0.9", "min_p=0.0")]
+            + ["num_sequences=9: beam search finds no more than its num_beams=4"],
+        ),
+        ({"length_penalty": 2}, ["length_penalty=2: belongs to beam search"]),
+        ({"prompt": "a", "prompts_file": "a.csv"}, ["prompt=a: prompts_file has", "prompts_file=a.csv: must end in"]),
+        ({"output": "a.txt"}, ["output=a.txt: belongs to prompts_file", "output=a.txt: must end in .jsonl"]),
+        ({"stop": ["a", ""], "length_penalty": 2}, ["stop=[a,'']: holds an empty text", "length_penalty=2: belongs"]),
+        ({"num_beams": "x", "temperature": 1}, ["num_beams=x: must be a whole number"]),
+        ({"prompts_file": ["a"], "output": "b.jsonl"}, ["prompts_file=[a]: must be text"]),
+        ({"repetition_penalty": 0}, ["repetition_penalty=0: must be above 0"]),
+    ],
+    ids=str,
+)
+def test_settings_of_generate_that_do_not_go_together_are_reported_at_once(
+    fields: dict[str, Any], lines: list[str]
+) -> None:
+    found = mistakes_in({"model": {"path": "x"}, **fields}, GenerateConfig)
+    assert len(found) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+    missing = mistakes_in({"model": {"path": "???"}, **fields}, GenerateConfig)
+    assert missing[0].startswith("model.path: must be given")
+    assert missing[1:] == found
 
 
 def test_earlier_mistakes_are_reported_first() -> None:

@@ -1,13 +1,12 @@
 import json
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from offline_wandb import artifact_records, config_of, history_of, read_records, summary_of
 
 from orchestrator.configuration.groups import TrackingConfig
 from orchestrator.errors import ConfigError
@@ -65,7 +64,7 @@ def test_null_tracker_takes_every_call(tmp_path: Path) -> None:
     tracker = make_tracker(TrackingConfig(mode="disabled"), "name", "id", tmp_path, {})
     assert isinstance(tracker, NullTracker)
     tracker.log_samples(["text"], 1)
-    tracker.log_artifact("model", "model", "/x", {})
+    tracker.link("model", "model", "/x", "d1", {})
     assert tracker.describe() == []
     assert list(tmp_path.iterdir()) == []
 
@@ -78,8 +77,8 @@ def test_offline_run_holds_all_that_was_logged(tmp_path: Path, capfd: pytest.Cap
     tracker.log_samples(["Once upon", "a time"], 20)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    tracker.log_artifact("my model!", "model", str(tmp_path / "model"), {"step": 20})
-    tracker.log_artifact("data", "dataset", "s3://bucket/data", {})
+    tracker.link("data", "dataset", "s3://bucket/data", "d1", {"num_files": 3})
+    tracker.link("my model!", "model", str(tmp_path / "model"), "d2", {"step": 20})
     tracker.finish({"val/bits_per_byte": 1.25})
     tracker.log({"train/loss": 0.0}, 30)
     assert said == []
@@ -96,9 +95,15 @@ def test_offline_run_holds_all_that_was_logged(tmp_path: Path, capfd: pytest.Cap
     assert history[1]["samples/nrows"] == 2
     assert summary_of(records)["val/bits_per_byte"] == 1.25
     artifacts = {record.artifact.name: record.artifact for record in artifact_records(records)}
-    assert artifacts["data"].manifest.contents[0].ref == "s3://bucket/data"
-    assert artifacts["my-model-"].manifest.contents[0].ref == (tmp_path / "model" / "config.json").as_uri()
+    assert [(entry.path, entry.ref) for entry in artifacts["data"].manifest.contents] == [("d1", "s3://bucket/data")]
+    (entry,) = artifacts["my-model-"].manifest.contents
+    assert (entry.path, entry.ref) == ("d2/config.json", (tmp_path / "model" / "config.json").as_uri())
+    assert json.loads(artifacts["data"].metadata) == {"num_files": 3}
     assert json.loads(artifacts["my-model-"].metadata) == {"step": 20}
+    made_by_the_run = {name: not artifact.user_created for name, artifact in artifacts.items()}
+    used_by_the_run = {name: artifact.use_after_commit for name, artifact in artifacts.items()}
+    assert (made_by_the_run["my-model-"], used_by_the_run["my-model-"]) == (True, False)
+    assert (made_by_the_run["data"], used_by_the_run["data"]) == (False, True)
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
     assert json.loads(table.read_text())["data"] == [[20, 0, "Once upon"], [20, 1, "a time"]]
     assert tracker.describe()[1:] == [
@@ -146,7 +151,8 @@ def test_no_secret_reaches_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "tokenizer": {"vocab_size": 8192},
     }
     tracker = make_tracker(OFFLINE, "name", "id3", tmp_path, config)
-    tracker.log_artifact("model", "model", "s3://AKIA:planted_in_url@bucket/model", {"token": "planted_in_metadata"})
+    tracker.link("model", "model", "s3://AKIA:planted_in_url@bucket/model", "d1", {"token": "planted_in_metadata"})
+    tracker.link("data", "dataset", "https://host/data?X-Amz-Signature=planted_in_signed_url", "d2", {})
     tracker.finish({})
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     content = b"".join(path.read_bytes() for path in files)
@@ -206,12 +212,25 @@ def test_tracking_that_cannot_start_stops_nothing(tmp_path: Path) -> None:
 def test_artifact_that_cannot_be_linked_stops_nothing(tmp_path: Path) -> None:
     said: list[str] = []
     tracker = make_tracker(OFFLINE, "name", "id6", tmp_path, {}, said.append)
-    tracker.log_artifact("model", "model", str(tmp_path / "missing"), {})
+    tracker.link("model", "model", str(tmp_path / "missing"), "d1", {})
     tracker.log({"train/loss": 1.0}, 1)
     tracker.finish({})
     assert len(said) == 1
     assert said[0].startswith("W&B: linking model failed (")
     assert len(history_of(read_records(next(tmp_path.glob("wandb/offline-run-*/*.wandb"))))) == 1
+
+
+def test_other_content_at_the_same_place_is_another_version(tmp_path: Path) -> None:
+    """W&B would make no new version of a model that a run with more steps has replaced: the files' names are equal."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    tracker = make_tracker(OFFLINE, "name", "id8", tmp_path, {})
+    for version in ("d1", "d2", "d2"):
+        tracker.link("model", "model", str(tmp_path / "model"), version, {})
+    tracker.finish({})
+    records = read_records(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+    first, second, third = (record.artifact.digest for record in artifact_records(records))
+    assert first != second == third
 
 
 @pytest.mark.parametrize(
@@ -229,56 +248,6 @@ def test_names_that_only_sound_like_secrets_are_kept(name: str) -> None:
 def test_plain_values_pass_unchanged() -> None:
     config = {"a": [1, 2.5, None, True, "text"], "b": {"path": "/x/y"}}
     assert without_secrets(config) == config
-
-
-def read_records(file: Path) -> list[Any]:
-    from wandb.proto import wandb_internal_pb2
-
-    return [wandb_internal_pb2.Record.FromString(data) for data in read_log(file.read_bytes()[7:])]
-
-
-def read_log(data: bytes) -> Iterator[bytes]:
-    """Yield the records of a LevelDB log after W&B's header of 7 bytes, which counts into the first 32 KiB block."""
-    position, parts = 0, b""
-    while position + 7 <= len(data):
-        left = 32768 - (position + 7) % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            yield parts
-            parts = b""
-
-
-def config_of(run: Any) -> dict[str, Any]:
-    return {item.key: json.loads(item.value_json) for item in run.config.update}
-
-
-def history_of(records: list[Any]) -> list[dict[str, Any]]:
-    rows = []
-    for record in records:
-        if record.HasField("history"):
-            items = record.history.item
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
-
-
-def summary_of(records: list[Any]) -> dict[str, Any]:
-    updates = [item for record in records if record.HasField("summary") for item in record.summary.update]
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
-
-
-def artifact_records(records: list[Any]) -> list[Any]:
-    found = []
-    for record in records:
-        if record.HasField("artifact"):
-            found.append(record)
-        elif record.HasField("request") and record.request.HasField("log_artifact"):
-            found.append(record.request.log_artifact)
-    return found
 
 
 @pytest.mark.parametrize(

@@ -471,7 +471,7 @@ def test_all_mistakes_in_paths_are_reported_at_once(tmp_path: Path) -> None:
     assert lines == [
         f"{tmp_path}/*.md: matches no file",
         f"{tmp_path}/nothing: matches no file",
-        f"{tmp_path}/empty.txt: is empty (0 bytes); remove it or leave it out of data.path",
+        f"{tmp_path}/empty.txt: is empty (0 bytes); remove it or leave it out",
     ]
 
 

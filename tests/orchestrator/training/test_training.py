@@ -9,7 +9,8 @@ from jobs import begun_job
 from tiny_run import go_back
 
 from orchestrator.artifacts import artifact
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.commands.export import run as export
+from orchestrator.configuration.commands import ExportConfig, PretrainConfig
 from orchestrator.storage.store import Storage
 
 STEPS = 20
@@ -137,6 +138,15 @@ def test_a_continued_run_ends_in_the_same_weights_bit_for_bit(workshop, way):
     _, resumed = workshop.continued(way, way, "mixed")
     name = "runs/tiny/model/model.safetensors"
     assert resumed.read_bytes(name) == whole.read_bytes(name)
+
+
+def test_an_export_of_a_sharded_checkpoint_is_the_model_that_the_run_left(workshop, tmp_path):
+    _, storage = workshop.trained(("zero3", 2))
+    values = {"run": {"name": "tiny"}, "storage": {"root": storage.url()}}
+    export(ExportConfig.model_validate({**values, "to": str(tmp_path / "last")}))
+    export(ExportConfig.model_validate({**values, "to": str(tmp_path / "half"), "step": STEPS // 2}))
+    last, half = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("last", "half"))
+    assert last == storage.read_bytes("runs/tiny/model/model.safetensors") != half
 
 
 def test_validation_figures_do_not_depend_on_the_strategy(workshop):

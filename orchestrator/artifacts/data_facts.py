@@ -1,0 +1,71 @@
+"""What prepared data says of itself, and its tokenizer, read without its tokens."""
+
+import json
+from dataclasses import dataclass
+
+from modules.data.shards import DATA_FILE, open_tokenizer
+from modules.data.tokenizer import Tokenizer
+from orchestrator.artifacts import artifact
+from orchestrator.storage.local import cache_folder
+from orchestrator.storage.redaction import redact
+from orchestrator.storage.store import Storage
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What prepared data was made from, and how much of it there is."""
+
+    name: str
+    """Its artifact, whose last part holds the fingerprint of its recipe."""
+    source: str
+    """`stdlib`, `files` or `huggingface`."""
+    files: tuple[str, ...]
+    """Names of the files; empty for the standard library and the hub."""
+    hub_name: str | None
+    """The hub data set's name."""
+    revision: str | None
+    """The hub data set's commit."""
+    num_tokens: dict[str, int]
+    """By split."""
+    num_bytes: dict[str, int]
+    """UTF-8 bytes of text, by split."""
+
+    @classmethod
+    def read(cls, storage: Storage, name: str) -> "DataFacts | None":
+        """Return the facts about the prepared data `name`; None if there is none, or it is of another kind.
+
+        Raises:
+            ArtifactError: data.json is damaged.
+        """
+        if not artifact.is_committed(storage, name):
+            return None
+        manifest = artifact.read_manifest(storage, name)
+        recipe = manifest.get("recipe", {})
+        if manifest.get("kind") != "data" or "data" not in recipe:
+            return None
+        folder = artifact.local_copy(storage, name, cache_folder(), needs=lambda file: file == DATA_FILE)
+        splits = json.loads((folder / DATA_FILE).read_bytes())["splits"]
+        files = recipe.get("files", [])
+        is_hub = recipe["data"]["source"] == "huggingface" and bool(files) and isinstance(files[0], str)
+        return cls(
+            name=name,
+            source=recipe["data"]["source"],
+            files=() if is_hub or recipe["data"]["source"] == "stdlib" else tuple(redact(file[0]) for file in files),
+            hub_name=redact(files[0]) if is_hub else None,
+            revision=files[1] if is_hub and len(files) > 1 else None,
+            num_tokens=manifest["num_tokens"],
+            num_bytes={split: of["bytes"] for split, of in splits.items()},
+        )
+
+
+def tokenizer_of(storage: Storage, name: str) -> Tokenizer:
+    """Return the tokenizer of prepared data.
+
+    Raises:
+        ArtifactError: there is no such data, or one of the files that are read for this is damaged.
+    """
+    return open_tokenizer(artifact.local_copy(storage, name, cache_folder(), needs=_holds_no_tokens))
+
+
+def _holds_no_tokens(file: str) -> bool:
+    return not file.endswith(".bin")

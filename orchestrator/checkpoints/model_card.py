@@ -1,0 +1,184 @@
+"""The README.md of an exported model: what it is, what it was made from and how well it did, in plain words."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from modules.model_config import ModelConfig
+from orchestrator.artifacts.data_facts import DataFacts
+from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.storage.redaction import redact
+
+_MOST_FILES = 5
+_FIGURES = {
+    "val/loss_clm": "held-out text: nats per token, predicting the next one",
+    "val/perplexity": "held-out text: perplexity",
+    "val/bits_per_byte": "held-out text: bits per byte",
+    "val/loss_mlm": "held-out text: nats per masked token",
+    "val/mlm_accuracy": "held-out text: share of masked tokens that are predicted",
+    "train/loss": "training loss: the weighted sum of the objectives",
+    "train/loss_clm": "training loss: nats per token, predicting the next one",
+    "train/loss_mlm": "training loss: nats per masked token",
+}
+_PROMPT_TOKENS = 17
+"""Most tokens of the prompt below: one for each letter, and one before them."""
+_USE = """\
+The lines for `transformers`; `folder` is where this file lies:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+prompt = tokenizer("Once upon a time", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(prompt, max_new_tokens={num_tokens})[0]))
+```
+
+The same with the program that made it:
+
+```sh
+orchestrator generate model.path=. prompt="Once upon a time" max_new_tokens={num_tokens}
+```"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card tells; what is not known is left out."""
+
+    title: str
+    step: int
+    model: ModelConfig
+    vocab_size: int
+    num_parameters: int
+    dtype: str
+    is_rounded: bool
+    """Whether the weights have less precision than those of the training, on which the figures were measured."""
+    recipe: Mapping[str, Any]
+    """What decided the weights, without secrets."""
+    data: DataFacts | None
+    metrics: Mapping[str, float]
+    """Figures after `step`; those that are not known here have no line."""
+    license: str | None
+
+    def text(self) -> str:
+        """Return the whole file."""
+        sections = {
+            "Model": _table(_shape(self)),
+            "Data": _table(_data(self.data) if self.data else {}),
+            "Training": _table(_training(self)),
+            "Figures": self._figures(),
+            "Use": _USE.format(num_tokens=min(50, max(1, self.model.max_positions - _PROMPT_TOKENS))),
+            "Versions": ", ".join(f"{name} {version(name)}" for name in ("gpt-orchestrator", "torch", "safetensors")),
+        }
+        body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items() if text)
+        return redact(f"---\n{self._front_matter()}---\n\n# {self.title}\n\n{self._summary()}\n\n{body}\n")
+
+    def _front_matter(self) -> str:
+        """Return the settings that the hub reads, as YAML."""
+        hub_data = self.data.hub_name if self.data else None
+        known = {
+            "license": self.license,
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+            "base_model": self.recipe.get("base_model", {}).get("hub"),
+            "datasets": [hub_data] if hub_data else None,
+        }
+        return yaml.safe_dump({name: value for name, value in known.items() if value}, sort_keys=False)
+
+    def _summary(self) -> str:
+        return (
+            f"A language model of {self.num_parameters:,} parameters, trained by the run `{self.title}` of "
+            f"gpt-orchestrator{self._base()}: the weights after step {self.step:,}."
+        )
+
+    def _base(self) -> str:
+        """Return from which model the training went on; one that is not on the hub is known by its content alone."""
+        base = self.recipe.get("base_model")
+        if base is None:
+            return ""
+        if "hub" in base:
+            return f", begun from the weights of {base['hub']} at commit {base['commit']}"
+        return f", begun from the weights of another model (fingerprint `{fingerprint(base)}`)"
+
+    def _figures(self) -> str:
+        rows = [(name, text) for name, text in _FIGURES.items() if math.isfinite(self.metrics.get(name, math.nan))]
+        lines = [f"| {text} | {self.metrics[name]:.4g} | `{name}` |" for name, text in rows]
+        rounded = f" Measured before the weights were rounded to {self.dtype}." if self.is_rounded else ""
+        head = [f"After step {self.step:,}.{rounded}", "", "| figure | value | metric |", "|---|---|---|"]
+        return "\n".join([*head, *lines]) if lines else ""
+
+
+def _shape(card: Card) -> dict[str, str]:
+    model = card.model
+    shared = f", sharing {model.kv_heads} key and value heads" if model.kv_heads < model.num_heads else ""
+    return {
+        "family": {"gpt2": "GPT-2", "llama": "Llama"}[model.family],
+        "parameters": f"{card.num_parameters:,}, as {card.dtype}",
+        "layers": str(model.num_layers),
+        "width": f"{model.hidden_dim}, and {model.feed_forward_dim} in the feed-forward blocks",
+        "attention heads": f"{model.num_heads} of width {model.width_per_head}{shared}",
+        "vocabulary": f"{card.vocab_size:,} tokens"
+        + (", input and output sharing their weights" if model.tie_embeddings else ""),
+        "longest text": f"{model.max_positions:,} tokens",
+    }
+
+
+def _data(data: DataFacts) -> dict[str, str]:
+    more = f" and {len(data.files) - _MOST_FILES} more" if len(data.files) > _MOST_FILES else ""
+    sources = {
+        "stdlib": "source and documentation of Python's standard library",
+        "files": f"files: {', '.join(data.files[:_MOST_FILES])}{more}",
+        "huggingface": f"hub data set {data.hub_name}" if data.hub_name else f"files: {', '.join(data.files)}",
+    }
+    rows = {"source": sources[data.source], "revision": data.revision or ""}
+    for split, label in (("train", "trained on"), ("val", "held out")):
+        if data.num_tokens.get(split):
+            rows[label] = f"{data.num_tokens[split]:,} tokens of {data.num_bytes[split]:,} bytes of text"
+    return {**rows, "fingerprint": f"`{data.name.rpartition('-')[2]}`"}
+
+
+def _training(card: Card) -> dict[str, str]:
+    recipe, training = card.recipe, card.recipe.get("training", {})
+    rows = {"objective": _phases(recipe.get("objective", {}).get("phases", ()))}
+    if training:
+        batch, length = training["global_batch_size"], training["sequence_length"]
+        rows |= {
+            "steps": f"{card.step:,} of {training['num_steps']:,}",
+            "batch": f"{batch:,} sequences of {length:,} tokens",
+            "tokens seen": f"{card.step * batch * length:,}",
+            "precision": training["precision"],
+            "attention": "within each document" if training.get("attention_scope") == "document" else "",
+        }
+    optimizer = _optimizer(recipe["optimizer"]) if "optimizer" in recipe else ""
+    return {**rows, "optimizer": optimizer, "seed": str(recipe.get("seed", ""))}
+
+
+def _phases(phases: Sequence[Mapping[str, Any]]) -> str:
+    def told(phase: Mapping[str, Any]) -> str:
+        names = {"clm": "next token", "mlm": "masked tokens"}
+        weights = " and ".join(f"{names.get(name, name)} ({weight:g})" for name, weight in phase["weights"].items())
+        length = f"{phase['steps']:,} steps" if phase.get("steps") else f"{100 * phase['fraction']:g} % of the steps"
+        return weights if len(phases) == 1 else f"{length}: {weights}"
+
+    return "; then ".join(map(told, phases))
+
+
+def _optimizer(settings: Mapping[str, Any]) -> str:
+    unused = {"name", *(() if settings.get("schedule") == "wsd" else ("decay_fraction",))}
+    shown = [f"{name} {value}" for name, value in settings.items() if name not in unused and value is not None]
+    return f"{settings['name']}: {', '.join(shown)}"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    lines = [f"| {name} | {_cell(text)} |" for name, text in rows.items() if text]
+    return "\n".join(["| | |", "|---|---|", *lines]) if lines else ""
+
+
+def _cell(text: str) -> str:
+    """Return a text that neither ends a table's cell nor its row."""
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,162 @@
+"""`orchestrator export`: the model at any checkpoint of a run, as a folder for other tools."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+
+from modules.model_config import ModelConfig
+from orchestrator.artifacts import artifact
+from orchestrator.artifacts.base_model import kept_tokenizer
+from orchestrator.artifacts.data_facts import DataFacts, tokenizer_of
+from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from orchestrator.checkpoints.export import RECIPE, Exportable, dtype_of, export_model, recipe_to_show
+from orchestrator.checkpoints.names import committed_steps, name_of
+from orchestrator.configuration.commands import ExportConfig
+from orchestrator.display.terminal import print_line
+from orchestrator.errors import ArtifactError, DamagedFileError, UserError
+from orchestrator.runs.run import Run, find_run, folder_names, no_such_run
+from orchestrator.storage.store import Storage
+
+
+def run(config: ExportConfig) -> None:
+    """Write the model, unless it is there already, and print where it is."""
+    storage = Storage(config.storage.root)
+    this_run = _run(storage, config.run.name)
+    step = _step(config, storage)
+    target, name = _place(config, storage, this_run, step)
+    url = target.url(name)
+    if _is_there(config, target, name, this_run, step):
+        print_line(f"model: {url} holds it already (step {step}); nothing was written")
+        return
+    with _remedy(storage, this_run.name, step):
+        source = _exportable(storage, this_run, open_checkpoint(storage, name_of(this_run.name, step)))
+        export_model(target, name, source, config.export)
+    print_line(f"model: {url} (step {step}, {dtype_of(config.export, this_run.recipe)})")
+    print_line(f'try it: orchestrator generate model.path={url} prompt="import os"')
+
+
+def _run(storage: Storage, name: str) -> Run:
+    found = find_run(storage, name) if name in folder_names(storage) else None
+    if found is None:
+        raise no_such_run(storage, "run.name", name)
+    return found
+
+
+def _step(config: ExportConfig, storage: Storage) -> int:
+    steps = committed_steps(storage, config.run.name)
+    if not steps:
+        raise UserError(
+            f"run.name={config.run.name}: it has no finished checkpoint yet; export it after its first save"
+        )
+    if config.step is not None and config.step not in steps:
+        there = ", ".join(map(str, steps))
+        raise UserError(
+            f"step={config.step}: run {config.run.name} has no finished checkpoint after it; there are {there}"
+        )
+    return config.step or steps[-1]
+
+
+def _place(config: ExportConfig, storage: Storage, this_run: Run, step: int) -> tuple[Storage, str]:
+    """Return the store and the folder in it; a run's own model folder is only for what the run itself leaves there."""
+    if config.to is not None:
+        if not config.to.strip():
+            raise UserError("to='': is empty; name a new folder or a URL, or null for a folder within the run")
+        return Storage(config.to), ""
+    is_last = step == this_run.recipe["training"]["num_steps"]
+    if is_last and this_run.is_complete(storage):
+        return storage, this_run.model_name
+    return storage, f"{this_run.folder}/exports/step_{step:08d}"
+
+
+def _is_there(config: ExportConfig, target: Storage, name: str, this_run: Run, step: int) -> bool:
+    """Return whether the folder holds this very model.
+
+    Raises:
+        UserError: the folder holds anything else, which is never overwritten.
+        ArtifactError: it holds this model, damaged.
+    """
+    url, path = target.url(name), target.local_path(name)
+    where = url if config.to is None else f"to={url}"
+    if path is not None and path.is_file():
+        raise UserError(f"{where}: is a file; name a new folder")
+    if not target.exists(f"{name}/{artifact.COMMITTED}"):
+        if config.to is not None and target.list(name, hidden=True):
+            raise UserError(
+                f"{where}: is not empty, and nothing is overwritten; name a new folder, or empty it if it is what an "
+                "interrupted export has left"
+            )
+        return False
+    try:
+        if other := _differences(config, target, name, this_run, step):
+            raise UserError(f"{where}: holds {other}, and nothing is overwritten; name a new folder in to=")
+        artifact.verify_sizes(target, name)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; remove {url}, and the same command writes it anew") from None
+    return True
+
+
+def _differences(config: ExportConfig, target: Storage, name: str, this_run: Run, step: int) -> str:
+    """Return in which way a folder holds something else than the requested model; empty if it holds that."""
+    manifest = artifact.read_manifest(target, name)
+    if manifest.get("kind") != "model":
+        return f"an artifact of kind {manifest.get('kind')}"
+    if json.loads(target.read_bytes(f"{name}/{RECIPE}")) != recipe_to_show(this_run.recipe):
+        return "a model of another recipe"
+    # what was exported by versions before this command was float32, and names no licence
+    found = {"dtype": "float32", "license": None, **manifest}
+    wanted = {"step": step, "dtype": dtype_of(config.export, this_run.recipe), "license": config.export.license}
+    other = [f"{key} {found[key]} instead of {value}" for key, value in wanted.items() if found[key] != value]
+    return f"this run's model with {', '.join(other)}" if other else ""
+
+
+def _exportable(storage: Storage, this_run: Run, checkpoint: Checkpoint) -> Exportable:
+    recipe = this_run.recipe
+    try:
+        model = ModelConfig.model_validate(recipe["model"])
+    except (ValidationError, KeyError) as error:
+        where = storage.url(f"{this_run.folder}/{RECIPE}")
+        raise DamagedFileError(f"{where}: describes no model that this version knows ({error})") from error
+    data_name = recipe["data"]
+    if not artifact.is_committed(storage, data_name):
+        raise UserError(
+            f"{storage.url(data_name)}: the text that run {this_run.name} was trained on is not there, and with it its "
+            "tokenizer; restore that folder, or run its `pretrain` again, which prepares it anew"
+        )
+    return Exportable(
+        run_name=this_run.name,
+        checkpoint=checkpoint,
+        model=model,
+        tokenizer=kept_tokenizer(storage, this_run.base_name) or tokenizer_of(storage, data_name),
+        recipe=recipe,
+        data=DataFacts.read(storage, data_name),
+        validation=_validation(storage, this_run, checkpoint.progress.step),
+    )
+
+
+def _validation(storage: Storage, this_run: Run, step: int) -> dict[str, float]:
+    """Return the figures on held-out text of the model after a step; those of the last one alone are kept."""
+    final = this_run.metrics(storage) or {}
+    return final if final.get("progress/step") == step else {}
+
+
+@contextmanager
+def _remedy(storage: Storage, run_name: str, step: int) -> Iterator[None]:
+    """Say what to do about a checkpoint that cannot be read; the run may just have removed it."""
+    url = storage.url(name_of(run_name, step))
+    try:
+        yield
+    except ArtifactError as error:
+        if not str(error).startswith(url):  # of the text or of the target
+            raise
+        steps = committed_steps(storage, run_name)
+        others = ", ".join(str(other) for other in steps if other != step) or "none"
+        if step in steps:
+            raise ArtifactError(
+                f"{error}; restore it from a copy, or export another one with step= ({others})"
+            ) from None
+        raise ArtifactError(
+            f"{url}: the run has removed this checkpoint in the meantime; export another one with step= ({others}), or "
+            "keep more of them with checkpoint.keep_last or checkpoint.keep_every_steps"
+        ) from None
