@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from modules.chat_template import ChatTemplate
@@ -11,10 +12,11 @@ from modules.data.tokenizer import Tokenizer
 from modules.errors import InputError
 from modules.generation.sampler import Sampler, window_of
 from modules.generation.sampling import Sampling
+from modules.generation.stop import StoppedText
 from modules.generation.window import Window, window_size
 from modules.model import GPT
 
-EndedBy = Literal["end token", "max_new_tokens", "positions", "interrupt"]
+EndedBy = Literal["end token", "stop string", "max_new_tokens", "positions", "interrupt"]
 _SHARE_FOR_ANSWER = 4
 """Of the positions, one in so many is kept free for an answer, or fewer if `max_new_tokens` is less."""
 
@@ -27,6 +29,7 @@ class Answer:
         tokenizer: Tokenizer,
         ids: Sequence[int],
         sampling: Sampling,
+        stop: Sequence[str],
         size: int,
         start: Callable[[], Sampler],
         num_forgotten: int,
@@ -37,19 +40,24 @@ class Answer:
             tokenizer: The model's.
             ids: All tokens that the model sees before it.
             sampling: Its end tokens and longest length count.
+            stop: Texts that end it, which are no part of it.
             size: Tokens that the model sees at once.
             start: Computes `ids`, and returns what gives the tokens of the answer.
             num_forgotten: Turns that the model saw so far and sees no more.
         """
         self._end_ids, self._start = sampling.end_ids, start
         self._room, self._max_new_tokens = size - len(ids), sampling.max_new_tokens
-        self._stream = tokenizer.text_stream(ids)
+        self._text = StoppedText(tokenizer.text_stream(ids), stop)
         self.num_forgotten = num_forgotten
         """Turns, a question with its answer each, that the model saw so far and from this one on sees no more."""
-        self.text = ""
         self.num_tokens = 0
         self.ended_by: EndedBy | None = None
         """None while it grows."""
+
+    @property
+    def text(self) -> str:
+        """What has been said so far."""
+        return self._text.text
 
     def __iter__(self) -> Iterator[str]:
         """Yield the text that each token adds, empty within a character, until the answer ends or is stopped."""
@@ -65,16 +73,16 @@ class Answer:
         self.num_tokens += 1
         if token in self._end_ids:
             return self._ended("end token")
-        piece = self._stream.add(token)
-        self.text += piece
+        piece = self._text.add(token)
+        if self._text.is_stopped:
+            return piece + self._ended("stop string")
         if self.num_tokens == self._max_new_tokens:
             return piece + self._ended("max_new_tokens")
         return piece + self._ended("positions") if self.num_tokens == self._room else piece
 
     def _ended(self, reason: EndedBy) -> str:
-        self.ended_by = reason
-        rest = self._stream.finish()
-        self.text += rest
+        rest = self._text.finish()
+        self.ended_by = "stop string" if self._text.is_stopped else reason  # the rest may hold one
         return rest
 
 
@@ -86,7 +94,9 @@ class Conversation:
     message stays.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, template: ChatTemplate, sampling: Sampling) -> None:
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, template: ChatTemplate, sampling: Sampling, stop: Sequence[str] = ()
+    ) -> None:
         """Begin an empty conversation.
 
         Args:
@@ -94,8 +104,9 @@ class Conversation:
             tokenizer: Its tokenizer.
             template: Its chat template.
             sampling: How tokens are chosen; there is one sequence whatever it says.
+            stop: Texts that end an answer, which are no part of it.
         """
-        self._model, self._tokenizer, self._template = model, tokenizer, template
+        self._model, self._tokenizer, self._template, self._stop = model, tokenizer, template, stop
         self._sampling = replace(sampling, num_sequences=1)
         self._size = window_size(model, sampling.context_length)
         self._window: Window | None = None
@@ -134,8 +145,8 @@ class Conversation:
         """
         ids, num_unseen = self._fitting(text)
         num_forgotten = (num_unseen - self._num_unseen) // 2
-        sampling = self._sampling
-        answer = Answer(self._tokenizer, ids, sampling, self._size, lambda: self._sampler(ids), num_forgotten)
+        start = partial(self._sampler, ids)
+        answer = Answer(self._tokenizer, ids, self._sampling, self._stop, self._size, start, num_forgotten)
         try:
             yield answer
         except BaseException:

@@ -26,7 +26,8 @@ def run(config: ChatConfig) -> None:
     # what no message can be written with is refused before the weights are loaded
     template.render([*system_message(config.system), {"role": "user", "content": "Hello"}], add_generation_prompt=True)
     trained = load_model(config.model.path, config.model.revision)
-    conversation = Conversation(trained.model, trained.tokenizer, template, _sampling(config, trained))
+    sampling = _sampling(config, trained)
+    conversation = Conversation(trained.model, trained.tokenizer, template, sampling, config.stop)
     with trained.precision():
         conversation.set_system(config.system)
         num_refused = converse(conversation, _title(config, trained))
@@ -54,13 +55,13 @@ def _template(config: ChatConfig) -> ChatTemplate:
 def _sampling(config: ChatConfig, trained: TrainedModel) -> Sampling:
     return Sampling(
         max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
+        temperature=1.0 if config.temperature is None else config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
         seed=config.seed,
-        end_ids=trained.end_ids,
+        end_ids=trained.ends_at(config.stop),
         context_length=trained.context_length,
         document_end_id=trained.tokenizer.end_of_text_id if trained.reads_documents_apart else None,
     )

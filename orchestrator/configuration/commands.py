@@ -21,7 +21,7 @@ from modules.config import (
     TrainingConfig,
 )
 from modules.model_config import ModelConfig
-from orchestrator.configuration.decoding import ContinuationConfig
+from orchestrator.configuration.decoding import ContinuationConfig, SamplingConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.groups import (
     BegunRun,
@@ -117,7 +117,7 @@ class ExportConfig(Config):
     export: ModelFilesConfig = ModelFilesConfig()
 
 
-class ChatConfig(Config):
+class ChatConfig(SamplingConfig):
     """`orchestrator chat`: a conversation with a model."""
 
     model: ModelPath
@@ -127,18 +127,6 @@ class ChatConfig(Config):
     """System message that the conversation begins with; empty gives none."""
     max_new_tokens: Identity[Count] = 512
     """Longest answer in tokens."""
-    temperature: Identity[Factor] = 1.0
-    """Divides the logits; 0 always takes the most likely token."""
-    top_k: Identity[Count | None] = None
-    """Sample among the k most likely tokens only."""
-    top_p: Identity[Small | None] = None
-    """Sample among the most likely tokens that together reach this probability."""
-    min_p: Identity[Probability | None] = None
-    """Sample among tokens that have at least this share of the highest probability."""
-    repetition_penalty: Identity[Annotated[float, Field(gt=0, le=1e6)]] = 1.0
-    """Above 1, tokens that the conversation has become less likely; below 1, more likely."""
-    seed: Identity[Seed] = 1234
-    """The same seed and the same messages give the same answers."""
 
 
 class RunsConfig(Config):

@@ -47,7 +47,7 @@ class Chat:
 
     def __init__(self, conversation: Conversation, lines: Lines, console: Console) -> None:
         self._conversation, self._lines, self._console = conversation, lines, console
-        is_at_terminal = lines.are_typed and console.is_terminal
+        is_at_terminal = lines.are_typed and console.file.isatty()
         self._notes = console if is_at_terminal else Console(stderr=True, highlight=False)
         self._num_refused = 0
         self._commands: dict[str, Callable[[str], None]] = {

@@ -21,7 +21,7 @@ def new_console() -> Console:
 
 def is_plain(console: Console) -> bool:
     """Return whether no styles are wanted, or none can be shown: NO_COLOR, a dumb terminal, a file or a pipe."""
-    return console.no_color or console.color_system is None
+    return console.no_color or console.color_system is None or not console.file.isatty()
 
 
 def new_table(title: str) -> Table:

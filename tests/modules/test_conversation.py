@@ -105,6 +105,15 @@ def test_every_end_token_stops_an_answer_and_none_is_shown() -> None:
         assert conversation.messages[-1] == {"role": "assistant", "content": answer.text}
 
 
+def test_stop_strings_end_an_answer_and_are_neither_shown_nor_remembered() -> None:
+    text = alone(template_of().encode(TOKENIZER, [{"role": "user", "content": "Hi"}], add_generation_prompt=True))
+    conversation = Conversation(MODEL, TOKENIZER, template_of(), GREEDY, ["none", text[2:5]])
+    with conversation.asked("Hi") as answer:
+        assert "".join(answer) == text[:2]
+    assert answer.ended_by == "stop string"
+    assert conversation.messages[-1]["content"] == text[:2]
+
+
 def test_characters_of_several_bytes_come_whole() -> None:
     model = chat_model(200)
     with torch.no_grad():  # whatever is said, the bytes of the emoji follow each other

@@ -17,6 +17,13 @@ from orchestrator.display.chat import Chat, converse
 MODEL, TOKENIZER = chat_model(200), byte_tokenizer()
 
 
+class FakeTerminal(io.StringIO):
+    """What a terminal shows."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class FakeLines:
     """Somebody who types; an exception in place of a line is Ctrl-C, with or without a line begun."""
 
@@ -41,8 +48,8 @@ def conversation_of(source: str = TEMPLATE, max_new_tokens: int = 6) -> Conversa
 
 def typed(*lines: str | type[BaseException], conversation: Conversation | None = None, is_begun: bool = False) -> str:
     """Return what a terminal shows."""
-    shown = io.StringIO()
-    console = Console(file=shown, force_terminal=True, color_system=None, highlight=False)
+    shown = FakeTerminal()
+    console = Console(file=shown, color_system=None, highlight=False)
     assert Chat(conversation or conversation_of(), FakeLines(lines, is_begun), console).run("a model") == 0
     return shown.getvalue()
 
