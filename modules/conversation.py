@@ -127,10 +127,14 @@ class Conversation:
         """Give the model a system message in place of the present one, for all of the conversation; empty gives none.
 
         Raises:
-            InputError: The template takes none; the present one stays.
+            InputError: The template takes none, or the model has too few positions for it; the present one stays.
         """
         system = system_message(text)
         self._encoded(system, self._num_unseen, "Hello")
+        num_tokens = len(self._encoded(system, len(self._turns), "Hello"))
+        if text and num_tokens >= self._size:
+            rule = f"the model sees {self._size:,} at once"
+            raise InputError(f"the system message has {num_tokens:,} tokens with a short message; {rule}; shorten it")
         self._system = system
 
     @contextmanager

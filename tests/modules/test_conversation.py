@@ -188,6 +188,15 @@ def test_a_message_that_is_too_long_alone_is_refused_with_its_length_and_the_con
     assert template.messages == conversation.messages[:-1]
 
 
+def test_a_system_message_that_leaves_no_room_is_refused_and_the_present_one_stays() -> None:
+    conversation, _ = talking()
+    conversation.set_system("Be brief.")
+    say(conversation, "Hello")
+    with pytest.raises(InputError, match=r"the system message has 310 tokens .* sees 200 at once"):
+        conversation.set_system("x" * 300)
+    assert conversation.messages[0]["content"] == "Be brief."
+
+
 def test_an_answer_ends_where_the_positions_do() -> None:
     conversation, template = talking(Sampling(max_new_tokens=1000, temperature=0))
     answer = say(conversation, "Hello")
