@@ -11,7 +11,7 @@ from modules.errors import InputError
 
 FIELD = "prompt"
 _MAX_MISTAKES = 20
-_ZSTD_WINDOW_BYTES = 2**27
+_ZSTD_WINDOW_BYTES = 2**31
 
 
 class FilePrompt(NamedTuple):

@@ -48,7 +48,7 @@ class Chat:
     def __init__(self, conversation: Conversation, lines: Lines, console: Console) -> None:
         self._conversation, self._lines, self._console = conversation, lines, console
         is_at_terminal = lines.are_typed and console.file.isatty()
-        self._notes = console if is_at_terminal else Console(stderr=True, highlight=False)
+        self._notes = console if is_at_terminal else new_console(stderr=True)
         self._num_refused = 0
         self._commands: dict[str, Callable[[str], None]] = {
             "/system": self._set_system,

@@ -224,9 +224,9 @@ def generate_progress(num_prompts: int) -> Iterator[Callable[[int, int], None]]:
 
     It is shown on standard error, because the texts may go to standard output.
     """
-    console = Console(highlight=False, stderr=True)
+    console = new_console(stderr=True)
     started = time.monotonic()
-    if not console.is_terminal:
+    if not console.is_interactive:
         yield _PlainCount(console, num_prompts).update
         return
     with _bar(console, "{task.completed:,.0f}/{task.total:,.0f} prompts", transient=True) as live:

@@ -11,12 +11,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters except tab and line feed: a model's text must not move the cursor or set the terminal's title."""
 
 
-def new_console() -> Console:
-    """Return a console without automatic highlighting.
+def new_console(stderr: bool = False) -> Console:
+    """Return a console without automatic highlighting, on standard output or standard error.
 
     It redraws what it has written on a terminal alone: FORCE_COLOR colours a file, but moves no cursor in it.
     """
-    return Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(highlight=False, stderr=stderr, force_interactive=None if is_terminal else False)
 
 
 def is_plain(console: Console) -> bool:

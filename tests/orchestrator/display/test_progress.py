@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from orchestrator.display.progress import ProgressDisplay, prepare_progress
+from orchestrator.display.progress import ProgressDisplay, generate_progress, prepare_progress
 
 STEP = {
     "train/loss": 2.5,
@@ -69,3 +69,19 @@ def test_preparation_ends_with_what_was_done(capsys: pytest.CaptureFixture[str])
     with prepare_progress() as begin:
         begin(2_000_000)(2_000_000, 500_000)
     assert capsys.readouterr().out.startswith("prepared 2.00 MB as 500k tokens in ")
+
+
+def test_texts_and_their_progress_go_to_different_streams(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.0, 0.0, 1.0, 7.0, 7.0, 7.0, 8.0, 8.0])
+    monkeypatch.setattr("orchestrator.display.progress.time.monotonic", lambda: next(seconds))
+    with generate_progress(3000) as progress:
+        for done in (1000, 2000, 3000):
+            progress(done, 70)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "generate  2,000/3,000 prompts  20 tok/s",
+        "generate  3,000/3,000 prompts  26.2 tok/s",
+    ]
