@@ -33,6 +33,7 @@ NEEDS = {
 REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"model": {"path": "x"}},
     "generate": {"model": {"path": "x"}},
+    "chat": {"model": {"path": "x"}},
     "explain": {"model": {"path": "x"}, "prompt": "x"},
     "export": {"run": {"name": "x"}},
 }

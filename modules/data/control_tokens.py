@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from modules.data import traits
+from modules.data.encoding import CannotEncodeError
 from modules.errors import InputError
 
 
@@ -71,7 +72,10 @@ class ControlEncoder:
 
     def _encoding(self, text: str, marker: str | None) -> tokenizers.Encoding:
         encoder = self._without(marker) if marker is not None and marker in text else self._encoder
-        return encoder.encode(text, add_special_tokens=False)
+        try:
+            return encoder.encode(text, add_special_tokens=False)
+        except Exception as error:  # `tokenizers` raises a bare Exception
+            raise CannotEncodeError(str(error)) from error
 
     def _without(self, marker: str) -> tokenizers.Tokenizer:
         """Return the tokenizer that drops the marker once it has looked for control tokens."""

@@ -92,7 +92,11 @@ class Window:
         Args:
             ids: At most as many as the window holds.
             max_new_tokens: Tokens that may be appended.
+
+        Raises:
+            InputError: There are none, or one is outside the vocabulary.
         """
+        _check_prompt(ids, self._model.vocab_size)
         held = self._ids[0, : self._cache.length].tolist()
         num_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(held, ids[:-1], strict=False)))
         self._cache.length = num_same

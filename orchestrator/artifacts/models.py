@@ -1,7 +1,7 @@
 """Trained models by path, with what decides how they read text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,14 @@ class TrainedModel:
     def end_ids(self) -> tuple[int, ...]:
         """Tokens at which a text ends; empty if the model has none."""
         return self.tokenizer.end_ids
+
+    def ends_at(self, stop: Sequence[str]) -> tuple[int, ...]:
+        """Return the tokens at which a text ends, with those that stop strings name.
+
+        A token such as `<|im_end|>` has a name and no text, so no text would ever hold it.
+        """
+        numbers = [number for name in stop if (number := self.tokenizer.id_of(name)) is not None]
+        return (*self.end_ids, *(number for number in numbers if not self.tokenizer.decode([number])))
 
     @property
     def knows_mask(self) -> bool:

@@ -20,6 +20,7 @@ COMMANDS = {
     "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig", makes=True),
     "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
     "generate": Command("continue a prompt, or a file of prompts", "GenerateConfig"),
+    "chat": Command("hold a conversation with a model", "ChatConfig"),
     "explain": Command("show what a model looks at in a prompt", "ExplainConfig", makes=True),
     "export": Command("write the model at any checkpoint of a run for other tools", "ExportConfig", makes=True),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),

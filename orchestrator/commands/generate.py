@@ -107,17 +107,11 @@ def _continuer(config: GenerateConfig, trained: TrainedModel) -> Continuer:
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
         seed=config.seed,
-        end_ids=(*trained.end_ids, *_special_ids(trained, config.stop)),
+        end_ids=trained.ends_at(config.stop),
         context_length=trained.context_length,
         document_end_id=trained.tokenizer.end_of_text_id if trained.reads_documents_apart else None,
     )
     return Continuer(trained.model, trained.tokenizer, sampling, config.stop, beams)
-
-
-def _special_ids(trained: TrainedModel, names: Sequence[str]) -> list[int]:
-    """Return the tokens that have a name and no text, such as `<|im_end|>`: no text would ever hold them."""
-    numbers = [number for name in names if (number := trained.tokenizer.id_of(name)) is not None]
-    return [number for number in numbers if not trained.tokenizer.decode([number])]
 
 
 def _all_continued(continuer: Continuer, prompts: Sequence[Prompt], batch_size: int) -> list[list[Continuation]]:

@@ -21,7 +21,7 @@ from modules.config import (
     TrainingConfig,
 )
 from modules.model_config import ModelConfig
-from orchestrator.configuration.decoding import ContinuationConfig
+from orchestrator.configuration.decoding import ContinuationConfig, SamplingConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.groups import (
     BegunRun,
@@ -130,6 +130,18 @@ class ExportConfig(Config):
     """A new folder (any fsspec URL); null: the run's model folder once it is done, else exports/ within the run."""
     storage: StorageConfig = StorageConfig()
     export: ModelFilesConfig = ModelFilesConfig()
+
+
+class ChatConfig(SamplingConfig):
+    """`orchestrator chat`: a conversation with a model."""
+
+    model: ModelPath
+    chat_template: Input[str | None] = None
+    """A Jinja file (any fsspec URL) that writes the conversation; null takes the template that came with the model."""
+    system: Identity[str] = ""
+    """System message that the conversation begins with; empty gives none."""
+    max_new_tokens: Identity[Count] = 512
+    """Longest answer in tokens."""
 
 
 class RunsConfig(Config):

@@ -20,6 +20,11 @@ def new_console(stderr: bool = False) -> Console:
     return Console(highlight=False, stderr=stderr, force_interactive=None if is_terminal else False)
 
 
+def is_plain(console: Console) -> bool:
+    """Return whether no styles are wanted, or none can be shown: NO_COLOR, a dumb terminal, a file or a pipe."""
+    return console.no_color or console.color_system is None or not console.file.isatty()
+
+
 def new_table(title: str) -> Table:
     """Return an empty table in the style that all our tables share."""
     return Table(title=Text(title), title_justify="left", title_style="bold", header_style="dim")

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from modules import linear
+from modules.chat_template import find_chat_template
+from modules.conversation import Conversation
 from modules.generation.sampler import sample
 from modules.generation.sampling import Sampling
 from orchestrator.artifacts.models import TrainedModel, load_model
@@ -106,3 +108,17 @@ def test_perplexity_is_that_of_transformers(
     words = ["data=files", "data.path=text.txt", "part=all", f"sequence_length={len(ids) - 1}"]
     assert main(["evaluate", f"model.path={smollm2}", *words]) == 0
     assert shown[0]["val/perplexity"] == pytest.approx(float(nats.exp()), rel=1e-4)
+
+
+def test_a_chat_of_three_turns_is_that_of_transformers(peer: tuple[Any, Any], ours: TrainedModel) -> None:
+    model, tokenizer = peer
+    sampling = Sampling(max_new_tokens=40, temperature=0, end_ids=ours.end_ids)
+    conversation = Conversation(ours.model, ours.tokenizer, find_chat_template(ours.files, "smollm2"), sampling)
+    for text in ("Hello! What is the capital of France?", "And of Italy? 😀", "Which of the two is larger?"):
+        with conversation.asked(text) as answer:
+            found = "".join(answer)
+        said = conversation.messages[:-1]
+        given = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        expected = model.generate(**given, do_sample=False, max_new_tokens=40)[0, given["input_ids"].shape[1] :]
+        assert found == tokenizer.decode(expected, skip_special_tokens=True)
+        assert answer.ended_by == "end token"

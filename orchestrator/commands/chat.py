@@ -1,0 +1,73 @@
+"""`orchestrator chat`: a conversation with a model."""
+
+from modules.chat_template import ChatTemplate, find_chat_template
+from modules.conversation import Conversation, system_message
+from modules.data.pretrained_tokenizer import named_tokens
+from modules.generation.sampling import Sampling
+from modules.generation.window import window_size
+from orchestrator.artifacts.model_folders import find_model, read_files
+from orchestrator.artifacts.models import TrainedModel, load_model
+from orchestrator.configuration.commands import ChatConfig
+from orchestrator.configuration.schema import shown
+from orchestrator.display.chat import converse
+from orchestrator.display.units import count
+from orchestrator.errors import UserError
+from orchestrator.storage.input_files import find_files
+from orchestrator.storage.redaction import redact
+
+
+def run(config: ChatConfig) -> None:
+    """Find the template, load the model and converse.
+
+    Raises:
+        UserError: messages from a pipe were refused, which is reported as they come.
+    """
+    template = _template(config)
+    # what no message can be written with is refused before the weights are loaded
+    template.render([*system_message(config.system), {"role": "user", "content": "Hello"}], add_generation_prompt=True)
+    trained = load_model(config.model.path, config.model.revision)
+    sampling = _sampling(config, trained)
+    conversation = Conversation(trained.model, trained.tokenizer, template, sampling, config.stop)
+    with trained.precision():
+        conversation.set_system(config.system)
+        num_refused = converse(conversation, _title(config, trained))
+    if num_refused:
+        raise UserError(f"lines refused for the reasons above: {num_refused}; the others were answered")
+
+
+def _template(config: ChatConfig) -> ChatTemplate:
+    where = f"model.path={redact(config.model.path)}"
+    files = read_files(find_model(config.model.path, config.model.revision).folder)
+    if config.chat_template is None:
+        return find_chat_template(files, where)
+    field = f"chat_template={shown(config.chat_template)}"
+    found = find_files([config.chat_template])
+    if len(found) > 1:
+        raise UserError(f"{field}: leads to {len(found)} files; name one")
+    try:
+        with found[0].open() as file:
+            text = file.read().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{field}: not UTF-8 ({error}); name a file with a Jinja template") from error
+    return ChatTemplate({"default": text}, named_tokens(files, where), field)
+
+
+def _sampling(config: ChatConfig, trained: TrainedModel) -> Sampling:
+    return Sampling(
+        max_new_tokens=config.max_new_tokens,
+        temperature=1.0 if config.temperature is None else config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
+        end_ids=trained.ends_at(config.stop),
+        context_length=trained.context_length,
+        document_end_id=trained.tokenizer.end_of_text_id if trained.reads_documents_apart else None,
+    )
+
+
+def _title(config: ChatConfig, trained: TrainedModel) -> str:
+    num_parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    size = window_size(trained.model, trained.context_length)
+    return f"{redact(config.model.path)}: {count(num_parameters)} parameters, sees {size:,} tokens at once."
