@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import modules.linear
 from modules.attention import KeyValueCache
@@ -96,3 +97,33 @@ def test_keys_and_values_are_stored_in_the_type_of_the_products(model: GPT) -> N
         prepared(model, torch.bfloat16)(torch.tensor([[1, 2, 3]]), cache=cache)
     keys, values = cache.append(0, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
     assert (keys.dtype, values.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+class LargestNewTensor(TorchDispatchMode):
+    """Elements of the largest tensor that an operation makes in memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, inputs: Any = (), options: Any = None) -> Any:
+        result = operation(*inputs, **(options or {}))
+        given = {each.untyped_storage().data_ptr() for each in inputs if isinstance(each, Tensor)}
+        for each in result if isinstance(result, tuple) else [result]:
+            if isinstance(each, Tensor) and each.untyped_storage().data_ptr() not in given:
+                self.numel = max(self.numel, each.numel())
+        return result
+
+
+@pytest.mark.parametrize("form", ["plain", "autocast", "converted"])
+@torch.no_grad()
+def test_a_token_copies_neither_the_cache_nor_the_keys_of_grouped_heads(model: GPT, form: str) -> None:
+    if form == "converted":
+        prepare_for_inference(model, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast", cache_enabled=False):
+        cache = KeyValueCache(model.config, 32, 60)
+        model(torch.zeros(32, 58, dtype=torch.int64), cache=cache)
+        with LargestNewTensor() as new:
+            model(torch.zeros(32, 1, dtype=torch.int64), cache=cache)
+    keys_of_a_layer = 32 * model.config.kv_heads * 58 * model.config.width_per_head
+    assert new.numel < keys_of_a_layer
