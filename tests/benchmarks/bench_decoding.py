@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from modules.generation import Sampling, sample
+from modules.generation.sampler import sample
+from modules.generation.sampling import Sampling
 from modules.huggingface.export import save_huggingface
 from modules.inference import prepare_for_inference
 from modules.model import GPT, initialize
