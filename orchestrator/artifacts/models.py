@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained
 from modules.data.tokenizer import Tokenizer
 from modules.huggingface.folder import ModelFolder, read_bytes
 from modules.huggingface.weights import load_huggingface
+from modules.inference import prepare_for_inference
 from modules.model import GPT
 from orchestrator.artifacts.model_folders import RECIPE, find_model, read_files
 from orchestrator.errors import UserError
@@ -36,6 +37,8 @@ class TrainedModel:
     """The settings of its training; None if it was not trained here."""
     objective: ObjectiveConfig
     """What it learned to predict; the defaults if it was not trained here."""
+    is_prepared: bool = False
+    """Whether its weights were converted and laid out for generation."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -76,8 +79,22 @@ class TrainedModel:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def prepared(self, precision: str | None, prepack: bool) -> "TrainedModel":
+        """Return it prepared to generate, and for nothing else; this one is not usable any more.
+
+        Args:
+            precision: `32` or `bf16`; None takes that of its training.
+            prepack: Whether its weights are laid out for the fastest kernels; see `prepare_for_inference`.
+        """
+        model = self.model.float() if precision == "32" else self.model
+        dtype = _half(precision or (self.training.precision if self.training else "32"), self.device.type)
+        prepare_for_inference(model, dtype, prepack=prepack)
+        return replace(self, model=model, is_prepared=True)
+
     def precision(self) -> AbstractContextManager[Any]:
-        """Return a context in which it computes with the precision of its training."""
+        """Return a context in which it computes with the precision of its training, or that it was prepared for."""
+        if self.is_prepared:
+            return nullcontext()
         name = self.training.precision if self.training else "32"
         dtype = _half(name, self.device.type)
         return torch.autocast(self.device.type, dtype) if dtype and not name.endswith("-true") else nullcontext()

@@ -25,7 +25,7 @@ def run(config: ChatConfig) -> None:
     template = _template(config)
     # what no message can be written with is refused before the weights are loaded
     template.render([*system_message(config.system), {"role": "user", "content": "Hello"}], add_generation_prompt=True)
-    trained = load_model(config.model.path, config.model.revision)
+    trained = load_model(config.model.path, config.model.revision).prepared(config.precision, config.prepack)
     sampling = _sampling(config, trained)
     conversation = Conversation(trained.model, trained.tokenizer, template, sampling, config.stop)
     with trained.precision():

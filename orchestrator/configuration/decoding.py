@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from modules.config import Config, Count, Factor, Identity, Input, Paths, Probability, Runtime, Seed, Sequences, Small
 from orchestrator.configuration.schema import shown
@@ -36,6 +36,10 @@ class SamplingConfig(Config):
     """A text ends before any of these; one text or a list."""
     seed: Identity[Seed] = 1234
     """The same seed gives the same text."""
+    precision: Identity[Annotated[Literal["32", "bf16"], BeforeValidator(str)] | None] = None
+    """Of the matrix products; null takes that of the model's training, and 32 for a model of others."""
+    prepack: Runtime[bool] = True
+    """Lay the weights out for the fastest kernels of this processor before the first token."""
 
 
 class ContinuationConfig(SamplingConfig):

@@ -25,7 +25,7 @@ _SECRET_NAME = re.compile(
     r"(?:^|[^a-z])(?:(?:api|access|private)?keys?|token|(?:access|auth)token|secrets?|passw(?:or)?ds?|credentials?)(?:$|[^a-z])"
 )
 """Whole words only: `tokenizer`, `num_tokens` and `max_new_tokens` are no secrets."""
-_NO_SECRETS = frozenset({"end_token", "query_key_norm"})
+_NO_SECRETS = frozenset({"begin_token", "end_token", "mask_token", "query_key_norm"})
 """Settings of ours whose names only sound like one: a word of the vocabulary, and attention's keys."""
 _SHORTEST_SECRET = 8
 

@@ -23,9 +23,18 @@ RUNTIME_FIELDS = {
         "batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
-    *("training.compile", "fix", "build", "name", "to"),
+    *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack"),
 }
-INPUT_FIELDS = {"data.path", "data.revision", "tokenizer.path", "model.path", "model.revision", "step"}
+INPUT_FIELDS = {
+    "data.path",
+    "data.revision",
+    "tokenizer.path",
+    "model.path",
+    "model.revision",
+    "step",
+    "prompts_file",
+    "chat_template",
+}
 
 
 def example(kind: type[Config], **given: Any) -> Config:

@@ -35,7 +35,7 @@ def stream(trained: TrainedModel, tmp_path: Path) -> TokenStream:
     (tmp_path / "a.jsonl").write_bytes(rows)
     (tmp_path / "out").mkdir()
     tokenizer = TokenizerConfig(kind="file", path="given.json", end_token="</s>")
-    content = trained.tokenizer_file.read_bytes()
+    content = trained.files["tokenizer.json"]
     source = [LocalFile(str(tmp_path), "a.jsonl", len(rows))]
     prepare_tokens(source, DataConfig(val_fraction=0, num_processes=1), tokenizer, content, tmp_path / "out", print)
     return TokenData.open(tmp_path / "out").train
