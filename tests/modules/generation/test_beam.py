@@ -85,6 +85,15 @@ def test_texts_and_scores_equal_those_of_transformers(
         assert len({beam.ids for beam in found}) == num_beams
 
 
+def test_as_many_beams_go_on_where_most_of_the_likeliest_tokens_are_end_tokens(both: tuple[GPT, Any]) -> None:
+    model, peer = both
+    for prompt in PROMPTS:
+        (likeliest,) = searched(model, [prompt], 9, max_new_tokens=1)
+        ends = [beam.ids[0] for beam in likeliest[1:]]
+        (found,) = searched(model, [prompt], 3, 3.0, end_ids=tuple(ends))
+        assert_same(found, peers(peer, prompt, 3, 3.0, ends), prompt)
+
+
 @pytest.mark.parametrize("num_ends", [0, 6])
 def test_prompts_searched_together_have_the_beams_of_each_alone(both: tuple[GPT, Any], num_ends: int) -> None:
     model, _ = both

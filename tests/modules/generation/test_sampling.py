@@ -89,11 +89,16 @@ def test_min_p_is_a_share_of_the_highest_probability_after_the_temperature() -> 
 
 
 def test_equal_logits_are_cut_as_transformers_cuts_them(transformers: Any) -> None:
-    logits = torch.tensor([[1.0, 1.0, 1.0, 0.0, 1.0, -2.0]])
-    for settings in ({"top_k": 2}, {"top_p": 0.5}, {"min_p": 1.0}, {"top_k": 2, "top_p": 0.3, "min_p": 0.9}):
+    for logits, settings in [*_tied(), (torch.zeros(1, 4), {"top_p": 0.5}), (torch.zeros(1, 4), {"top_p": 0.75})]:
         sampling = Sampling(**settings)
         expected = processors(transformers, sampling)(torch.tensor([[0]]), logits.clone()).softmax(-1)
         torch.testing.assert_close(sampling_probabilities(logits, sampling), expected, rtol=1e-6, atol=0)
+
+
+def _tied() -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    logits = torch.tensor([[1.0, 1.0, 1.0, 0.0, 1.0, -2.0]])
+    every = ({"top_k": 2}, {"top_p": 0.5}, {"min_p": 1.0}, {"top_k": 2, "top_p": 0.3, "min_p": 0.9})
+    return [(logits, settings) for settings in every]
 
 
 def test_without_temperature_the_penalty_alone_counts() -> None:
