@@ -25,7 +25,7 @@ _MAX_MISTAKES = 20
 
 def run(config: GenerateConfig) -> None:
     """Read the prompts, load the model and show or write the continuations; a single one is shown as it comes."""
-    output = NewFile(config.output, "output") if config.output else None
+    output = NewFile(config.output, "output=") if config.output else None
     texts = _texts(config)
     trained = load_model(config.model.path, config.model.revision).prepared(config.precision, config.prepack)
     prompts = _prompts(config, trained, texts)
@@ -133,7 +133,7 @@ def _write(texts: Sequence[FilePrompt], found: Sequence[list[Continuation]], out
         return
     try:
         output.write(rows.encode())
-    except StorageError:
+    except (StorageError, UserError):
         write_text(new_console(), rows)  # what took long to compute is not lost with the store
         raise
     print_line(f"wrote {len(texts):,} rows to {output.url}")

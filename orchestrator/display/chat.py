@@ -15,8 +15,8 @@ from orchestrator.configuration.schema import nearest, shown
 from orchestrator.display.lines import Lines, PipedLines, TypedLines
 from orchestrator.display.terminal import is_plain, new_console, write_text
 from orchestrator.errors import OrchestratorError
+from orchestrator.storage.new_file import NewFile
 from orchestrator.storage.redaction import redact
-from orchestrator.storage.single_file import create_file_at
 
 _HELP = """\
 /system TEXT  give the model a system message; without TEXT it has none
@@ -115,7 +115,9 @@ class Chat:
         if not url:
             raise InputError("/save: name a new file, as in /save chat.json")
         content = json.dumps({"messages": self._conversation.messages}, ensure_ascii=False, indent=2) + "\n"
-        self._note(f"Saved as {create_file_at(url, content.encode())}.")
+        file = NewFile(url, "/save ")
+        file.write(content.encode())
+        self._note(f"Saved as {file.url}.")
 
     def _answer(self, question: str) -> None:
         answer: Answer | None = None

@@ -1,7 +1,8 @@
-"""A file that is written once, whole, at the end of long work."""
+"""A file that a user names and that is written once, whole, and never in place of another."""
 
 from orchestrator.errors import UserError
 from orchestrator.storage.access import check_root
+from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
 
@@ -13,16 +14,19 @@ class NewFile:
 
         Args:
             url: A path or URL.
-            field: The setting that names it, for messages.
+            field: What a message puts before the URL, such as `output=`.
 
         Raises:
-            UserError: There is something already, which is not replaced.
+            UserError: There is something already, which is not replaced, or `url` names no file.
         """
         check_root(url)
         parent, _, self._name = url.rpartition("/")
+        self._field = field
+        if self._name in ("", ".", ".."):
+            raise UserError(f"{field}{redact(url)}: names a folder; add the name of a file")
         self._storage = Storage(parent or ("/" if url.startswith("/") else "."))
         if self._storage.exists(self._name):
-            raise UserError(f"{field}={self.url}: exists already, and is not replaced; remove it or name another file")
+            raise self._exists()
 
     def check_writable(self) -> None:
         """Write and remove a file beside it, before the work.
@@ -40,5 +44,14 @@ class NewFile:
         return self._storage.url(self._name)
 
     def write(self, data: bytes) -> None:
-        """Write the whole file; nobody sees a part of it."""
-        self._storage.write_bytes(self._name, data)
+        """Write the whole file; nobody sees a part of it.
+
+        Raises:
+            UserError: There is one by now, which is not replaced.
+            StorageError: The store does not take it.
+        """
+        if not self._storage.create_bytes(self._name, data):
+            raise self._exists()
+
+    def _exists(self) -> UserError:
+        return UserError(f"{self._field}{self.url}: exists already, and is not replaced; name another file")

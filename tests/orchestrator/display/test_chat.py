@@ -105,7 +105,7 @@ def test_save_replaces_nothing(tmp_path: Path) -> None:
     shown = typed("Hello", f"/save {file}", f"/save {tmp_path}/", "/save", "/save memory://saved/chat.json", "Bye")
     assert file.read_text() == "mine"
     assert [file.name for file in tmp_path.iterdir()] == ["chat.json"]
-    assert f"error: {file}: exists already, and is not replaced" in shown
+    assert f"error: /save {file}: exists already, and is not replaced" in shown
     assert "names a folder" in shown
     assert "/save: name a new file" in shown
     assert "Saved as memory://saved/chat.json" in shown
