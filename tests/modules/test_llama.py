@@ -26,7 +26,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["llama", "untied"])
+@pytest.mark.parametrize("kind", ["llama", "untied", "normed"])
 def test_gradients_equal_transformers(tmp_path: Path, kind: str) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     peer = write_published(tmp_path / "model", kind)

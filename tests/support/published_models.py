@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "llama": {"model_type": "llama", **_LLAMA, "tie_word_embeddings": True},
     "untied": {"model_type": "qwen2", **_LLAMA, "tie_word_embeddings": False},
+    "normed": {"model_type": "qwen3", **_LLAMA, "head_dim": 16, "tie_word_embeddings": False},
 }
 
 
