@@ -13,7 +13,7 @@ from modules.generation.sampling import Sampling
 from modules.generation.stop import StoppedText, cut_at_stop
 from modules.model import GPT
 
-EndedBy = Literal["end token", "stop string", "length", "interrupt"]
+EndedBy = Literal["end token", "stop string", "length"]
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,6 @@ class GrowingText:
         else:
             return text
         return text + self._finished()
-
-    def interrupt(self) -> str:
-        """Return the rest of the text, which ends here."""
-        self.ended_by = "interrupt"
-        return self._finished()
 
     def continuation(self) -> Continuation:
         """Return the text once it has ended."""
