@@ -128,10 +128,3 @@ def added_by_post_processor(tokenizer: tokenizers.Tokenizer) -> tuple[list[int],
 def usual_name(names: Sequence[str], ids: Mapping[str, int]) -> str | None:
     """Return the first of several usual names that a vocabulary has; None if it has none of them."""
     return next((name for name in names if name in ids), None)
-
-
-def _added_by_post_processor(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], bool]:
-    """Return the tokens that a post-processor puts before a text, and whether it adds any at all."""
-    part = tokenizer.post_processor
-    description = json.loads(part.__getstate__()) if part else None  # the state of a part is its JSON
-    return traits.tokens_around(description)[0], traits.adds_tokens(description)
