@@ -79,9 +79,25 @@ PLANTED = {
 """URLs that cannot be read, so that the error of the connection, which holds the whole URL, comes into play."""
 PATH_FIELDS = {
     "prepare": {"data.path": ["data=files"], "tokenizer.path": ["tokenizer=file"], "storage.root": []},
-    "pretrain": {"data.path": ["data=files"], "tokenizer.path": ["tokenizer=file"], "storage.root": []},
+    "pretrain": {
+        "data.path": ["data=files"],
+        "tokenizer.path": ["tokenizer=file"],
+        "storage.root": [],
+        "model.path": [],
+    },
     "evaluate": {"model.path": [], "storage.root": ["model.path=x/y"], "data.path": ["model.path=x/y", "data=files"]},
-    "generate": {"model.path": []},
+    "generate": {
+        "model.path": [],
+        "prompts_file": ["model.path=x/y"],
+        "output": ["model.path=x/y", "prompts_file=prompts.txt"],
+    },
+    "chat": {"model.path": [], "chat_template": ["model.path=x/y"]},
+    "explain": {
+        "model.path": ["prompt=x"],
+        "to": ["model.path=x/y", "prompt=x"],
+        "storage.root": ["model.path=x/y", "prompt=x"],
+    },
+    "export": {"to": ["run.name=x"], "storage.root": ["run.name=x"]},
     "runs": {"storage.root": []},
     "doctor": {"storage.root": [], "cluster.address": ["cluster=ray"]},
 }
@@ -97,6 +113,7 @@ PLANTS = [
 
 def test_every_field_that_takes_a_path_is_planted() -> None:
     a_path, names = re.compile(r"\b(path|folder|URL|address|file)\b"), ("run.name", "tokenizer.end_token")
+    assert PATH_FIELDS.keys() == COMMANDS.keys()
     for command, fields in PATH_FIELDS.items():
         found = {
             name

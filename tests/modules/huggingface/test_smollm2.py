@@ -82,7 +82,7 @@ def test_logits_are_those_of_transformers(
         fastest = ours.model.head.logits(ours.model(ids))
         monkeypatch.setattr(linear, "_onednn_is_faster", lambda: False)
         same_products = ours.model.head.logits(ours.model(ids))
-    assert (same_products - expected).abs().max() <= 1e-5  # 0 was seen
+    assert (same_products - expected).abs().max() <= 1e-4  # 7e-5 was seen: rotations here multiply and add at once
     assert (fastest - expected).abs().max() <= 1e-5 * expected.abs().max()  # 1e-4 of 40 was seen
 
 

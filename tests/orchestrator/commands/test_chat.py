@@ -19,6 +19,8 @@ ENDLESS = ("temperature=0", "max_new_tokens=1000000")
 FIVE = ("temperature=0", "max_new_tokens=5")
 ROOT = Path(__file__).resolve().parents[3]
 CTRL_C, CTRL_D = "\x03", "\x04"
+_UNTIL_READLINE_HEARS = 0.5
+"""Seconds: Python's readline hears no signal between the prompt that it shows and its wait for a key."""
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +51,12 @@ def test_ctrl_c_at_a_terminal_stops_the_answer_and_twice_at_the_prompt_the_progr
         terminal.wait_for("never sent")
         terminal.type(CTRL_C)
         terminal.wait_for("> ")
+        time.sleep(_UNTIL_READLINE_HEARS)
         terminal.type(CTRL_C)
         terminal.wait_for("once more")
         terminal.wait_for("> ")
         assert terminal.process.poll() is None
+        time.sleep(_UNTIL_READLINE_HEARS)
         terminal.type(CTRL_C)
         assert terminal.end() == 0
         assert terminal.is_restored()
@@ -86,7 +90,7 @@ def test_a_terminated_chat_leaves_the_terminal_as_it_was(tmp_path: Path, endless
     with Terminal(["chat", f"model.path={endless_model}"], tmp_path, TERM="xterm", NO_COLOR="1") as terminal:
         terminal.wait_for("> ")
         assert not terminal.is_restored()
-        time.sleep(0.5)  # Python's readline hears no signal between the prompt and its wait for a key
+        time.sleep(_UNTIL_READLINE_HEARS)
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.end() == 143
         assert terminal.is_restored()
