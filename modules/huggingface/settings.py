@@ -8,17 +8,17 @@ from modules.errors import InputError
 # Keys that change nothing of what is computed: names, versions, ids of tokens, and settings of training and sampling.
 _WITHOUT_EFFECT = frozenset(
     """
-    _attn_implementation_autoset _model_name_or_path _name_or_path architectures attn_pdrop
-    auto_map bos_token_id decoder_start_token_id
-    do_sample dtype early_stopping embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing id2label initializer_range is_decoder is_encoder_decoder is_llama_config label2id
-    length_penalty max_length max_window_layers min_length model_type n_ctx name_or_path no_repeat_ngram_size
-    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
-    output_scores pad_token_id predict_special_tokens prefix pretraining_tp problem_type pruned_heads
-    remove_invalid_values reorder_and_upcast_attn repetition_penalty return_dict return_dict_in_generate sep_token_id
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
-    temperature tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version
-    typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache vocab_size
+    _attn_implementation _attn_implementation_autoset _model_name_or_path _name_or_path _num_labels architectures
+    attn_pdrop auto_map bos_token_id decoder_start_token_id do_sample dtype early_stopping embd_pdrop eos_token_id
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range
+    is_decoder is_encoder_decoder is_llama_config label2id length_penalty max_length max_sequence_length
+    max_window_layers min_length model_type n_ctx name_or_path no_repeat_ngram_size num_beam_groups num_beams
+    num_labels num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id
+    predict_special_tokens prefix pretraining_tp problem_type pruned_heads remove_invalid_values
+    reorder_and_upcast_attn repetition_penalty return_dict return_dict_in_generate sep_token_id summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params temperature
+    tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
+    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache vocab_size
     """.split()  # noqa: SIM905
 )
 

@@ -221,6 +221,13 @@ def test_what_is_not_computed_is_refused(name: str, changes: dict[str, Any], mes
         from_huggingface(settings_of(name, **changes))
 
 
+def test_keys_of_published_models_that_change_nothing_are_taken() -> None:
+    """As in the files of SmolLM2, Qwen 2.5, Llama 1 and distilgpt2."""
+    from_huggingface(settings_of("llama2", is_llama_config=True, rope_interleaved=False, max_sequence_length=2048))
+    from_huggingface(settings_of("qwen2", use_mrope=False, use_sliding_window=False, max_window_layers=28))
+    from_huggingface(settings_of("gpt2", _num_labels=1, n_ctx=64, task_specific_params={"a": 1}, summary_type="mean"))
+
+
 @pytest.mark.parametrize(("name", "changes"), [("mistral", {}), ("qwen3", {"use_sliding_window": True})])
 def test_a_window_that_holds_every_position_is_none(name: str, changes: dict[str, Any]) -> None:
     assert from_huggingface(settings_of(name, sliding_window=64, **changes)).family == "llama"
