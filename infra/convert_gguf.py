@@ -11,6 +11,7 @@ of it is run or kept.
 What it leaves out is added here: how a tokenizer of SmolLM splits text, and a second end token.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> str | None:
     if len(arguments) != 2:
         return __doc__
     source, folder = arguments[0], Path(arguments[1])
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise `accelerate` has DeepSpeed look for a GPU, and say so
     try:
         with gguf_file(source) as file:
             convert(file, folder)
@@ -94,8 +96,12 @@ def convert(file: Path, folder: Path) -> None:
 
 def _write(file: Path, folder: Path) -> None:
     import torch
+
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.integrations.gguf.reader import read_gguf_metadata
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     try:
         metadata, _ = read_gguf_metadata(str(file))
