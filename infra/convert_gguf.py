@@ -96,7 +96,6 @@ def convert(file: Path, folder: Path) -> None:
 
 def _write(file: Path, folder: Path) -> None:
     import torch
-
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.integrations.gguf.reader import read_gguf_metadata
     from transformers.utils.logging import disable_progress_bar
