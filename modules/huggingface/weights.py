@@ -191,6 +191,12 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[in
         return {name: tuple(parameter.shape) for name, parameter in GPT(config, vocab_size).named_parameters()}
 
 
+def num_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Return the number of a model's weights, without the padding of its vocabulary."""
+    shapes = parameter_shapes(config, vocab_size).items()
+    return sum(math.prod((vocab_size, *shape[1:]) if name in VOCABULARY else shape) for name, shape in shapes)
+
+
 def load_huggingface(folder: ModelFolder, device: torch.device | str = "cpu", num_readers: int = 1) -> GPT:
     """Return a float32 model with the weights of a Hugging Face folder.
 

@@ -187,7 +187,7 @@ def local_copy(storage: Storage, name: str, cache: Path, needs: Callable[[str], 
     """
     entries = {file: entry for file, entry in file_entries(read_manifest(storage, name)).items() if needs(file)}
     place = storage.local_path(name)
-    folder = cache / f"{PurePosixPath(name).name}-{_digest(storage, name)[:16]}" if place is None else place
+    folder = cache / f"{PurePosixPath(name).name}-{manifest_digest(storage, name)[:16]}" if place is None else place
 
     def make_ready(file: str) -> None:
         if place is None:
@@ -205,13 +205,14 @@ def content(storage: Storage, name: str) -> dict[str, Any]:
     """Return what identifies a committed artifact's content: its manifest's digest, number and size of its files."""
     files = file_entries(read_manifest(storage, name)).values()
     return {
-        "manifest_xxh3_128": _digest(storage, name),
+        "manifest_xxh3_128": manifest_digest(storage, name),
         "num_files": len(files),
         "num_bytes": sum(entry.num_bytes for entry in files),
     }
 
 
-def _digest(storage: Storage, name: str) -> str:
+def manifest_digest(storage: Storage, name: str) -> str:
+    """Return the digest of a committed artifact's manifest, which changes with any of its files."""
     return storage.read_bytes(f"{name}/{COMMITTED}").decode().strip()
 
 

@@ -67,22 +67,28 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
     return BaseModel(shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, _identity(config.path, found))
 
 
-def kept_tokenizer(storage: Storage, name: str) -> Tokenizer | None:
-    """Return the tokenizer of the model that a run continues, from the files that the run has kept; None without one.
+@dataclass(frozen=True)
+class KeptModel:
+    """What a run has kept of the model that it continues."""
+
+    tokenizer: Tokenizer
+    special_ids: dict[str, int]
+    """The begin and the padding token that its settings name, by setting."""
+
+
+def kept_model(storage: Storage, name: str) -> KeptModel | None:
+    """Return what a run has kept of the model that it continues; None if it continues none.
 
     Args:
-        name: The folder of those files, relative to the storage root.
+        name: The folder of the kept files, relative to the storage root.
     """
     files = read_files(StoredFolder(storage, name))
-    return load_pretrained(files, storage.url(name)) if TOKENIZER_FILE in files else None
-
-
-def kept_special_ids(storage: Storage, name: str) -> dict[str, int]:
-    """Return the begin and the padding token that the settings of the model which a run continues name, by setting."""
-    files = read_files(StoredFolder(storage, name))
+    if TOKENIZER_FILE not in files:
+        return None
     settings = {**read_json(files, CONFIG, name), **read_json(files, GENERATION_CONFIG, name)}
     named = {key: settings.get(key) for key in ("bos_token_id", "pad_token_id")}
-    return {key: number for key, number in named.items() if isinstance(number, int)}
+    special_ids = {key: number for key, number in named.items() if isinstance(number, int)}
+    return KeptModel(load_pretrained(files, storage.url(name)), special_ids)
 
 
 def _path_for_workers(path: str, found: FoundModel) -> str:
@@ -102,7 +108,7 @@ def _identity(path: str, found: FoundModel) -> dict[str, Any]:
         return {"hub": path, "commit": found.commit}
     storage, name = found.folder.storage, found.folder.name
     if found.is_ours:
-        return {"committed": storage.read_bytes(f"{name}/{artifact.COMMITTED}").decode().strip()}
+        return {"committed": artifact.manifest_digest(storage, name)}
     files = [CONFIG, *weight_files(found.folder)]
     return {"files": [[file, find_files([f"{found.folder.url}/{file}"])[0].identity()] for file in files]}
 

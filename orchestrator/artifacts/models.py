@@ -12,6 +12,7 @@ from modules.config import ObjectiveConfig, TrainingConfig
 from modules.cores import num_cores
 from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained
 from modules.data.tokenizer import Tokenizer
+from modules.generation.sampling import Sampling
 from modules.huggingface.folder import ModelFolder, read_bytes
 from modules.huggingface.weights import load_huggingface
 from modules.inference import prepare_for_inference
@@ -52,6 +53,15 @@ class TrainedModel:
         """
         numbers = [number for name in stop if (number := self.tokenizer.id_of(name)) is not None]
         return (*self.end_ids, *(number for number in numbers if not self.tokenizer.decode([number])))
+
+    def sampling(self, stop: Sequence[str], **settings: Any) -> Sampling:
+        """Return the settings of a continuation, with those that follow from the model and from the stop strings."""
+        return Sampling(
+            end_ids=self.ends_at(stop),
+            context_length=self.context_length,
+            document_end_id=self.tokenizer.end_of_text_id if self.reads_documents_apart else None,
+            **settings,
+        )
 
     @property
     def knows_mask(self) -> bool:

@@ -1,7 +1,6 @@
 """The model directory of a checkpoint: whole tensors in Hugging Face form, with all that other tools need."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from torch import Tensor
 from modules.data.pretrained_tokenizer import named_tokens
 from modules.data.tokenizer import Tokenizer
 from modules.huggingface.export import save_huggingface, shards_of
-from modules.huggingface.weights import parameter_shapes
-from modules.initial_values import VOCABULARY
+from modules.huggingface.weights import num_parameters, parameter_shapes
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.data_facts import DataFacts
@@ -119,14 +117,12 @@ def _special_id(folder: Path, source: Exportable, role: str) -> int | None:
 
 
 def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mapping[str, Any]) -> Card:
-    shapes = parameter_shapes(source.model, source.vocab_size)
-    sizes = ((source.vocab_size, *shape[1:]) if name in VOCABULARY else shape for name, shape in shapes.items())
     return Card(
         title=source.run_name,
         step=source.step,
         model=source.model,
         vocab_size=source.vocab_size,
-        num_parameters=sum(map(math.prod, sizes)),
+        num_parameters=num_parameters(source.model, source.vocab_size),
         dtype=dtype,
         is_rounded=dtype not in ("float32", dtype_of(ModelFilesConfig(), recipe)),
         recipe=recipe,

@@ -3,8 +3,8 @@
 from modules.chat_template import ChatTemplate, find_chat_template
 from modules.conversation import Conversation, system_message
 from modules.data.pretrained_tokenizer import named_tokens
-from modules.generation.sampling import Sampling
 from modules.generation.window import window_size
+from modules.huggingface.weights import num_parameters
 from orchestrator.artifacts.model_folders import find_model, read_files
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.configuration.commands import ChatConfig
@@ -26,7 +26,7 @@ def run(config: ChatConfig) -> None:
     # what no message can be written with is refused before the weights are loaded
     template.render([*system_message(config.system), {"role": "user", "content": "Hello"}], add_generation_prompt=True)
     trained = load_model(config.model.path, config.model.revision).prepared(config.precision, config.prepack)
-    sampling = _sampling(config, trained)
+    sampling = trained.sampling(config.stop, **config.drawn(default_temperature=1.0))
     conversation = Conversation(trained.model, trained.tokenizer, template, sampling, config.stop)
     with trained.precision():
         conversation.set_system(config.system)
@@ -52,22 +52,7 @@ def _template(config: ChatConfig) -> ChatTemplate:
     return ChatTemplate({"default": text}, named_tokens(files, where), field)
 
 
-def _sampling(config: ChatConfig, trained: TrainedModel) -> Sampling:
-    return Sampling(
-        max_new_tokens=config.max_new_tokens,
-        temperature=1.0 if config.temperature is None else config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        seed=config.seed,
-        end_ids=trained.ends_at(config.stop),
-        context_length=trained.context_length,
-        document_end_id=trained.tokenizer.end_of_text_id if trained.reads_documents_apart else None,
-    )
-
-
 def _title(config: ChatConfig, trained: TrainedModel) -> str:
-    num_parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     size = window_size(trained.model, trained.context_length)
-    return f"{redact(config.model.path)}: {count(num_parameters)} parameters, sees {size:,} tokens at once."
+    number = count(num_parameters(trained.model.config, trained.model.vocab_size))
+    return f"{redact(config.model.path)}: {number} parameters, sees {size:,} tokens at once."

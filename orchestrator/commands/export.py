@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.base_model import kept_special_ids, kept_tokenizer
+from orchestrator.artifacts.base_model import kept_model
 from orchestrator.artifacts.data_facts import DataFacts, tokenizer_of
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.export import RECIPE, Exportable, dtype_of, export_model, recipe_to_show
@@ -118,7 +118,7 @@ def _exportable(storage: Storage, this_run: Run, checkpoint: Checkpoint) -> Expo
     except (ValidationError, KeyError) as error:
         where = storage.url(f"{this_run.folder}/{RECIPE}")
         raise DamagedFileError(f"{where}: describes no model that this version knows ({error})") from error
-    data_name, kept = recipe["data"], kept_tokenizer(storage, this_run.base_name)
+    data_name, kept = recipe["data"], kept_model(storage, this_run.base_name)
     if kept is None and not artifact.is_committed(storage, data_name):
         raise UserError(
             f"{storage.url(data_name)}: the text that run {this_run.name} was trained on is not there, and with it its "
@@ -128,8 +128,8 @@ def _exportable(storage: Storage, this_run: Run, checkpoint: Checkpoint) -> Expo
         run_name=this_run.name,
         checkpoint=checkpoint,
         model=model,
-        tokenizer=kept or tokenizer_of(storage, data_name),
-        special_ids=kept_special_ids(storage, this_run.base_name),
+        tokenizer=kept.tokenizer if kept else tokenizer_of(storage, data_name),
+        special_ids=kept.special_ids if kept else {},
         recipe=recipe,
         data=DataFacts.read(storage, data_name),
         validation=_validation(storage, this_run, checkpoint.progress.step),

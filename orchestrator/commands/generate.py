@@ -8,7 +8,6 @@ from dataclasses import asdict
 from modules.data.encoding import CannotEncodeError
 from modules.data.prompts import FilePrompt, read_prompts
 from modules.generation.continuations import BeamSettings, Continuation, Continuer, Prompt, numbered_prompts
-from modules.generation.sampling import Sampling
 from modules.generation.window import window_size
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.configuration.commands import GenerateConfig
@@ -97,20 +96,8 @@ def _ids(trained: TrainedModel, prompt: FilePrompt) -> list[int]:
 
 def _continuer(config: GenerateConfig, trained: TrainedModel) -> Continuer:
     beams = BeamSettings(config.num_beams, config.length_penalty) if config.num_beams > 1 else None
-    temperature = config.temperature if config.temperature is not None else 0.0 if beams else 1.0
-    sampling = Sampling(
-        num_sequences=config.num_sequences,
-        max_new_tokens=config.max_new_tokens,
-        temperature=temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        seed=config.seed,
-        end_ids=trained.ends_at(config.stop),
-        context_length=trained.context_length,
-        document_end_id=trained.tokenizer.end_of_text_id if trained.reads_documents_apart else None,
-    )
+    drawn = config.drawn(default_temperature=0.0 if beams else 1.0)
+    sampling = trained.sampling(config.stop, num_sequences=config.num_sequences, **drawn)
     return Continuer(trained.model, trained.tokenizer, sampling, config.stop, beams)
 
 

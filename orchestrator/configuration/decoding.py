@@ -1,6 +1,6 @@
 """How texts are continued, whoever asks for it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -40,6 +40,12 @@ class SamplingConfig(Config):
     """Of the matrix products; null takes that of the model's training, and 32 for a model of others."""
     prepack: Runtime[bool] = True
     """Lay the weights out for the fastest kernels of this processor before the first token."""
+
+    def drawn(self, default_temperature: float) -> dict[str, Any]:
+        """Return the settings by which tokens are drawn, named as in `Sampling`."""
+        names = ("max_new_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+        temperature = default_temperature if self.temperature is None else self.temperature
+        return {"temperature": temperature, **{name: getattr(self, name) for name in names}}
 
 
 class ContinuationConfig(SamplingConfig):

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 
 from modules.objective import Objective
-from orchestrator.artifacts.base_model import kept_special_ids, kept_tokenizer
+from orchestrator.artifacts.base_model import kept_model
 from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.export import Exportable, export_model
@@ -66,12 +66,13 @@ def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: Even
 
 
 def _exportable(job: Job, storage: Storage, objective: Objective, step: int, results: Results) -> Exportable:
+    kept = kept_model(storage, job.run.base_name)
     return Exportable(
         run_name=job.run.name,
         checkpoint=checkpoint.open_checkpoint(storage, name_of(job.run.name, step)),
         model=job.config.model,
-        tokenizer=kept_tokenizer(storage, job.run.base_name) or objective.tokenizer,
-        special_ids=kept_special_ids(storage, job.run.base_name),
+        tokenizer=kept.tokenizer if kept else objective.tokenizer,
+        special_ids=kept.special_ids if kept else {},
         recipe=job.run.recipe,
         data=DataFacts.read(storage, job.objective.data_name),
         validation=results.metrics,
