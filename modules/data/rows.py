@@ -1,6 +1,7 @@
 """Rows of text files: which field holds the text, and what becomes of a row without one."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from modules.config import DataConfig
 from modules.errors import InputError
@@ -14,6 +15,15 @@ _KINDS = {
     dict: "an object",
 }
 """What a value is called in messages; other types, which only Parquet has, go by their Python name."""
+
+
+class Row(NamedTuple):
+    """The fields of a row that were asked for."""
+
+    values: Mapping[str, Any]
+    """By the path that was asked for; a field that the row lacks is left out."""
+    location: str
+    """Where it is, as messages begin: `file.jsonl:12`, or `file.parquet, row 4`."""
 
 
 class TextField:
