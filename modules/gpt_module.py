@@ -24,8 +24,8 @@ class GPTModule(LightningModule):
     """Train one GPT on the losses of an objective.
 
     `step` counts finished optimizer steps and alone decides the phase and the learning rate. `step + data_offset`
-    decides the data; `data_offset` counts the data steps that were skipped. Lightning's own counters are kept equal
-    to `step`.
+    decides the data; `data_offset` counts the data steps that were skipped. `num_tokens` counts the tokens of the
+    finished steps, over all workers. Lightning's own counters are kept equal to `step`.
 
     Args:
         model: Shape of the Transformer.
@@ -51,7 +51,7 @@ class GPTModule(LightningModule):
         self.optimizer_config, self.training_config = optimizer, training
         self.share, self.seed = share, seed
         self.accumulation_steps = share.accumulation_steps
-        self.step = self.data_offset = 0
+        self.step = self.data_offset = self.num_tokens = 0
         self.last_metrics: dict[str, Tensor | float] = {}
         self.num_targets: dict[str, tuple[float, float]] = {}
         """By loss: targets counted in this worker's last step, and the objective's number for the global batch."""
@@ -66,11 +66,6 @@ class GPTModule(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         return build_optimizer(parameter_groups(self.model, self.optimizer_config), self.optimizer_config)
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens in a step, over all workers."""
-        return self.objective.global_batch_size * self.objective.sequence_length
 
     def ends_step(self, batch_idx: int) -> bool:
         """Return whether this micro-batch, counted from 0 through the whole fit, is the last one of its step."""
@@ -120,6 +115,7 @@ class GPTModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # DeepSpeed counts micro-batches itself, so this hook is called for each of them
         if self.ends_step(batch_idx):
+            self.num_tokens += self.objective.num_tokens(self.step + self.data_offset)
             self.step += 1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -49,6 +49,10 @@ class Objective(Protocol):
         """Return, by loss, the number of targets (or the sum of their weights) in the global batch of a data step."""
         ...
 
+    def num_tokens(self, data_step: int) -> int:
+        """Return the tokens that the model reads in the global batch of a data step, over all workers."""
+        ...
+
     def weights(self, step: int) -> Mapping[str, float]:
         """Return the weight of each loss in the sum that a step minimises; losses of weight 0 are left out."""
         ...
@@ -79,7 +83,14 @@ class Objective(Protocol):
         """Return the validation metrics by name, from the sums over all batches of the validation."""
         ...
 
+    def prompts(self, number: int) -> Sequence[Sequence[int]]:
+        """Return the token ids of at most `number` prompts that the model continues after a validation.
+
+        Fewer are continued several times, so that there are about `number` samples of its text.
+        """
+        ...
+
     @property
-    def prompt_ids(self) -> Sequence[int]:
-        """Token ids that the model continues after a validation, as a sample of its text."""
+    def sample_end_ids(self) -> tuple[int, ...]:
+        """Tokens that end such a sample; without one it goes on to its longest length."""
         ...

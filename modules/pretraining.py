@@ -50,6 +50,9 @@ class Pretraining:
     def num_targets(self, data_step: int) -> Mapping[str, float]:
         return self._num_targets
 
+    def num_tokens(self, data_step: int) -> int:
+        return self.global_batch_size * self.sequence_length
+
     def weights(self, step: int) -> Mapping[str, float]:
         return objective_weights(self._objective, step, self._training.num_steps)
 
@@ -70,7 +73,10 @@ class Pretraining:
     def validation_metrics(self, sums: Tensor) -> dict[str, float]:
         return validation_metrics(sums)
 
-    @property
-    def prompt_ids(self) -> Sequence[int]:
+    def prompts(self, number: int) -> Sequence[Sequence[int]]:
         begin_id = self.tokenizer.begin_id
-        return [self.tokenizer.end_of_text_id if begin_id is None else begin_id]
+        return [[self.tokenizer.end_of_text_id if begin_id is None else begin_id]]
+
+    @property
+    def sample_end_ids(self) -> tuple[int, ...]:
+        return ()

@@ -13,7 +13,7 @@ from modules.config import Config, DataConfig
 from modules.data.batches import Share
 from orchestrator.cli.command import COMMANDS, conf_folder
 from orchestrator.configuration import commands as config
-from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig
+from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig, TrainingRunConfig
 from orchestrator.configuration.faults import FaultKind
 from orchestrator.configuration.mistakes import validated
 from orchestrator.configuration.rules import micro_batch_size
@@ -27,6 +27,7 @@ NEEDS = {
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
     ("experiment", "shakespeare_char"): ["data.path=text.txt"],
     ("experiment", "gpt2_124m"): ["data.path=text.txt"],
+    **{("task", name): ["model.path=x"] for name in ("classification", "translation", "dialogue", "text_generation")},
     **{("faults", kind): ["faults.at_step=3"] for kind in get_args(FaultKind)},
     ("faults", "stop_rank"): ["faults.at_step=3", "cluster.num_workers=2", "strategy=ddp"],
 }
@@ -36,8 +37,11 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "chat": {"model": {"path": "x"}},
     "explain": {"model": {"path": "x"}, "prompt": "x"},
     "export": {"run": {"name": "x"}},
+    "finetune": {"model": {"path": "x"}},
 }
 """What a command cannot do without."""
+CHOSEN = {"finetune": ["task=dialogue"]}
+"""Groups of which an option must be chosen."""
 
 
 def _paths(values: dict[str, Any], above: str = "") -> Iterator[str]:
@@ -75,9 +79,9 @@ def test_there_is_an_option_of_every_group() -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(option) for option in OPTIONS])
 def test_option_composes_and_validates(group: str, option: str) -> None:
     needs = NEEDS.get((group, option), [])
-    made = composed("pretrain", f"{group}={option}", *needs)
-    assert isinstance(made, PretrainConfig)
-    if group in ("strategy", "cluster"):
+    made = composed("finetune" if group == "task" else "pretrain", f"{group}={option}", *needs)
+    assert isinstance(made, TrainingRunConfig)
+    if group in ("strategy", "cluster", "task"):
         assert getattr(made, group).name == option
     if group == "faults":
         assert made.faults is not None
@@ -87,9 +91,10 @@ def test_option_composes_and_validates(group: str, option: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_defaults_in_conf_are_those_of_the_classes(command: str) -> None:
     required = REQUIRED.get(command, {})
-    made = composed(command, *(f"{name}=x" for name in _paths(required)))
+    made = composed(command, *(f"{name}=x" for name in _paths(required)), *CHOSEN.get(command, []))
     kind = getattr(config, COMMANDS[command].config)
-    assert made == kind.model_validate(required)
+    chosen = {group: {"name": option} for group, option in (text.split("=") for text in CHOSEN.get(command, []))}
+    assert made == kind.model_validate({**required, **chosen})
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,8 +1,8 @@
 """Settings of each task. This module imports nothing heavy, so that the command line can read it."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from modules.config import Config, Factor, Identity, Input
 
@@ -92,7 +92,15 @@ class TextGenerationConfig(Config):
     """A document with more tokens than a sequence: `split` it into several, or as in the other tasks."""
 
 
+def _task_name(value: Any) -> Any:
+    return value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+
+
 TaskConfig = Annotated[
-    ClassificationConfig | TranslationConfig | DialogueConfig | TextGenerationConfig, Field(discriminator="name")
+    Annotated[ClassificationConfig, Tag("classification")]
+    | Annotated[TranslationConfig, Tag("translation")]
+    | Annotated[DialogueConfig, Tag("dialogue")]
+    | Annotated[TextGenerationConfig, Tag("text_generation")],
+    Discriminator(_task_name),
 ]
 """The settings of any task, told apart by its name."""

@@ -16,8 +16,9 @@ class Command:
 
 
 COMMANDS = {
-    "prepare": Command("turn text into token shards", "PrepareConfig", makes=True),
+    "prepare": Command("turn text into token shards, or rows into examples of a task", "PrepareConfig", makes=True),
     "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig", makes=True),
+    "finetune": Command("teach a model a task", "FinetuneConfig", makes=True),
     "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
     "generate": Command("continue a prompt, or a file of prompts", "GenerateConfig"),
     "chat": Command("hold a conversation with a model", "ChatConfig"),

@@ -24,7 +24,7 @@ def run(config: ExportConfig) -> None:
     """Write the model, unless it is there already, and print where it is."""
     storage = Storage(config.storage.root)
     this_run = _run(storage, config.run.name)
-    step = _step(config, storage)
+    step = _step(config, storage, this_run)
     target, name = _place(config, storage, this_run, step)
     url = target.url(name)
     if _is_there(config, target, name, this_run, step):
@@ -44,7 +44,7 @@ def _run(storage: Storage, name: str) -> Run:
     return found
 
 
-def _step(config: ExportConfig, storage: Storage) -> int:
+def _step(config: ExportConfig, storage: Storage, this_run: Run) -> int:
     steps = committed_steps(storage, config.run.name)
     if not steps:
         raise UserError(
@@ -55,7 +55,8 @@ def _step(config: ExportConfig, storage: Storage) -> int:
         raise UserError(
             f"step={config.step}: run {config.run.name} has no finished checkpoint after it; there are {there}"
         )
-    return config.step or steps[-1]
+    done = this_run.exported_step(storage)
+    return config.step or (done if done in steps else steps[-1])
 
 
 def _place(config: ExportConfig, storage: Storage, this_run: Run, step: int) -> tuple[Storage, str]:
@@ -64,8 +65,7 @@ def _place(config: ExportConfig, storage: Storage, this_run: Run, step: int) -> 
         if not config.to.strip():
             raise UserError("to='': is empty; name a new folder or a URL, or null for a folder within the run")
         return Storage(config.to), ""
-    is_last = step == this_run.recipe["training"]["num_steps"]
-    if is_last and this_run.is_complete(storage):
+    if step == this_run.exported_step(storage):
         return storage, this_run.model_name
     return storage, f"{this_run.folder}/exports/step_{step:08d}"
 
@@ -137,9 +137,9 @@ def _exportable(storage: Storage, this_run: Run, checkpoint: Checkpoint) -> Expo
 
 
 def _validation(storage: Storage, this_run: Run, step: int) -> dict[str, float]:
-    """Return the figures on held-out text of the model after a step; those of the last one alone are kept."""
+    """Return the figures on held-out text of the model after a step; those of the exported one alone are kept."""
     final = this_run.metrics(storage) or {}
-    return final if final.get("progress/step") == step else {}
+    return final if this_run.exported_step(storage) == step else {}
 
 
 @contextmanager

@@ -1,25 +1,16 @@
 """`orchestrator pretrain`: text to a trained model."""
 
-import os
-import socket
-from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, prepared_data
-from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.cluster.launchers import launcher_for
+from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import PretrainConfig
-from orchestrator.configuration.groups import StorageConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
-from orchestrator.display.progress import ProgressDisplay, prepare_progress
-from orchestrator.display.results import show_results
+from orchestrator.display.progress import prepare_progress
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import ConfigError
-from orchestrator.runs import run as runs
-from orchestrator.runs.events import DRIVER_KINDS, EventLog
-from orchestrator.runs.goodput import goodput
-from orchestrator.runs.lease import lease
-from orchestrator.runs.run import Job, Run
+from orchestrator.runs.run import training_recipe
 from orchestrator.runs.tracking import check_environment
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
@@ -44,16 +35,12 @@ def run(config: PretrainConfig) -> None:
         data_name = prepared_data(storage, config.data, config.tokenizer, requirements, progress)
     for line in data_notes(storage, data_name):
         print_line(line)
-    this_run = runs.open_run(storage, config, runs.training_recipe(config, data_name, base and base.identity))
-    if not this_run.is_complete(storage):
-        keep = partial(runs.keep, storage, this_run, config)
-        with lease(storage, this_run.name, on_renewal=keep) as attempt, ProgressDisplay() as display:
-            runs.begin(storage, this_run, config, base.files if base else {})
-            events = EventLog(storage, this_run.folder, DRIVER_KINDS)
-            events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})
-            launcher.launch(_job(config, storage, this_run, attempt, data_name), events.and_then(display))
-    spent = goodput(EventLog(storage, this_run.folder).read())
-    show_results(this_run.name, this_run.metrics(storage) or {}, spent, _locations(storage, this_run))
+    recipe = training_recipe(config, data_name, base and base.identity)
+    config = _without_signatures(config)
+    source = PreparedText(data_name, config)
+    this_run = complete_run(storage, launcher, config, recipe, base.files if base else {}, source)
+    model = storage.url(this_run.model_name)
+    show_run(storage, this_run, f'orchestrator generate model.path={model} prompt="import os"')
 
 
 def _continued(config: PretrainConfig) -> tuple[PretrainConfig, "BaseModel | None"]:
@@ -74,25 +61,8 @@ def _continued(config: PretrainConfig) -> tuple[PretrainConfig, "BaseModel | Non
     return config, base
 
 
-def _job(config: PretrainConfig, storage: Storage, this_run: Run, attempt: Attempt, data_name: str) -> Job:
-    """Return the job for the workers.
-
-    They may start in other folders, so the root is made absolute; they do not read what was prepared from, so they get
-    its URLs without the signatures.
-    """
+def _without_signatures(config: PretrainConfig) -> PretrainConfig:
+    """Return the configuration without the signatures of URLs from which no more is read."""
     data = config.data.model_copy(update={"path": tuple(map(redact, config.data.path))})
     tokenizer = config.tokenizer.model_copy(update={"path": config.tokenizer.path and redact(config.tokenizer.path)})
-    root = StorageConfig(root=storage.url())
-    for_workers = config.model_copy(update={"storage": root, "data": data, "tokenizer": tokenizer})
-    return Job(for_workers, this_run, attempt, PreparedText(data_name, for_workers))
-
-
-def _locations(storage: Storage, this_run: Run) -> list[str]:
-    """Return lines that say where everything is and how to view it."""
-    model = storage.url(this_run.model_name)
-    return [
-        f"model: {model}",
-        f"metrics: {storage.url(this_run.metrics_name)}",
-        *this_run.where_to_look(storage),
-        f'try it: orchestrator generate model.path={model} prompt="import os"',
-    ]
+    return config.model_copy(update={"data": data, "tokenizer": tokenizer})

@@ -10,6 +10,7 @@ from modules.config import (
     DataConfig,
     Identity,
     Input,
+    LaterIdentity,
     Length,
     ObjectiveConfig,
     OptimizerConfig,
@@ -21,12 +22,14 @@ from modules.config import (
     TrainingConfig,
 )
 from modules.model_config import ModelConfig
+from modules.tasks.settings import TaskConfig
 from orchestrator.configuration.decoding import ContinuationConfig, SamplingConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.groups import (
     BegunRun,
     CheckpointConfig,
     ClusterConfig,
+    FinetuneSettings,
     GuardConfig,
     ModelFilesConfig,
     RunConfig,
@@ -36,8 +39,8 @@ from orchestrator.configuration.groups import (
 )
 
 
-class PrepareConfig(Config):
-    """`orchestrator prepare`: text to token shards."""
+class TextConfig(Config):
+    """What a command that prepares text reads, and how it becomes tokens."""
 
     run: RunConfig = RunConfig()
     storage: StorageConfig = StorageConfig()
@@ -63,7 +66,7 @@ class TrainingRunConfig(Config):
     """Null injects no fault."""
 
 
-class PretrainConfig(TrainingRunConfig, PrepareConfig):
+class PretrainConfig(TrainingRunConfig, TextConfig):
     """`orchestrator pretrain`: text to a trained model."""
 
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -76,6 +79,38 @@ class ModelPath(Config):
     """A model directory or Hugging Face folder (any fsspec URL), or a hub name."""
     revision: Input[str | None] = None
     """A commit, tag or branch of a hub name; null takes the newest state."""
+
+
+class NoModelPath(Config):
+    """A model, or none."""
+
+    path: Input[str | None] = None
+    """With a task: the model whose tokenizer and chat template write the examples, as for other commands."""
+    revision: Input[str | None] = None
+    """A commit, tag or branch of a hub name; null takes the newest state."""
+
+
+class PrepareConfig(TextConfig):
+    """`orchestrator prepare`: text to token shards, or rows to the examples of a task."""
+
+    task: TaskConfig | None = None
+    """The task whose examples the rows become; null prepares plain text for `pretrain`."""
+    model: NoModelPath = NoModelPath()
+    sequence_length: LaterIdentity[Annotated[Length, Field(gt=1)] | None] = None
+    """With a task: tokens in a sequence, which examples fill together; null takes 512."""
+
+
+class FinetuneConfig(TrainingRunConfig):
+    """`orchestrator finetune`: a model learns a task."""
+
+    task: TaskConfig
+    """What the model learns."""
+    data: DataConfig = DataConfig(val_fraction=0.1)
+    finetune: FinetuneSettings = FinetuneSettings()
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=5e-5, min_learning_rate=0.0, warmup_steps=50, betas=(0.9, 0.999), weight_decay=0.01
+    )
+    training: TrainingConfig = TrainingConfig(sequence_length=512, global_batch_size=16, val_batches=1000)
 
 
 class EvaluateConfig(Config):

@@ -12,6 +12,7 @@ _PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types"
 _FLOAT16_SETTINGS = {"enabled", "auto_cast", "fp16_master_weights_and_grads"}
 """Settings of DeepSpeed that would change the precision; the others below `fp16` belong to the loss scale."""
 BestMetric = Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/mlm_accuracy"]
+TaskMetric = Literal["val/loss_clm", "val/loss_classification", "val/accuracy", "val/macro_f1"]
 
 Workers = Annotated[int, Field(gt=0, le=2**16)]
 _LONGEST_NAME = 128
@@ -171,6 +172,21 @@ class CheckpointConfig(Config):
     """Saves in a row that may fail, each one reported; the next failed save, or a failed last save, fails the run."""
     grace_seconds: Runtime[Seconds] = 60
     """Time after a notice of termination for the current step and a last checkpoint."""
+
+
+class FinetuneSettings(Config):
+    """How long a task is learned, and which model comes out."""
+
+    num_epochs: Identity[Annotated[float, Field(gt=0, le=1e6)] | None] = 3.0
+    """Passes over the training examples, which give the number of steps; null takes training.num_steps."""
+    weights: Identity[Literal["pretrained", "random"]] = "pretrained"
+    """`random` begins with random weights of the model's shape, the baseline that its pretraining is compared with."""
+    keep: Identity[Literal["best", "last"]] = "best"
+    """The model that comes out: that of the `best` validation, or of the `last` step."""
+    metric: Identity[TaskMetric | None] = None
+    """What decides which validation is best; null takes val/macro_f1 for classes, else val/loss_clm."""
+    patience: Identity[Count | None] = None
+    """Stop after this many validations in a row that were not better; null trains to the last step."""
 
 
 class ModelFilesConfig(Config):

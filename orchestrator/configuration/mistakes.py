@@ -1,7 +1,7 @@
 """Validation of the composed values, with a line for every mistake: path, value, rule and remedy."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -104,13 +104,19 @@ def _missing_line(path: Path, kind: type[Config]) -> str:
 
 
 def _cross_group(known: Mapping[str, Any], kind: type[Config]) -> list[str]:
-    # of those that continue prompts, the part without the model, which has no default
-    ruled = kind if issubclass(kind, TrainingRunConfig) else ContinuationConfig
-    if not issubclass(kind, ruled):
-        return []
     unusable = {str(error["loc"][0]) for error in _errors(known, kind)}
+    ruled = next((base for base in kind.__mro__ if _can_be_ruled(base, unusable)), None)
+    if ruled is None:
+        return []
     usable = {name: group for name, group in known.items() if name in ruled.model_fields and name not in unusable}
     return cross_group_mistakes(ruled.model_validate(usable), unusable)
+
+
+def _can_be_ruled(kind: type, unusable: Collection[str]) -> bool:
+    """Return whether a class has rules between its fields, and a default for each that cannot be used."""
+    if not issubclass(kind, TrainingRunConfig | ContinuationConfig):
+        return False
+    return not any(field.is_required() and name in unusable for name, field in kind.model_fields.items())
 
 
 def _without(value: Any, paths: set[Path], path: Path = ()) -> Any:

@@ -4,9 +4,10 @@ import difflib
 import re
 import types
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, create_model
 from pydantic.fields import FieldInfo
 
 from modules.config import Config
@@ -32,7 +33,7 @@ def class_at(root: type[Config], path: Sequence[str | int]) -> type[Config] | No
         if isinstance(part, int) or found is None:
             continue
         field = found.model_fields.get(part)
-        found = next(iter(config_classes(field.annotation)), None) if field else None
+        found = _merged(tuple(config_classes(field.annotation))) if field else None
     return found
 
 
@@ -54,7 +55,25 @@ def leaves(root: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInf
 
 def group_class(field: FieldInfo) -> type[Config] | None:
     """Return the class of a field that is itself a group of fields, or None."""
-    return next((part for part in _alternatives(field.annotation) if config_classes(part) == [part]), None)
+    return _merged(tuple(part for part in _alternatives(field.annotation) if config_classes(part) == [part]))
+
+
+@cache
+def _merged(classes: tuple[type[Config], ...]) -> type[Config] | None:
+    """Return a class with the fields of all `classes`, for look-ups alone; None if there are none."""
+    if len(classes) < 2:
+        return next(iter(classes), None)
+    fields: dict[str, list[FieldInfo]] = {}
+    for name, field in (item for kind in classes for item in kind.model_fields.items()):
+        fields.setdefault(name, []).append(field)
+    return create_model("Any", __base__=Config, **{name: _either(of) for name, of in fields.items()})  # type: ignore[call-overload]
+
+
+def _either(fields: list[FieldInfo]) -> tuple[Any, FieldInfo]:
+    """Return the type and the definition of a field that several classes have."""
+    first = fields[0]
+    either = Union[tuple(dict.fromkeys(field.annotation for field in fields))]  # noqa: UP007
+    return Annotated[either, *first.metadata], Field(default=first.default, description=first.description)
 
 
 def explanation(field: FieldInfo | None) -> str:

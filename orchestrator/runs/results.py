@@ -3,8 +3,6 @@
 import time
 from typing import Any, Literal
 
-from torch import Tensor
-
 from modules.data.tokenizer import Tokenizer
 from orchestrator.artifacts import artifact
 from orchestrator.distributed.runtime import Event, Runtime
@@ -25,13 +23,19 @@ class Results:
         self._run, self._storage, self._tokenizer = run, storage, tokenizer
         self._tracker, self._runtime, self._events = tracker, runtime, events
         self._last: dict[str, float] = {}
+        self._validations: dict[int, dict[str, float]] = {}
         self._started = time.monotonic()
         self._is_underway = False
+        self._num_steps = 0
 
     @property
     def metrics(self) -> dict[str, float]:
         """The newest value of each metric so far, by name."""
         return dict(self._last)
+
+    def validation_after(self, step: int) -> dict[str, float]:
+        """Return the metrics of the validation after a step; empty if it was before this process began."""
+        return self._validations.get(step, {})
 
     def emit(self, event: Event) -> None:
         """Send an event to the progress display."""
@@ -44,6 +48,7 @@ class Results:
 
     def start(self, num_steps: int) -> None:
         """Report that the training starts."""
+        self._num_steps = num_steps
         self.emit({"kind": "start", "run": self._run.name, "num_steps": num_steps})
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
@@ -59,14 +64,15 @@ class Results:
         seconds = last_recovery(self._events.read("fault", "begin"))
         return {} if seconds is None else {"faults/recovery_seconds": seconds}
 
-    def validation(self, step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
-        """Report the metrics of a validation, and the prompt with each sample after it, int64 [num_sequences, T]."""
+    def validation(self, step: int, metrics: dict[str, float], samples: list[list[int]] | None) -> None:
+        """Report the metrics of a validation, and the tokens of samples, each with its prompt."""
         if self._runtime.rank:
             return
         self._last.update(metrics)
+        self._validations[step] = metrics
         self._tracker.log(metrics, step)
         if samples is not None:
-            self._tracker.log_samples([self._tokenizer.decode(row.tolist()) for row in samples], step)
+            self._tracker.log_samples([self._tokenizer.decode(row) for row in samples], step)
         self.emit({"kind": "validation", "step": step, "metrics": metrics})
 
     def stop(self, stop: StoppedError) -> None:
@@ -80,21 +86,31 @@ class Results:
         if self._runtime.rank == 0:
             self._run.write_identity(self._storage, self._tracker.describe())
 
-    def finish(self, data_name: str, step: int, training_seconds: float) -> None:
+    def finish(self, data_name: str, step: int, exported_step: int, training_seconds: float) -> None:
         """Write the final metrics, link data and model to the W&B run, and close it.
 
         Args:
+            exported_step: The step of the exported model.
             training_seconds: Time spent in steps since this training began.
         """
         seconds = time.monotonic() - self._started
         self.emit({"kind": "end", "step": step, "seconds": seconds, "training_seconds": training_seconds})
         self._last |= goodput(self._events.read()).metrics()
+        if step < self._num_steps:
+            self._last["progress/stopped_early"] = 1.0
+        if exported_step != step:
+            self._last = {**self._without_validation(), **self.validation_after(exported_step)}
+            self._last["progress/exported_step"] = exported_step
         self._link(data_name.rpartition("/")[2], "dataset", data_name, {})
-        what = {"step": step, "data": data_name, "recipe": self._run.recipe}
+        what = {"step": exported_step, "data": data_name, "recipe": self._run.recipe}
         self._link(self._run.name, "model", self._run.model_name, what)
         self._tracker.finish(self._last)
         self._run.write_identity(self._storage, self._tracker.describe())
         self._run.write_metrics(self._storage, self._last)
+
+    def _without_validation(self) -> dict[str, float]:
+        """Return the last metrics without those of the model after the last step, which is not the exported one."""
+        return {name: value for name, value in self._last.items() if not name.startswith("val/")}
 
     def _link(self, name: str, kind: Literal["dataset", "model"], place: str, what: dict[str, Any]) -> None:
         if artifact.is_committed(self._storage, place):

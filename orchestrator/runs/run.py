@@ -12,7 +12,7 @@ import yaml
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import committed_steps
-from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
+from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.schema import nearest, shown
 from orchestrator.errors import DamagedFileError, RunMismatchError, UserError
 from orchestrator.planning.continuation import is_same_but_for_length, obstacle
@@ -53,6 +53,11 @@ class Run:
         return f"{self.folder}/base_model"
 
     @property
+    def num_steps(self) -> int:
+        """Steps after which it is done, unless it stops before because it no longer gets better."""
+        return self.recipe["training"]["num_steps"]
+
+    @property
     def metrics_name(self) -> str:
         """The file of the final metrics, relative to the storage root."""
         return f"{self.folder}/{_METRICS}"
@@ -63,8 +68,17 @@ class Run:
 
     def is_complete(self, storage: Storage) -> bool:
         """Return whether all its steps are done; a run that was complete may now have more of them."""
-        metrics, num_steps = self.metrics(storage), self.recipe["training"]["num_steps"]
-        return metrics is not None and metrics.get("progress/step", num_steps) >= num_steps
+        metrics = self.metrics(storage)
+        if metrics is None:
+            return False
+        return "progress/stopped_early" in metrics or metrics.get("progress/step", self.num_steps) >= self.num_steps
+
+    def exported_step(self, storage: Storage) -> int | None:
+        """Return the step whose model it has exported; None until it is complete."""
+        metrics = self.metrics(storage)
+        if metrics is None or not self.is_complete(storage):
+            return None
+        return int(metrics.get("progress/exported_step", metrics.get("progress/step", self.num_steps)))
 
     def where_to_look(self, storage: Storage) -> list[str]:
         """Return lines that say where the tracked data is and how to look at it."""
@@ -108,16 +122,19 @@ class Job:
     objective: ObjectiveSource
 
 
-def training_recipe(config: PretrainConfig, data_name: str, base: dict[str, Any] | None = None) -> dict[str, Any]:
+def training_recipe(
+    config: TrainingRunConfig, data_name: str, base: dict[str, Any] | None = None, command: str = "pretrain"
+) -> dict[str, Any]:
     """Return what decides the weights: the prepared data, and every setting that is marked `Identity`.
 
     Args:
         base: Identity of the model that is continued; None for weights from the seed.
+        command: The command that trains.
     """
     decides = identity(config)
     groups = {name: fields for name, fields in decides.items() if name not in ("run", "data", "tokenizer")}
     begun = {} if base is None else {"base_model": base}
-    return {"command": "pretrain", "data": data_name, "seed": decides["run"]["seed"], **begun, **groups}
+    return {"command": command, "data": data_name, "seed": decides["run"]["seed"], **begun, **groups}
 
 
 def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]) -> Run:

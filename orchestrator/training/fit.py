@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor
 
 from modules.data.batches import Batch, Share
 from modules.generation.sampling import Sampling
@@ -16,6 +15,7 @@ from orchestrator.configuration.rules import micro_batch_size
 from orchestrator.distributed.precision import lightning_precision
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.distributed.strategy import build_strategy
+from orchestrator.planning.choice import Choice, choice_of, kept_checkpoints
 from orchestrator.runs.results import Results
 from orchestrator.runs.run import Run
 from orchestrator.storage.store import Storage
@@ -26,7 +26,7 @@ from orchestrator.training.callbacks.metrics import Metrics
 from orchestrator.training.callbacks.order import in_order
 from orchestrator.training.callbacks.preemption import Preemption, StopNotices
 from orchestrator.training.callbacks.throughput import Throughput
-from orchestrator.training.callbacks.validation import Validation
+from orchestrator.training.callbacks.validation import Samples, Validation
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.guard import Rollback, StepGuard
 from orchestrator.training.save_schedule import SaveSchedule, seen_mtbf_seconds
@@ -48,23 +48,42 @@ class Parts:
     notices: StopNotices
 
     @property
+    def choice(self) -> Choice:
+        """How the step is chosen whose model is exported."""
+        return choice_of(self.config)
+
+    @property
     def share(self) -> Share:
         """Which part of each global batch this worker computes."""
         micro_size = micro_batch_size(self.config, self.runtime.world_size)
         return Share(self.objective.global_batch_size, micro_size, self.runtime.rank, self.runtime.world_size)
 
 
-def fit(parts: Parts, rollback: Rollback | None) -> tuple[int, float]:
-    """Train to the last step; return it, and the seconds spent in steps.
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit has come to."""
+
+    step: int
+    """The last step."""
+    exported_step: int
+    """The step whose model is exported."""
+    training_seconds: float
+    """Time spent in steps."""
+
+
+def fit(parts: Parts, rollback: Rollback | None) -> Fitted:
+    """Train to the last step, or until the run no longer gets better.
 
     Args:
         rollback: Why and from where the run rolls back; None continues from the newest checkpoint.
     """
     module = _build_module(parts)
-    throughput = Throughput(module.tokens_per_step, parts.objective.sequence_length)
-    trainer = _build_trainer(parts, in_order(_callbacks(parts, throughput, rollback)))
+    throughput = Throughput(parts.objective.sequence_length)
+    checkpoints = _checkpoints(parts, throughput, rollback)
+    trainer = _build_trainer(parts, in_order(_callbacks(parts, throughput, checkpoints)))
     trainer.fit(module, throughput.watch(_BatchesFromStep(module)))
-    return module.step, throughput.meter.training_seconds()
+    exported = parts.choice.exported_step(checkpoints.scores, module.step)
+    return Fitted(module.step, exported, throughput.meter.training_seconds())
 
 
 class _BatchesFromStep(Iterable[Batch]):
@@ -114,12 +133,31 @@ def _build_trainer(parts: Parts, callbacks: list[Callback]) -> Trainer:
     return trainer
 
 
-def _callbacks(parts: Parts, throughput: Throughput, rollback: Rollback | None) -> list[Callback]:
-    config, run, runtime = parts.config, parts.run, parts.runtime
-    guard = StepGuard(config.guard)
-    schedule = SaveSchedule(config.checkpoint, lambda: seen_mtbf_seconds(parts.results.events()))
-    storage = _storage_of_saves(parts)
-    checkpoints = Checkpoints(storage, parts.attempt, config.checkpoint, runtime, throughput, guard, schedule, rollback)
+def _validates_after(parts: Parts, step: int) -> bool:
+    return step % parts.config.training.val_interval_steps == 0 or parts.objective.is_milestone(step)
+
+
+def _checkpoints(parts: Parts, throughput: Throughput, rollback: Rollback | None) -> Checkpoints:
+    config, choice = parts.config, parts.choice
+    return Checkpoints(
+        _storage_of_saves(parts),
+        parts.attempt,
+        kept_checkpoints(config),
+        parts.runtime,
+        throughput,
+        StepGuard(config.guard),
+        SaveSchedule(
+            config.checkpoint,
+            lambda: seen_mtbf_seconds(parts.results.events()),
+            also_due=lambda step: choice.needs_every_validation and _validates_after(parts, step),
+        ),
+        choice,
+        rollback,
+    )
+
+
+def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -> list[Callback]:
+    config, run, runtime, guard = parts.config, parts.run, parts.runtime, checkpoints.guard
 
     def own_figures() -> dict[str, float]:
         return {
@@ -144,19 +182,25 @@ def _callbacks(parts: Parts, throughput: Throughput, rollback: Rollback | None) 
 
 
 def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -> list[Callback]:
-    training, objective = parts.config.training, parts.objective
+    training, objective, choice = parts.config.training, parts.objective, parts.choice
     batches = objective.validation_batches(parts.share, training.val_batches)
     if batches is None:
         return []
 
-    def report(step: int, metrics: dict[str, float], samples: Tensor | None) -> None:
+    def report(step: int, metrics: dict[str, float], samples: Samples | None) -> bool:
         checkpoints.validated(step, metrics)
         parts.results.validation(step, metrics, samples)
+        return choice.is_over(checkpoints.scores)
+
+    def is_owed(step: int) -> bool:
+        is_unknown = choice.needs_every_validation and _validates_after(parts, step) and step not in checkpoints.scores
+        return step >= training.num_steps or (step > 0 and is_unknown)
 
     return [
         Validation(
             batches,
-            due=lambda step: step % training.val_interval_steps == 0 or objective.is_milestone(step),
+            due=lambda step: _validates_after(parts, step),
+            owed=is_owed,
             sampling=_sampling(parts),
             report=report,
             pause=throughput.pause,
@@ -176,6 +220,7 @@ def _sampling(parts: Parts) -> Sampling | None:
         max_new_tokens=longest,
         top_k=50,
         seed=parts.config.run.seed,
+        end_ids=parts.objective.sample_end_ids,
         document_end_id=document_end if parts.config.training.attention_scope == "document" else None,
     )
 

@@ -25,11 +25,18 @@ class SaveSchedule:
     """Decides when a save is due; all ranks use it in the same way.
 
     Args:
+        also_due: Returns whether a save is due after a step for another reason than the interval.
         seen_mtbf_seconds: Returns the mean time between the faults of the run. Called once, on rank 0, only with
             `interval=auto` and without `mtbf_seconds` in the configuration.
     """
 
-    def __init__(self, config: CheckpointConfig, seen_mtbf_seconds: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        seen_mtbf_seconds: Callable[[], float],
+        also_due: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        self._also_due = also_due
         self._interval_steps = config.interval_steps if config.interval == "steps" else None
         self._mtbf_seconds, self._seen_mtbf_seconds = config.mtbf_seconds, seen_mtbf_seconds
         self._next_step: int | None = None
@@ -37,6 +44,8 @@ class SaveSchedule:
 
     def is_due(self, step: int) -> bool:
         """Whether to save after the step just finished."""
+        if self._also_due(step):
+            return True
         if self._interval_steps:
             return step % self._interval_steps == 0
         if self._next_step is None:

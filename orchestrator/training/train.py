@@ -21,7 +21,7 @@ from orchestrator.runs.tracking import NullTracker, Tracker, make_tracker
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 from orchestrator.training.callbacks.preemption import StopNotices
-from orchestrator.training.fit import Parts, fit
+from orchestrator.training.fit import Fitted, Parts, fit
 from orchestrator.training.guard import Rollback, RollbackError
 
 
@@ -52,7 +52,7 @@ def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: Even
     try:
         with StopNotices(runtime) as notices:
             parts = Parts(config, job.run, job.attempt, storage, objective, runtime, results, notices)
-            step, training_seconds = _train(parts)
+            fitted = _train(parts)
     except StoppedError as stop:
         results.stop(stop)
         raise
@@ -61,26 +61,27 @@ def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: Even
         raise
     if runtime.rank == 0:
         job.attempt.check(storage)
-        export_model(storage, job.run.model_name, _exportable(job, storage, objective, step, results), config.export)
-        results.finish(job.objective.data_name, step, training_seconds)
+        export_model(storage, job.run.model_name, _exportable(job, storage, objective, fitted, results), config.export)
+        results.finish(job.objective.data_name, fitted.step, fitted.exported_step, fitted.training_seconds)
 
 
-def _exportable(job: Job, storage: Storage, objective: Objective, step: int, results: Results) -> Exportable:
+def _exportable(job: Job, storage: Storage, objective: Objective, fitted: Fitted, results: Results) -> Exportable:
     kept = kept_model(storage, job.run.base_name)
+    is_last = fitted.exported_step == fitted.step
     return Exportable(
         run_name=job.run.name,
-        checkpoint=checkpoint.open_checkpoint(storage, name_of(job.run.name, step)),
+        checkpoint=checkpoint.open_checkpoint(storage, name_of(job.run.name, fitted.exported_step)),
         model=job.config.model,
         tokenizer=kept.tokenizer if kept else objective.tokenizer,
         special_ids=kept.special_ids if kept else {},
         recipe=job.run.recipe,
         data=DataFacts.read(storage, job.objective.data_name),
-        validation=results.metrics,
+        validation=results.metrics if is_last else results.validation_after(fitted.exported_step),
     )
 
 
-def _train(parts: Parts) -> tuple[int, float]:
-    """Fit to the last step, again after each rollback; return that step, and the last fit's seconds spent in steps."""
+def _train(parts: Parts) -> Fitted:
+    """Fit to the last step, again after each rollback."""
     rollback: Rollback | None = None
     while True:
         try:

@@ -42,8 +42,14 @@ class ToyObjective:
         return LENGTH
 
     @property
-    def prompt_ids(self) -> Sequence[int]:
-        return [0]
+    def sample_end_ids(self) -> tuple[int, ...]:
+        return ()
+
+    def prompts(self, number: int) -> Sequence[Sequence[int]]:
+        return [[0]]
+
+    def num_tokens(self, data_step: int) -> int:
+        return GLOBAL_BATCH_SIZE * LENGTH
 
     def batches(self, share: Share, first_step: int) -> Iterator[Batch]:
         step = first_step

@@ -21,6 +21,7 @@ from orchestrator.distributed.loss_scale import read_loss_scale, restore_loss_sc
 from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.distributed.training_state import TrainingState, training_state
 from orchestrator.errors import BadStepsError, StorageError
+from orchestrator.planning.choice import Choice, score_of
 from orchestrator.storage.store import Storage
 from orchestrator.training.callbacks.metrics import step_metrics
 from orchestrator.training.callbacks.throughput import Throughput
@@ -47,6 +48,7 @@ class Checkpoints(Callback):
         throughput: Is paused during saves; provides the time spent in steps.
         guard: Its state is saved, too.
         schedule: Decides after which steps to save.
+        choice: Which figure scores a checkpoint.
         rollback: Why and from where the run rolls back; None continues from the newest checkpoint.
     """
 
@@ -59,11 +61,14 @@ class Checkpoints(Callback):
         throughput: Throughput,
         guard: StepGuard,
         schedule: SaveSchedule,
+        choice: Choice,
         rollback: Rollback | None = None,
     ) -> None:
         self._storage, self._attempt, self._config, self._runtime = storage, attempt, config, runtime
-        self._throughput, self._guard, self._schedule, self._rollback = throughput, guard, schedule, rollback
-        self._scores: dict[int, float] = {}
+        self._throughput, self.guard, self._schedule, self._rollback = throughput, guard, schedule, rollback
+        self._choice = choice
+        self.scores: dict[int, float] = {}
+        """Score of each validated checkpoint by step; lower is better."""
         self.saved_metrics: dict[str, float] = {}
         """Metrics of the last step before the checkpoint from which this fit continues."""
         self.stall_seconds = 0.0
@@ -79,15 +84,18 @@ class Checkpoints(Callback):
         if progress is None:
             state.load(first_weights(shapes, pl_module.model_config, pl_module.vocab_size, pl_module.seed), 0)
             progress = Progress(step=0, tokens=0)
-        elif changed := progress.changed_meaning(pl_module.training_config.precision):
-            self._note(changed)
+        else:
+            self._saved_step = progress.step
+            if changed := progress.changed_meaning(pl_module.training_config.precision):
+                self._note(changed)
         if self._rollback is not None:
             progress = self._rolled_back(progress, self._rollback)
-        self._guard.restore(progress.guard)
-        self._scores, self.saved_metrics = dict(progress.scores), progress.metrics
+        self.guard.restore(progress.guard)
+        self.scores, self.saved_metrics = dict(progress.scores), progress.metrics
         if progress.loss_scale:
             restore_loss_scale(trainer, progress.loss_scale)
         pl_module.data_offset = progress.data_offset
+        pl_module.num_tokens = progress.tokens
         _set_step(trainer, pl_module, progress.step)
         self._saves = Saves(self._storage, self._attempt, self._config.mode)
         self._saves.prepare(state)
@@ -104,7 +112,7 @@ class Checkpoints(Callback):
     def _rolled_back(self, progress: Progress, rollback: Rollback) -> Progress:
         """Return `progress` with the data offset and guard after the rollback, and report it."""
         step = progress.step
-        self._emit(rollback.event(step, step + progress.data_offset, self._guard.max_rollbacks))
+        self._emit(rollback.event(step, step + progress.data_offset, self.guard.max_rollbacks))
         guard = replace(progress.guard, num_rollbacks=rollback.number)
         return replace(progress, data_offset=rollback.offset_from(step), guard=guard)
 
@@ -152,11 +160,11 @@ class Checkpoints(Callback):
         save = _Save(module.step, metrics["train/loss"], training_seconds, time.perf_counter())
         progress = Progress(
             step=module.step,
-            tokens=module.step * module.tokens_per_step,
+            tokens=module.num_tokens,
             loss_scale=read_loss_scale(trainer),
             data_offset=module.data_offset,
-            guard=self._guard.state,
-            scores=self._scores,
+            guard=self.guard.state,
+            scores=self.scores,
             metrics=metrics,
             precision=module.training_config.precision,
         )
@@ -198,11 +206,16 @@ class Checkpoints(Callback):
             flush_seconds = time.perf_counter() - save.began
             self._emit({"kind": "checkpoint", **what, **figures, "flush_seconds": flush_seconds})
 
+    def on_train_end(self, trainer: Trainer, pl_module: GPTModule) -> None:
+        """Wait for the last save, which ends a run that has stopped before its last step, too."""
+        with self._throughput.pause():
+            self._finish(must_last=True)
+
     def validated(self, step: int, metrics: dict[str, float]) -> None:
         """Record the score of the checkpoint after `step`, if there is one."""
-        name = self._config.best_metric
+        name = self._choice.metric
         if step == self._saved_step and name in metrics:
-            self._scores[step] = -metrics[name] if name.endswith("accuracy") else metrics[name]
+            self.scores[step] = score_of(name, metrics[name])
 
     def _retention(self, progress: Progress) -> Retention:
         config = self._config

@@ -58,7 +58,7 @@ def step_metrics(trainer: Trainer, module: GPTModule) -> dict[str, float]:
     return {
         **dict(zip(own, means, strict=False)),
         "progress/step": module.step,
-        "progress/tokens": module.step * module.tokens_per_step,
+        "progress/tokens": module.num_tokens,
     }
 
 

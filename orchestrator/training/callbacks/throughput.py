@@ -69,7 +69,6 @@ class ThroughputMeter:
     something that waits for the device, such as reading a loss.
 
     Args:
-        tokens_per_step: Over all workers.
         flops_per_token: See `flops_per_token`.
         peak_flops: Of all workers' devices together; 0 where it is not known.
         clock: Seconds.
@@ -77,12 +76,11 @@ class ThroughputMeter:
 
     def __init__(
         self,
-        tokens_per_step: int,
         flops_per_token: float = 0.0,
         peak_flops: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._tokens_per_step, self._flops_per_token, self._peak_flops = tokens_per_step, flops_per_token, peak_flops
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._clock = clock
         self._last: dict[str, float] = {}
         self.begin()
@@ -95,12 +93,13 @@ class ThroughputMeter:
     def start(self) -> None:
         """Begin an interval."""
         self._started = self._clock()
-        self._steps = 0
+        self._steps = self._tokens = 0
         self._data_seconds = self._paused_seconds = 0.0
 
-    def end_step(self) -> None:
-        """Count a finished optimizer step."""
+    def end_step(self, num_tokens: int) -> None:
+        """Count a finished optimizer step, and its tokens over all workers."""
         self._steps += 1
+        self._tokens += num_tokens
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield `batches`, counting the time until each arrives as waiting for data."""
@@ -144,7 +143,7 @@ class ThroughputMeter:
         if not self._steps:
             return self._last
         seconds = max(self._clock() - self._started - self._paused_seconds, 1e-9)
-        rate = self._steps * self._tokens_per_step / seconds
+        rate = self._tokens / seconds
         return {
             "throughput/tokens_per_second": rate,
             "throughput/mfu": rate * self._flops_per_token / self._peak_flops if self._peak_flops else 0.0,
@@ -157,14 +156,14 @@ class Throughput(Callback):
     """A `ThroughputMeter` for Lightning.
 
     Args:
-        tokens_per_step: Over all workers.
         sequence_length: Tokens that attend to each other.
     """
 
-    def __init__(self, tokens_per_step: int, sequence_length: int) -> None:
-        self._tokens_per_step, self._sequence_length = tokens_per_step, sequence_length
+    def __init__(self, sequence_length: int) -> None:
+        self._sequence_length = sequence_length
         self._device = torch.device("cpu")
-        self.meter = ThroughputMeter(tokens_per_step)
+        self._num_tokens = 0
+        self.meter = ThroughputMeter()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Compute the operations per token and the peak rate of the devices."""
@@ -172,16 +171,18 @@ class Throughput(Callback):
         on_gpu = self._device.type == "cuda"
         peak = peak_flops(torch.cuda.get_device_name(self._device)) if on_gpu else 0.0
         cost = flops_per_token(pl_module.model_config, pl_module.vocab_size, self._sequence_length)
-        self.meter = ThroughputMeter(self._tokens_per_step, cost, peak * trainer.world_size)
+        self.meter = ThroughputMeter(cost, peak * trainer.world_size)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin to measure."""
+        self._num_tokens = pl_module.num_tokens
         self.meter.begin()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
         """Count the step when its last micro-batch is done."""
         if pl_module.ends_step(index):
-            self.meter.end_step()
+            before, self._num_tokens = self._num_tokens, pl_module.num_tokens
+            self.meter.end_step(self._num_tokens - before)
 
     def watch(self, batches: Iterable[T]) -> Iterable[T]:
         """Return `batches` and count the time until each arrives as waiting for data."""

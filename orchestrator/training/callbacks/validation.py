@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor
 
 from modules.data.batches import Batch
 from modules.generation.sampling import Sampling
 from modules.gpt_module import GPTModule
+
+Samples = list[list[int]]
 
 
 class Validation(Callback):
@@ -21,8 +24,11 @@ class Validation(Callback):
     Args:
         batches: This rank's micro-batches of every validation.
         due: Returns whether to validate after a step.
-        sampling: How the objective's prompt is continued after each validation; None samples nothing.
-        report: Receives the metrics, by name, and the tokens of the prompt and each sample, int64 [num_sequences, T].
+        owed: Returns whether the validation after the step with which the fit begins has still to be done.
+        sampling: How the objective's prompts are continued after each validation, and how many samples there are; None
+            samples nothing.
+        report: Receives the metrics, by name, and the tokens of each sample, its prompt first; returns whether the
+            training is over.
         pause: Excludes the time of a validation from the throughput.
     """
 
@@ -30,16 +36,17 @@ class Validation(Callback):
         self,
         batches: Iterable[Batch],
         due: Callable[[int], bool],
+        owed: Callable[[int], bool],
         sampling: Sampling | None,
-        report: Callable[[int, dict[str, float], Tensor | None], None],
+        report: Callable[[int, dict[str, float], Samples | None], bool],
         pause: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._batches, self._due, self._sampling = batches, due, sampling
+        self._batches, self._due, self._owed, self._sampling = batches, due, owed, sampling
         self._report, self._pause = report, pause
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
-        """Validate a run that had finished all steps but not its last validation."""
-        if pl_module.step >= trainer.max_steps:
+        """Validate where a run was interrupted between a step and its validation."""
+        if self._owed(pl_module.step):
             self._validate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
@@ -54,12 +61,21 @@ class Validation(Callback):
         module.eval()
         sums = [strategy.validation_step(strategy.batch_to_device(batch), i) for i, batch in enumerate(self._batches)]
         metrics = module.objective.validation_metrics(strategy.reduce(torch.stack(sums).sum(0), reduce_op="sum"))
-        samples = self._sample(trainer, module) if self._sampling else None
+        samples = self._sample(trainer, module, self._sampling) if self._sampling else None
         module.train()
-        self._report(module.step, metrics, samples)
+        if self._report(module.step, metrics, samples):
+            trainer.should_stop = True
 
-    def _sample(self, trainer: Trainer, module: GPTModule) -> Tensor:
-        prompt = module.objective.prompt_ids
-        samples = torch.stack(trainer.strategy.predict_step((prompt, self._sampling), 0), dim=1).cpu()
-        # decoded without the prompt, a sample may lose the space before it
-        return torch.cat([torch.tensor(prompt).expand(len(samples), -1), samples], dim=1)
+    def _sample(self, trainer: Trainer, module: GPTModule, sampling: Sampling) -> Samples:
+        prompts = module.objective.prompts(sampling.num_sequences)
+        sampling = replace(sampling, num_sequences=max(1, sampling.num_sequences // max(1, len(prompts))))
+        samples = []
+        for prompt in prompts:
+            tokens = torch.stack(trainer.strategy.predict_step((prompt, sampling), 0), dim=1).tolist()
+            # decoded without the prompt, a sample may lose the space before it
+            samples += [[*prompt, *_until(row, sampling.end_ids)] for row in tokens]
+        return samples
+
+
+def _until(tokens: list[int], end_ids: tuple[int, ...]) -> list[int]:
+    return list(takewhile(lambda token: token not in end_ids, tokens))

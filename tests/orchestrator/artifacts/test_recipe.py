@@ -34,6 +34,7 @@ INPUT_FIELDS = {
     "step",
     "prompts_file",
     "chat_template",
+    "task.chat_template",
 }
 
 

@@ -26,7 +26,7 @@ class Clock:
 
 def test_figures_follow_from_steps_time_and_waiting() -> None:
     clock = Clock()
-    meter = ThroughputMeter(1000, flops_per_token=3e6, peak_flops=1e10, clock=clock)
+    meter = ThroughputMeter(flops_per_token=3e6, peak_flops=1e10, clock=clock)
 
     def batches() -> Any:
         for number in range(4):
@@ -35,7 +35,7 @@ def test_figures_follow_from_steps_time_and_waiting() -> None:
 
     for _ in meter.watch(batches()):
         clock.now += 1.5
-        meter.end_step()
+        meter.end_step(1000)
     metrics = meter.metrics()
     assert metrics["throughput/step_seconds"] == pytest.approx(2.0)
     assert metrics["throughput/tokens_per_second"] == pytest.approx(500.0)
@@ -45,18 +45,18 @@ def test_figures_follow_from_steps_time_and_waiting() -> None:
 
 def test_each_interval_is_measured_alone() -> None:
     clock = Clock()
-    meter = ThroughputMeter(100, clock=clock)
+    meter = ThroughputMeter(clock=clock)
     for seconds in (1.0, 4.0):
         clock.now += seconds
-        meter.end_step()
+        meter.end_step(100)
         assert meter.metrics()["throughput/step_seconds"] == pytest.approx(seconds)
 
 
 def test_pauses_count_as_no_training() -> None:
     clock = Clock()
-    meter = ThroughputMeter(100, clock=clock)
+    meter = ThroughputMeter(clock=clock)
     clock.now += 2.0
-    meter.end_step()
+    meter.end_step(100)
     with pytest.raises(RuntimeError), meter.pause():
         clock.now += 60.0
         raise RuntimeError
@@ -64,15 +64,15 @@ def test_pauses_count_as_no_training() -> None:
 
 
 def test_without_a_step_nothing_new_is_reported() -> None:
-    meter = ThroughputMeter(100)
+    meter = ThroughputMeter()
     assert meter.metrics() == {}
-    meter.end_step()
+    meter.end_step(100)
     assert meter.metrics() == meter.metrics()
 
 
 def test_mfu_is_zero_where_the_peak_is_not_known() -> None:
-    meter = ThroughputMeter(100, flops_per_token=1e6)
-    meter.end_step()
+    meter = ThroughputMeter(flops_per_token=1e6)
+    meter.end_step(100)
     assert meter.metrics()["throughput/mfu"] == 0.0
 
 
@@ -108,15 +108,17 @@ def test_peak_memory_of_this_process_is_plausible() -> None:
 
 
 def test_callback_counts_optimizer_steps_not_micro_batches() -> None:
-    module = SimpleNamespace(model_config=GPT2_124M, vocab_size=50257, ends_step=lambda index: (index + 1) % 4 == 0)
+    module = SimpleNamespace(model_config=GPT2_124M, vocab_size=50257, num_tokens=5000)
+    module.ends_step = lambda index: (index + 1) % 4 == 0
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=2)
-    throughput: Any = Throughput(tokens_per_step=1000, sequence_length=1024)
+    throughput: Any = Throughput(sequence_length=1024)
     throughput.on_fit_start(trainer, module)
     clock = Clock()
-    throughput.meter = ThroughputMeter(1000, clock=clock)
+    throughput.meter = ThroughputMeter(clock=clock)
     throughput.on_train_start(trainer, module)
     for index, batch in enumerate(throughput.watch([None] * 8)):
         clock.now += 1.0
+        module.num_tokens += 1000 * module.ends_step(index)
         throughput.on_train_batch_end(trainer, module, None, batch, index)
     with throughput.pause():
         clock.now += 100.0

@@ -1,0 +1,81 @@
+"""`orchestrator finetune`: a model learns a task."""
+
+from typing import TYPE_CHECKING
+
+from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, prepared_task
+from orchestrator.cluster.launchers import launcher_for
+from orchestrator.cluster.training_run import complete_run, show_run
+from orchestrator.configuration.commands import FinetuneConfig
+from orchestrator.configuration.rules import notes, sequence_mistakes
+from orchestrator.display.progress import prepare_progress
+from orchestrator.display.terminal import print_line
+from orchestrator.errors import ConfigError
+from orchestrator.runs.run import training_recipe
+from orchestrator.runs.tracking import check_environment
+from orchestrator.storage.redaction import redact
+from orchestrator.storage.store import Storage
+from orchestrator.training.finetuning import TaskExamples
+
+if TYPE_CHECKING:
+    from orchestrator.artifacts.base_model import BaseModel
+
+
+def run(config: FinetuneConfig) -> None:
+    """Prepare the examples, train and show the results; for a complete run only show them."""
+    storage = Storage(config.storage.root)
+    launcher = launcher_for(config)
+    check_environment(config.tracking)
+    config, base = _begun_from(config)
+    with prepare_progress() as progress:
+        examples = prepared_task(
+            storage, config.task, config.data, base.files, config.training.sequence_length, progress
+        )
+    for line in examples.notes:
+        print_line(line)
+    config = _fitted_to(config, examples)
+    for line in notes(config):
+        print_line(line)
+    recipe = training_recipe(config, examples.name, base.identity, command="finetune")
+    config = _without_signatures(config)
+    this_run = complete_run(storage, launcher, config, recipe, examples.files, TaskExamples(examples.name, config))
+    show_run(storage, this_run, _try_it(config, storage.url(this_run.model_name)))
+
+
+def _begun_from(config: FinetuneConfig) -> tuple[FinetuneConfig, "BaseModel"]:
+    """Return the configuration with the shape of the model that learns, and that model.
+
+    Raises:
+        ConfigError: the model has too few positions, or another shape than was given.
+    """
+    from orchestrator.artifacts.base_model import open_base_model
+
+    base = open_base_model(config.model, needs_mask=False)
+    config = config.model_copy(update={"model": base.config})
+    if mistakes := sequence_mistakes(config):
+        raise ConfigError("\n".join(mistakes))
+    print_line(f"begins from {redact(base.config.path or '')}")
+    return config, base
+
+
+def _fitted_to(config: FinetuneConfig, examples: PreparedExamples) -> FinetuneConfig:
+    """Return the configuration with what follows from the examples: labels, rows for new tokens, number of steps."""
+    rows = max(config.model.vocab_size or 0, examples.vocab_size)
+    model = config.model.model_copy(update={"vocab_size": rows, "classifier": examples.classifier(config.task)})
+    config = config.model_copy(update={"model": model})
+    if config.finetune.num_epochs is None:
+        return config
+    num_steps = examples.num_steps(config.finetune.num_epochs, config.training.global_batch_size)
+    print_line(f"{config.finetune.num_epochs:g} epochs: {num_steps:,} steps")
+    return config.model_copy(update={"training": config.training.model_copy(update={"num_steps": num_steps})})
+
+
+def _without_signatures(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the configuration without the signatures of URLs from which no more is read."""
+    paths = {name: tuple(map(redact, getattr(config.data, name))) for name in ("path", "val_path", "test_path")}
+    return config.model_copy(update={"data": config.data.model_copy(update=paths)})
+
+
+def _try_it(config: FinetuneConfig, model: str) -> str:
+    if config.task.name == "dialogue":
+        return f"orchestrator chat model.path={model}"
+    return f'orchestrator predict model.path={model} text="…"'
