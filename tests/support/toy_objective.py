@@ -1,4 +1,4 @@
-"""A toy objective whose samples are examples of several lengths with different numbers of targets, some of them none."""
+"""A toy objective whose samples are packs of examples with different numbers of targets, some of them none."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
