@@ -119,8 +119,9 @@ class GPTModule(LightningModule):
             self.step += 1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return this micro-batch's sums; see `Objective.validation_sums`."""
-        return self.objective.validation_sums(self.model, batch)
+        """Return this micro-batch's sums, 0 if it only repeats another; see `Objective.validation_sums`."""
+        sums = self.objective.validation_sums(self.model, batch)
+        return torch.zeros_like(sums) if batch.get("is_repeat") else sums
 
     def predict_step(self, batch: tuple[Sequence[int], Sampling], batch_idx: int) -> list[Tensor]:
         """Continue a prompt. Every rank takes the same number of steps, as ZeRO-3 requires."""

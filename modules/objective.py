@@ -68,7 +68,8 @@ class Objective(Protocol):
     def validation_batches(self, share: Share, num_batches: int) -> Iterable[Batch] | None:
         """Return a worker's micro-batches of a validation, from at most `num_batches` global batches.
 
-        None if no data is held out.
+        None if no data is held out. Every worker has the same number, because under ZeRO-3 all compute together; a
+        batch with `is_repeat` true is computed and not counted.
         """
         ...
 

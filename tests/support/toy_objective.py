@@ -1,4 +1,4 @@
-"""A toy objective whose samples have different numbers of targets, some of them none."""
+"""A toy objective whose samples are packs of examples with different numbers of targets, some of them none."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ GLOBAL_BATCH_SIZE, LENGTH = 24, 12
 
 @dataclass(frozen=True)
 class ToyObjective:
-    """Sample n predicts the next token at its first `n % 7` positions, and also, as another loss, at its last few."""
+    """Sample n predicts the next token at its first `n % 7` positions, and also, as another loss, at its last few.
+
+    It is a pack of two examples.
+    """
 
     claims: float = 1.0
     """The number of targets that it reports, as a multiple of the true number."""
@@ -66,8 +69,9 @@ class ToyObjective:
         return {"first": 1.0, "last": 0.5}
 
     def loss(self, name: str, model: GPT, batch: Batch) -> LossSum:
-        chosen = batch[name]
-        total = model.head(model(batch["input_ids"])[chosen], batch["targets"][chosen])
+        chosen = batch[name].flatten()
+        hidden = model(batch["input_ids"].reshape(1, -1), lengths=batch["lengths"])
+        total = model.head(hidden[0, chosen], batch["targets"].flatten()[chosen])
         return LossSum(total, int(chosen.sum()))
 
     def is_milestone(self, step: int) -> bool:
@@ -86,10 +90,12 @@ class ToyObjective:
 def _batch(samples: np.ndarray, step: int) -> Batch:
     rows = [np.random.default_rng(int(sample)).integers(0, 256, LENGTH + 1) for sample in samples]
     ids = torch.from_numpy(np.stack(rows))
+    firsts = [int(sample) % 5 + 1 for sample in samples]
     numbers, places = torch.from_numpy(samples)[:, None], torch.arange(LENGTH)
     return {
         "input_ids": ids[:, :-1],
         "targets": ids[:, 1:],
+        "lengths": [length for first in firsts for length in (first, LENGTH - first)],
         "first": places < numbers % 7,
         "last": places >= LENGTH - numbers % 3,
         "sample_ids": torch.from_numpy(samples),
