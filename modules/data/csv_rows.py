@@ -5,22 +5,22 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from modules.data.lines import MAX_LINE_BYTES, any_end_lines, decoded
-from modules.data.rows import TextField
+from modules.data.rows import Fields, Row
 from modules.errors import InputError
 
 _DELIMITERS = ",;\t|"
 
 
-def csv_texts(stream: BinaryIO, name: str, field: TextField, delimiter: str) -> Iterator[str]:
-    """Yield the text of each row after the header; blank lines are passed over.
+def rows_of_csv(stream: BinaryIO, name: str, fields: Fields, delimiter: str) -> Iterator[Row]:
+    """Yield each row after the header; blank lines are passed over.
 
     Raises:
-        InputError: The text is no CSV, the header lacks the field, or a row has no text or more or fewer fields than
-            the header; the message names the line, which is the first one of a row of several.
+        InputError: The text is no CSV, the header lacks a required field, or a row has more or fewer fields than the
+            header; the message names the line, which is the first one of a row of several.
     """
     rows = _numbered_rows(stream, name, delimiter)
     number, header = next(rows, (0, []))
-    column = _column(header, field, f"{name}:{number}", delimiter) if header else 0
+    columns = _columns(header, fields, f"{name}:{number}", delimiter) if header else {}
     for number, row in rows:
         # trailing commas, which spreadsheets leave, hold nothing
         if len(row) < len(header) or any(row[len(header) :]):
@@ -28,7 +28,7 @@ def csv_texts(stream: BinaryIO, name: str, field: TextField, delimiter: str) -> 
                 f"{name}:{number}: {len(row)} field{'s' * (len(row) != 1)}, but the header has {len(header)}; "
                 f"a text with {delimiter!r} or a line break in it must be in double quotes"
             )
-        yield field.text({field.name: row[column]}, f"{name}:{number}")
+        yield Row({path: row[column] for path, column in columns.items()}, f"{name}:{number}")
 
 
 def _numbered_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -77,25 +77,27 @@ def _explained(message: str, name: str, first_line: int, lines: _Counted) -> str
     return f"{name}:{lines.number}: not CSV ({message})"
 
 
-def _column(header: list[str], field: TextField, location: str, delimiter: str) -> int:
-    if header.count(field.name) > 1:
-        raise InputError(f"{location}: {header.count(field.name)} columns are named {field.name!r}; rename the others")
-    if field.name in header:
-        return header.index(field.name)
-    if other := _other_delimiter(header, field, delimiter):
-        raise InputError(
-            f"{location}: no column {field.name!r} in {delimiter.join(header)[:80]!r}, which looks separated by "
-            f"{other!r}; set data.csv_delimiter={_typed(other)}"
-        )
-    raise InputError(
-        f"{location}: no column {field.name!r}; columns here: {', '.join(map(repr, header[:8]))}; set data.text_field"
-    )
+def _columns(header: list[str], fields: Fields, location: str, delimiter: str) -> dict[str, int]:
+    """Return the column of each field that the header has."""
+    for path in fields.settings:
+        if header.count(path) > 1:
+            raise InputError(f"{location}: {header.count(path)} columns are named {path!r}; rename the others")
+        if path in fields.required and path not in header:
+            raise InputError(f"{location}: no column {path!r}{_remedy(header, path, fields, delimiter)}")
+    return {path: header.index(path) for path in fields.settings if path in header}
 
 
-def _other_delimiter(header: list[str], field: TextField, delimiter: str) -> str | None:
+def _remedy(header: list[str], path: str, fields: Fields, delimiter: str) -> str:
+    if other := _other_delimiter(header, path, delimiter):
+        line = delimiter.join(header)[:80]
+        return f" in {line!r}, which looks separated by {other!r}; set data.csv_delimiter={_typed(other)}"
+    return f"; columns here: {', '.join(map(repr, header[:8]))}; set {fields.settings[path]}"
+
+
+def _other_delimiter(header: list[str], path: str, delimiter: str) -> str | None:
     line = delimiter.join(header)
     others = [other for other in _DELIMITERS if other != delimiter and other in line]
-    named = [other for other in others if field.name in (part.strip('"') for part in line.split(other))]
+    named = [other for other in others if path in (part.strip('"') for part in line.split(other))]
     return next(iter(named or (others if len(header) == 1 else [])), None)
 
 

@@ -1,61 +1,17 @@
 """Text files as a stream of documents. Memory is bounded: files and long plain texts are never read as a whole."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from functools import partial
-from typing import BinaryIO, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from modules.config import DataConfig
-from modules.data.compression import COMPRESSED_ENDINGS, DAMAGE, decompressed
-from modules.data.csv_rows import csv_texts
-from modules.data.json_rows import json_texts, jsonl_texts
 from modules.data.lines import decoded
-from modules.data.parquet_rows import parquet_texts
+from modules.data.row_files import rows_of_file
 from modules.data.rows import TextField
+from modules.data.source_files import PLAIN_TEXT_ENDINGS, SourceFile, checked_ending, damage_told, opened
 from modules.errors import InputError
 
 PIECE_CHARS = 2**14
 """Largest piece of a document in characters; `tokenizers` is fastest with pieces of this size (measured)."""
-
-PLAIN_TEXT = (
-    "txt text md markdown rst tex log html htm xml css py pyi c h cc cpp hpp cs java js ts go rs rb php sh sql toml "
-    "yaml yml ini cfg r jl lua pl scala swift kt"
-)
-PLAIN_TEXT_ENDINGS = frozenset(f".{ending}" for ending in PLAIN_TEXT.split())
-_ROWS: dict[str, Callable[[BinaryIO, str, TextField], Iterator[str]]] = {
-    ".jsonl": jsonl_texts,
-    ".json": json_texts,
-    ".csv": partial(csv_texts, delimiter=","),
-    ".tsv": partial(csv_texts, delimiter="\t"),
-    ".parquet": parquet_texts,
-}
-_BEGINNINGS = {
-    b"\x1f\x8b": "gzip (.gz)",
-    b"\x28\xb5\x2f\xfd": "zstandard (.zst)",
-    b"PAR1": "Parquet (.parquet)",
-    b"PK\x03\x04": "a ZIP archive",
-    b"\xff\xfe": "UTF-16 or UTF-32",
-    b"\xfe\xff": "UTF-16",
-}
-"""How files of other formats begin."""
-
-
-class SourceFile(Protocol):
-    """A text file on any storage; picklable."""
-
-    @property
-    def name(self) -> str:
-        """Name shown in messages; its ending decides how the file is read."""
-        ...
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the stored file."""
-        ...
-
-    def open(self) -> BinaryIO:
-        """Return a stream of the raw bytes, seekable for .parquet."""
-        ...
 
 
 class Piece(NamedTuple):
@@ -80,28 +36,17 @@ def read_documents(file: SourceFile, data: DataConfig, field: TextField) -> Iter
     Raises:
         InputError: The ending is unknown, the file is damaged, not UTF-8 or has no text, or a row has none.
     """
-    try:
+    with damage_told(file):
         yield from _require_text(_pieces(file, data, field), file.name, field)
-    except DAMAGE as error:
-        told = f"{file.name}: damaged compressed data ({error}); copy the file again"
-        raise InputError(told + _looks_like(file)) from error
-    except InputError as error:
-        raise InputError(f"{error}{_looks_like(file)}") from error
 
 
 def _pieces(file: SourceFile, data: DataConfig, field: TextField) -> Iterator[Piece]:
-    ending = checked_ending(file.name)
-    with ExitStack() as stack:
-        raw = stack.enter_context(file.open())
-        stream = stack.enter_context(decompressed(raw, file.name, data.zstd_window_bytes))
-        if ending in PLAIN_TEXT_ENDINGS:
+    if checked_ending(file.name) in PLAIN_TEXT_ENDINGS:
+        with opened(file, data) as stream:
             yield from cut_pieces(decoded(stream, file.name))
-            return
-        read = _ROWS[ending]
-        if data.csv_delimiter and isinstance(read, partial):
-            read = partial(read, delimiter=data.csv_delimiter)
-        for text in read(stream, file.name, field):
-            yield from cut_pieces([text])
+        return
+    for row in rows_of_file(file, data, field.fields):
+        yield from cut_pieces([field.text(row)])
 
 
 def _require_text(pieces: Iterator[Piece], name: str, field: TextField) -> Iterator[Piece]:
@@ -115,31 +60,6 @@ def _require_text(pieces: Iterator[Piece], name: str, field: TextField) -> Itera
         raise InputError(f"{name}: {reason}; remove it or leave it out of data.path")
     yield first
     yield from pieces
-
-
-def _looks_like(file: SourceFile) -> str:
-    """Return what to add to a message about a file whose content is of another format than its name says."""
-    with file.open() as stream:
-        beginning = stream.read(4)
-    format_name = next((kind for start, kind in _BEGINNINGS.items() if beginning.startswith(start)), None)
-    is_named_so = format_name is not None and f"({file.name[file.name.rfind('.') :].lower()})" in format_name
-    return f"; it looks like {format_name}, whatever its name says" if format_name and not is_named_so else ""
-
-
-def check_formats(files: Iterable[SourceFile]) -> None:
-    """Refuse files with an unknown ending before anything is read.
-
-    Raises:
-        InputError: A file has an unknown ending; the message names every such file.
-    """
-    mistakes = []
-    for file in files:
-        try:
-            checked_ending(file.name)
-        except InputError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise InputError("\n".join(mistakes))
 
 
 def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
@@ -169,22 +89,3 @@ def _cut_point(text: str, start: int, stop: int) -> int:
         space = text.rfind(" ", start + 1, space)
     line_end = text.rfind("\n", start, stop)
     return line_end + 1 if line_end > start else stop
-
-
-def checked_ending(name: str) -> str:
-    """Return the ending that says how a file is read, in lower case and without that of its compression.
-
-    Raises:
-        InputError: It is unknown.
-    """
-    base = name.rsplit("/", 1)[-1].lower()
-    stem, dot, last = base.rpartition(".")
-    if dot + last in COMPRESSED_ENDINGS:
-        _, dot, last = stem.rpartition(".")
-    ending = dot + last if dot else ""
-    if ending not in PLAIN_TEXT_ENDINGS and ending not in _ROWS:
-        raise InputError(
-            f"{name}: unknown ending {ending or '(none)'!r}; known are .txt .md .rst .py and other plain text, "
-            f"{' '.join(_ROWS)}, each also with .gz or .zst"
-        )
-    return ending

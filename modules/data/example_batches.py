@@ -5,44 +5,13 @@ equal lengths together. N positions in a row, E examples, M targets.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from modules.data.batches import Batch, Share
+from modules.data.example_data import ExampleSplit
 from modules.data.sampler import keys, permute
-
-
-@dataclass(frozen=True)
-class ExampleSplit:
-    """The examples of a split and the packs that they make up; the arrays may be memory-mapped.
-
-    n examples, p packs. A language-model task has `is_target`, a classification `labels`.
-    """
-
-    tokens: np.ndarray
-    """Tokens of all examples, one after another."""
-    offsets: np.ndarray
-    """int64 [n + 1]: where each example begins in `tokens`, and their end."""
-    order: np.ndarray
-    """int64 [n]: the numbers of the examples, pack after pack."""
-    starts: np.ndarray
-    """int64 [p + 1]: where each pack begins in `order`, and their end."""
-    pack_tokens: np.ndarray
-    """int64 [p]: the tokens of each pack."""
-    pack_targets: np.ndarray
-    """int64 or float64 [p]: the number of each pack's targets, or the sum of their weights."""
-    is_target: np.ndarray | None = None
-    """uint8, for each token: 1 where the loss predicts it. The first token of an example is no target."""
-    labels: np.ndarray | None = None
-    """int32 [n]: the number of each example's class."""
-    num_bytes: np.ndarray | None = None
-    """int64 [n]: UTF-8 bytes of the text for which each example's targets stand, where they are counted."""
-
-    @property
-    def num_packs(self) -> int:
-        return len(self.starts) - 1
 
 
 class PackOrder:

@@ -6,12 +6,14 @@
     <split>_is_target.bin    uint8, by token, whether the loss predicts it (language-model tasks)
     <split>_labels.bin       int32 [E], the number of each example's class (classification)
     <split>_num_bytes.bin    int64 [E], UTF-8 bytes of text for which an example's targets stand
-    <split>_pack_order.bin   int64 [E], the examples in the order in which they fill sequences
-    <split>_pack_starts.bin  int64 [P + 1], the place in that order with which each sequence begins
+    <split>_order.bin        int64 [E], the examples pack after pack
+    <split>_starts.bin       int64 [P + 1], where each pack begins in that order
+    <split>_pack_tokens.bin  int64 [P], the tokens of each pack
+    <split>_pack_targets.bin int64 [P], the targets of each pack (language-model tasks)
     <split>_places.txt       a line for each example, which names the file and the row that it comes from
     tokenizer/               the tokenizer's files
 
-E examples, P sequences of packed examples.
+E examples, P packs: sequences that several examples fill together.
 """
 
 import json
@@ -24,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from modules.data.packing import pack
+from modules.data.packing import Plan, pack, pack_in_order, pack_totals
 from modules.data.pretrained_tokenizer import load_pretrained
 from modules.data.shards import DATA_FILE, token_dtype
 from modules.data.splits import SPLITS, Split
@@ -33,30 +35,38 @@ from modules.errors import InputError
 from modules.tasks.task import Example
 
 TOKENIZER_FOLDER = "tokenizer"
-_OFFSET, _LABEL, _FLAG = np.dtype("<i8"), np.dtype("<i4"), np.dtype("u1")
+_NUMBER, _LABEL, _FLAG = np.dtype("<i8"), np.dtype("<i4"), np.dtype("u1")
 
 
 @dataclass(frozen=True)
 class ExampleSplit:
-    """The examples of a split, memory-mapped."""
+    """The examples of a split and the packs that they make up; the arrays may be memory-mapped.
+
+    n examples, p packs. A language-model task has `is_target`, a classification `labels`.
+    """
 
     tokens: np.ndarray
-    """[offsets[-1]], of an unsigned type."""
+    """Tokens of all examples, one after another."""
     offsets: np.ndarray
-    """int64 [E + 1]."""
-    is_target: np.ndarray | None
-    """uint8 [offsets[-1]]; None where labels are predicted."""
-    labels: np.ndarray | None
-    """int32 [E]; None where tokens are predicted."""
-    num_bytes: np.ndarray
-    """int64 [E]."""
-    pack_order: np.ndarray
-    """int64 [E]."""
-    pack_starts: np.ndarray
-    """int64 [P + 1]."""
+    """int64 [n + 1]: where each example begins in `tokens`, and their end."""
+    order: np.ndarray
+    """int64 [n]: the numbers of the examples, pack after pack."""
+    starts: np.ndarray
+    """int64 [p + 1]: where each pack begins in `order`, and their end."""
+    pack_tokens: np.ndarray
+    """int64 [p]: the tokens of each pack."""
+    pack_targets: np.ndarray
+    """int64 or float64 [p]: the number of each pack's targets, or the sum of their weights."""
+    is_target: np.ndarray | None = None
+    """uint8, for each token: 1 where the loss predicts it. The first token of an example is no target."""
+    labels: np.ndarray | None = None
+    """int32 [n]: the number of each example's class."""
+    num_bytes: np.ndarray | None = None
+    """int64 [n]: UTF-8 bytes of the text for which each example's targets stand, where they are counted."""
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+    @property
+    def num_packs(self) -> int:
+        return len(self.starts) - 1
 
 
 @dataclass(frozen=True)
@@ -89,14 +99,21 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 
 def _open_split(folder: Path, split: str, dtype: np.dtype) -> ExampleSplit:
+    def numbers(name: str, dtype: np.dtype = _NUMBER) -> np.ndarray:
+        return _map(folder / f"{split}_{name}.bin", dtype)
+
+    is_classification = (folder / f"{split}_labels.bin").exists()
     return ExampleSplit(
-        tokens=_map(folder / f"{split}_tokens.bin", dtype),
-        offsets=_map(folder / f"{split}_offsets.bin", _OFFSET),
-        is_target=_map_if_there(folder / f"{split}_is_target.bin", _FLAG),
-        labels=_map_if_there(folder / f"{split}_labels.bin", _LABEL),
-        num_bytes=_map(folder / f"{split}_num_bytes.bin", _OFFSET),
-        pack_order=_map(folder / f"{split}_pack_order.bin", _OFFSET),
-        pack_starts=_map(folder / f"{split}_pack_starts.bin", _OFFSET),
+        tokens=numbers("tokens", dtype),
+        offsets=numbers("offsets"),
+        order=numbers("order"),
+        starts=numbers("starts"),
+        pack_tokens=numbers("pack_tokens"),
+        # with class weights another sum takes its place
+        pack_targets=np.ones(len(numbers("starts")) - 1, np.int64) if is_classification else numbers("pack_targets"),
+        is_target=None if is_classification else numbers("is_target", _FLAG),
+        labels=numbers("labels", _LABEL) if is_classification else None,
+        num_bytes=numbers("num_bytes"),
     )
 
 
@@ -105,10 +122,6 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
         return np.empty(0, dtype=dtype)
     # viewed as a plain array, because slicing np.memmap itself costs microseconds of bookkeeping
     return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
-
-
-def _map_if_there(path: Path, dtype: np.dtype) -> np.ndarray | None:
-    return _map(path, dtype) if path.exists() else None
 
 
 class SplitWriter:
@@ -128,8 +141,7 @@ class SplitWriter:
         self._tokens = self._open(stack, "tokens.bin")
         self._places = self._open(stack, "places.txt")
         self._is_target = None if labels else self._open(stack, "is_target.bin")
-        self._lengths, self._numbers, self._num_bytes = array("q"), array("q"), array("q")
-        self.num_targets = 0
+        self._lengths, self._labels_of, self._num_bytes, self._num_targets = (array("q") for _ in range(4))
 
     def _open(self, stack: ExitStack, name: str) -> BinaryIO:
         return stack.enter_context(open(self._folder / f"{self._split}_{name}", "wb"))
@@ -140,35 +152,39 @@ class SplitWriter:
         self._places.write(f"{location}\n".encode())
         self._lengths.append(len(example.ids))
         self._num_bytes.append(example.num_bytes)
+        self._num_targets.append(sum(example.is_target))
         if self._is_target is not None:
             self._is_target.write(np.asarray(example.is_target, dtype=_FLAG).tobytes())
-            self.num_targets += sum(example.is_target)
         else:
             assert example.label is not None
-            self._numbers.append(example.label)
+            self._labels_of.append(example.label)
 
     def finish(self, sequence_length: int) -> dict[str, Any]:
-        """Write where examples begin and how they fill sequences; return what `data.json` says of the split."""
-        lengths = np.frombuffer(self._lengths, dtype=np.int64) if self._lengths else np.empty(0, np.int64)
-        self._save("offsets.bin", np.concatenate([[0], np.cumsum(lengths)]), _OFFSET)
-        self._save("num_bytes.bin", np.array(self._num_bytes, dtype=np.int64), _OFFSET)
-        order, starts = _one_by_one(len(lengths)) if self._labels else pack(lengths, sequence_length)
-        self._save("pack_order.bin", order, _OFFSET)
-        self._save("pack_starts.bin", starts, _OFFSET)
-        facts = {"num_examples": len(lengths), "num_tokens": int(lengths.sum()), "num_sequences": len(starts) - 1}
+        """Write where examples begin and how they are packed; return what `data.json` says of the split."""
+        lengths, num_targets = np.array(self._lengths, np.int64), np.array(self._num_targets, np.int64)
+        plan = self._plan(lengths, sequence_length)
+        self._save("offsets", np.concatenate([[0], lengths.cumsum()]))
+        self._save("num_bytes", np.array(self._num_bytes, np.int64))
+        for name, values in zip(("order", "starts"), plan, strict=True):
+            self._save(name, values)
+        self._save("pack_tokens", pack_totals(lengths, plan))
+        facts = {"num_examples": len(lengths), "num_tokens": int(lengths.sum()), "num_packs": len(plan[1]) - 1}
         if not self._labels:
-            return {**facts, "num_targets": self.num_targets, "bytes": sum(self._num_bytes)}
-        numbers = np.array(self._numbers, dtype=np.int64)
-        self._save("labels.bin", numbers, _LABEL)
-        counts = np.bincount(numbers, minlength=len(self._labels)).tolist()
+            self._save("pack_targets", pack_totals(num_targets, plan))
+            return {**facts, "num_targets": int(num_targets.sum()), "bytes": sum(self._num_bytes)}
+        labels = np.array(self._labels_of, np.int64)
+        self._save("labels", labels, _LABEL)
+        counts = np.bincount(labels, minlength=len(self._labels)).tolist()
         return {**facts, "label_counts": dict(zip(self._labels, counts, strict=True))}
 
-    def _save(self, name: str, values: np.ndarray, dtype: np.dtype) -> None:
-        (self._folder / f"{self._split}_{name}").write_bytes(values.astype(dtype).tobytes())
+    def _plan(self, lengths: np.ndarray, sequence_length: int) -> Plan:
+        if self._labels:
+            return np.arange(len(lengths)), np.arange(len(lengths) + 1)
+        # a validation that does not read all takes the first packs, which then hold the first examples
+        return (pack if self._split == "train" else pack_in_order)(lengths, sequence_length)
 
-
-def _one_by_one(number: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(number), np.arange(number + 1)
+    def _save(self, name: str, values: np.ndarray, dtype: np.dtype = _NUMBER) -> None:
+        (self._folder / f"{self._split}_{name}.bin").write_bytes(values.astype(dtype).tobytes())
 
 
 def write_examples(

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from modules.config import DataConfig
 from modules.data.documents import Piece, cut_pieces
-from modules.data.rows import TextField
+from modules.data.rows import Fields, Row, TextField, checked
 from modules.errors import InputError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -61,6 +62,29 @@ def read_hub_dataset(
     Raises:
         InputError: `datasets` is missing, the hub cannot be reached or lacks the data set, or a row has no text.
     """
+    for row in _rows(path, revision, subset, split, field.fields, "data.hub_split"):
+        yield from cut_pieces([field.text(row)])
+
+
+def read_hub_rows(data: DataConfig, split: str, setting: str, fields: Fields) -> Iterator[Row]:
+    """Yield the rows of a split of the hub data set that `data.path` names, streamed.
+
+    Args:
+        data: Which data set, and its commit.
+        split: The split to read.
+        setting: The setting that names the split.
+        fields: The fields to read, as `row_files.read_rows` has them.
+
+    Raises:
+        InputError: `datasets` is missing, the hub cannot be reached or lacks the data set, or a value of a row cannot
+            be used.
+    """
+    yield from map(checked, _rows(data.path[0], data.revision, data.subset, split, fields, setting))
+
+
+def _rows(
+    path: str, revision: str | None, subset: str | None, split: str, fields: Fields, setting: str
+) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
@@ -68,11 +92,9 @@ def read_hub_dataset(
     try:
         rows = datasets.load_dataset(path, subset, split=split, revision=revision, streaming=True)
         for number, row in enumerate(rows, start=1):
-            yield from cut_pieces([field.text(row, f"{path} ({split}), row {number}")])
-    except InputError:
-        raise
+            yield fields.of(row, f"{path} ({split}), row {number}")
     except Exception as error:  # `datasets` and its HTTP client raise many unrelated types here
         raise InputError(
             f"data.path={path}: the hub data set (subset {subset}, split {split}) cannot be read: {_reason(error)}; "
-            "check the name, data.subset, data.hub_split and the network"
+            f"check the name, data.subset, {setting} and the network"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from modules.data.compression import CHUNK_BYTES
 from modules.data.lines import BYTE_ORDER_MARK, MAX_LINE_BYTES, decoded, line_feed_lines
-from modules.data.rows import TextField
+from modules.data.rows import Fields, Row
 from modules.errors import InputError
 
 _WHITE = re.compile(r"[ \t\r\n]*")
@@ -20,11 +20,11 @@ _LONGEST_TOKEN = 32
 """An error within a word, a number or an escape that is cut off is at most this far from the end."""
 
 
-def jsonl_texts(stream: BinaryIO, name: str, field: TextField) -> Iterator[str]:
-    """Yield the text of each line; white lines are passed over.
+def rows_of_jsonl(stream: BinaryIO, name: str, fields: Fields) -> Iterator[Row]:
+    """Yield the row on each line; white lines are passed over.
 
     Raises:
-        InputError: A line is no JSON object, or has no text.
+        InputError: A line is no JSON object.
     """
     for number, line in enumerate(line_feed_lines(stream, name), start=1):
         if line.isspace():
@@ -36,27 +36,26 @@ def jsonl_texts(stream: BinaryIO, name: str, field: TextField) -> Iterator[str]:
             raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from error
         except (ValueError, RecursionError) as error:
             raise _beyond_limits(error, location) from error
-        yield field.text(_object(row, line, field, location), location)
+        yield _row(row, line, fields, location)
 
 
-def json_texts(stream: BinaryIO, name: str, field: TextField) -> Iterator[str]:
-    """Yield the text of each object of an array; a file that holds no array is read as .jsonl, which many are.
+def rows_of_json(stream: BinaryIO, name: str, fields: Fields) -> Iterator[Row]:
+    """Yield the row of each object of an array; a file that holds no array is read as .jsonl, which many are.
 
     Raises:
-        InputError: The file is neither, or an object has no text.
+        InputError: The file is neither.
     """
     buffered = io.BufferedReader(stream, CHUNK_BYTES)  # type: ignore[type-var]
     if buffered.peek().removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        return _array_texts(buffered, name, field)
-    return jsonl_texts(buffered, name, field)
+        return _rows_of_array(buffered, name, fields)
+    return rows_of_jsonl(buffered, name, fields)
 
 
-def _array_texts(stream: BinaryIO, name: str, field: TextField) -> Iterator[str]:
+def _rows_of_array(stream: BinaryIO, name: str, fields: Fields) -> Iterator[Row]:
     array = _Array(decoded(stream, name))
     try:
         for number, (row, source) in enumerate(array.elements(name), start=1):
-            location = f"{name}, row {number}"
-            yield field.text(_object(row, source, field, location), location)
+            yield _row(row, source, fields, f"{name}, row {number}")
     except json.JSONDecodeError as error:
         raise InputError(f"{name}:{array.line(error.pos)}: not JSON ({error.msg})") from error
 
@@ -141,14 +140,20 @@ def _beyond_limits(error: Exception, location: str) -> InputError:
     return InputError(f"{location}: {'JSON nested too deeply' if isinstance(error, RecursionError) else digits}")
 
 
-def _object(row: Any, source: str, field: TextField, location: str) -> dict[str, Any]:
+def _row(row: Any, source: str, fields: Fields, location: str) -> Row:
     if not isinstance(row, dict):
-        raise InputError(f"{location}: not a JSON object; each row must be like {{{json.dumps(field.name)}: …}}")
+        example = ", ".join(f"{json.dumps(path)}: …" for path in fields.required)
+        raise InputError(f"{location}: not a JSON object; each row must be like {{{example}}}")
+    found = fields.of(row, location)
     # of two fields of one name, Python keeps the second and says nothing
-    is_doubled = any(source.count(f'"{part}"') > 1 for part in (field.name, *field.parts))
-    if is_doubled or _ESCAPED_NAME.search(source):
-        _check_doubles(json.loads(source, object_pairs_hook=_Pairs), field.name, location)
-    return row
+    is_doubled = any(source.count(f'"{step}"') > 1 for step in fields.steps)
+    holds_objects = any(isinstance(value, dict | list) for value in found.values.values())
+    if is_doubled or holds_objects or _ESCAPED_NAME.search(source):
+        try:
+            _check_doubles(json.loads(source, object_pairs_hook=_Pairs), fields, location)
+        except RecursionError as error:
+            raise _beyond_limits(error, location) from error
+    return found
 
 
 class _Pairs(dict[str, Any]):
@@ -159,13 +164,29 @@ class _Pairs(dict[str, Any]):
         self.doubles = {name for name, number in Counter(name for name, _ in pairs).items() if number > 1}
 
 
-def _check_doubles(row: Any, path: str, location: str) -> None:
-    """Refuse a row that has a field twice on the way to the text, which goes as in `rows.look_up`."""
+def _check_doubles(row: _Pairs, fields: Fields, location: str) -> None:
+    """Refuse a row that has a field twice on the way to one that is asked for, or within it."""
+    for path in fields.settings:
+        for name in _doubles(row, path):
+            raise InputError(f"{location}: two fields are named {name!r}; rename or remove one")
+
+
+def _doubles(row: Any, path: str) -> Iterator[str]:
+    """Yield the names that stand twice on the way to `path`, which goes as in `rows.look_up`, and within its value."""
     if not isinstance(row, _Pairs):
         return
     first, dot, rest = path.partition(".")
     name = path if path in row else first
     if name in row.doubles:
-        raise InputError(f"{location}: two fields are named {name!r}; rename or remove one")
-    if dot and name != path:
-        _check_doubles(row.get(first), rest, location)
+        yield name
+    if name == path:
+        yield from _doubles_within(row.get(name))
+    elif dot:
+        yield from _doubles(row.get(first), rest)
+
+
+def _doubles_within(value: Any) -> Iterator[str]:
+    if isinstance(value, _Pairs):
+        yield from value.doubles
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _doubles_within(item)

@@ -12,7 +12,7 @@ import xxhash
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.cores import num_cores
-from modules.data.documents import Piece, SourceFile, check_formats, read_documents
+from modules.data.documents import Piece, read_documents
 from modules.data.encoder_pool import EncoderPool
 from modules.data.encoding import CannotEncodeError, Passage
 from modules.data.hub import read_hub_dataset
@@ -20,6 +20,7 @@ from modules.data.joints import Joint, Joints
 from modules.data.rows import TextField
 from modules.data.shard_writer import SplitWriter
 from modules.data.shards import DATA_FILE, TOKENIZER_FILE, token_dtype
+from modules.data.source_files import SourceFile, check_formats
 from modules.data.source_text import Losses
 from modules.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
 from modules.data.trained_tokenizers import take_bytes

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from modules.data.compression import COMPRESSED_ENDINGS, DAMAGE, decompressed
-from modules.data.documents import SourceFile
 from modules.data.lines import line_feed_lines
+from modules.data.source_files import SourceFile
 from modules.errors import InputError
 
 FIELD = "prompt"

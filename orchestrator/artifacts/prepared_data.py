@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
-from modules.data.documents import SourceFile, check_formats
 from modules.data.hub import hub_commit, is_on_this_machine
 from modules.data.prepare import OnProgress, prepare_tokens
 from modules.data.shards import TokenData, check_length
+from modules.data.source_files import SourceFile, check_formats
 from modules.data.stdlib import stdlib_files
 from modules.data.tokenizer import joins_at_words
 from orchestrator.artifacts import artifact

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, prepared_task
+from orchestrator.artifacts.prepared_task import PreparedExamples, prepared_task
 from orchestrator.cluster.launchers import launcher_for
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import FinetuneConfig

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.config import DataConfig
-from modules.data.documents import PIECE_CHARS, Piece, check_formats, cut_pieces, read_documents
+from modules.data.documents import PIECE_CHARS, Piece, cut_pieces, read_documents
 from modules.data.rows import TextField
+from modules.data.source_files import check_formats
 from modules.errors import InputError
 
 

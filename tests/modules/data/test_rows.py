@@ -15,7 +15,7 @@ import zstandard
 from modules.config import DataConfig
 from modules.data import csv_rows, json_rows, lines
 from modules.data.documents import read_documents
-from modules.data.rows import TextField
+from modules.data.rows import Fields, TextField
 from modules.errors import InputError
 
 
@@ -157,7 +157,7 @@ def test_a_json_array_is_read_in_little_memory():
     content = b"[" + (row * 1500 + row[:-2]).encode() + b"]"
     tracemalloc.start()
     try:
-        documents = sum(1 for _ in json_rows.json_texts(io.BytesIO(content), "a.json", TextField(DataConfig())))
+        documents = sum(1 for _ in json_rows.rows_of_json(io.BytesIO(content), "a.json", Fields({"text": "x"})))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
