@@ -1,8 +1,11 @@
 """Attention of both families, its masks, and the cache of keys and values.
 
 Shapes: B batch, T positions, S attended positions (T and those in the cache), D width, H heads, K key and value heads,
-W width of a head.
+W width of a head; N positions of a row that holds examples one after another, C examples of one length in it.
 """
+
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +92,28 @@ class DotProduct(nn.Module):
         super().__init__()
         self.dropout = dropout
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """Return [B, H, T, W] for q [B, H, T, W], k and v [B, K, S, W]; H / K neighbouring heads share keys."""
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return [B, H, T, W] for q [B, H, T, W], k and v [B, K, S, W]; H / K neighbouring heads share keys.
+
+        With `lengths`, B is 1 and the positions are those of examples of these lengths, each of which attends to itself
+        alone. All examples are computed in one call of this module, because ZeRO-3 expects the same calls in each step.
+        """
+        if lengths is None or len(lengths) == 1:
+            return self._attend(q, k, v, mask, causal)
+        runs = [(len(list(same)), length) for length, same in groupby(lengths)]
+        sizes = [count * length for count, length in runs]
+        qs, ks, vs = (x.transpose(1, 2).split(sizes, 1) for x in (q, k, v))
+        pieces = zip(runs, qs, ks, vs, strict=True)
+        return torch.cat([self._attend_run(*piece, causal) for piece in pieces], 1).transpose(1, 2)
+
+    def _attend_run(self, run: tuple[int, int], q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+        """Return [1, C x T, H, W] for C neighbouring examples of T positions each, which are computed as a batch."""
+        q, k, v = (x.unflatten(1, run).squeeze(0).transpose(1, 2) for x in (q, k, v))
+        return self._attend(q, k, v, None, causal).transpose(1, 2).flatten(0, 1)[None]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         batch, num_heads, length, width = q.shape
         if length == 1 and num_heads != k.shape[1]:  # the heads that share keys, as so many positions
@@ -121,13 +144,19 @@ class Attention(nn.Module):
         self.projection = Linear(inner, config.hidden_dim, bias=is_gpt2)
 
     def forward(
-        self, x: Tensor, rotations: Rotations | None, mask: Tensor | None, causal: bool, cache: KeyValueCache | None
+        self,
+        x: Tensor,
+        rotations: Rotations | None,
+        mask: Tensor | None,
+        causal: bool,
+        cache: KeyValueCache | None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = self._heads(x, rotations)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        out = self.dot_product(q, k, v, mask, causal)
+        out = self.dot_product(q, k, v, mask, causal, lengths)
         return self.projection(out.transpose(1, 2).reshape(batch, length, -1))
 
     def _heads(self, x: Tensor, rotations: Rotations | None) -> tuple[Tensor, Tensor, Tensor]:

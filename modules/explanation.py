@@ -41,11 +41,13 @@ def explain(model: GPT, ids: Sequence[int], num_likeliest: int) -> Explanation:
 
 @contextmanager
 def captured_attention(model: GPT) -> Iterator[list[Tensor]]:
-    """Yield a list to which each layer adds its weights [H, T, T] whenever a single text is computed."""
+    """Yield a list to which each layer adds its weights [H, T, T] whenever a text, or a row of texts, is computed."""
     layers: list[Tensor] = []
 
     def capture(_: DotProduct, inputs: tuple[Any, ...]) -> None:
-        q, k, _, mask, causal = inputs
+        q, k, _, mask, causal, lengths = inputs
+        if lengths is not None:
+            mask = _same_example(lengths, q.device)
         layers.append(attention_weights(q, k, mask, causal)[0])
 
     hooks = [module.register_forward_pre_hook(capture) for module in model.modules() if isinstance(module, DotProduct)]
@@ -54,6 +56,12 @@ def captured_attention(model: GPT) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _same_example(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return bool [T, T], True where two positions of a row belong to one of its examples."""
+    numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+    return numbers[:, None] == numbers
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -1,8 +1,10 @@
 """A Transformer of the GPT-2 or the Llama family.
 
-Shapes: B batch, T positions, S attended positions (T and those in the cache), D width, V vocabulary.
+Shapes: B batch, T positions, S attended positions (T and those in the cache), D width, V vocabulary; N positions of a
+row that holds examples one after another.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,9 +33,15 @@ class Block(nn.Module):
         self.dropout = dropout(config)
 
     def forward(
-        self, x: Tensor, rotations: Rotations | None, mask: Tensor | None, causal: bool, cache: KeyValueCache | None
+        self,
+        x: Tensor,
+        rotations: Rotations | None,
+        mask: Tensor | None,
+        causal: bool,
+        cache: KeyValueCache | None,
+        lengths: Sequence[int] | None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotations, mask, causal, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotations, mask, causal, cache, lengths))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -91,6 +99,7 @@ class GPT(nn.Module):
         input_ids: Tensor,
         *,
         causal: bool = True,
+        lengths: Sequence[int] | None = None,
         document_ids: Tensor | None = None,
         padding_mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
@@ -100,6 +109,8 @@ class GPT(nn.Module):
         Args:
             input_ids: [B, T], int64.
             causal: Each position attends to itself and those before it; otherwise to all positions.
+            lengths: The row [1, N] holds examples of these lengths, one after another. Each attends to itself alone,
+                and its positions are counted from 0. Equal lengths that are neighbours are computed together.
             document_ids: [B, S]; positions attend only to those with the same number.
             padding_mask: [B, S], bool, True for real tokens; no position attends to another that is padding, and
                 positions are counted over real tokens alone, so that padding may stand on either side.
@@ -110,7 +121,11 @@ class GPT(nn.Module):
             [B, T, D]. Rows of padding hold meaningless numbers.
         """
         length, past = input_ids.shape[1], cache.length if cache is not None else 0
-        positions = _positions(length, past, padding_mask, input_ids.device)
+        if lengths is None:
+            positions = _positions(length, past, padding_mask, input_ids.device)
+        else:
+            _check_row(input_ids, lengths, document_ids, padding_mask, cache)
+            positions = _restarting_positions(lengths, input_ids.device)
         x = self.token_embedding(input_ids)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
@@ -119,7 +134,7 @@ class GPT(nn.Module):
         mask = attention_mask(length, past, causal, document_ids, padding_mask, input_ids.device)
         fused_causal = causal and mask is None and length > 1
         for block in self.blocks:
-            x = block(x, rotations, mask, fused_causal, cache)
+            x = block(x, rotations, mask, fused_causal, cache, lengths)
         if cache is not None:
             cache.length += length
         return self.final_norm(x)
@@ -152,3 +167,17 @@ def _positions(length: int, past: int, padding_mask: Tensor | None, device: torc
     if padding_mask is None:
         return torch.arange(past, past + length, device=device)
     return (padding_mask.long().cumsum(1) - 1).clamp_min(0)[:, past:]
+
+
+def _restarting_positions(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return the position of each token in its example, int64 [N]."""
+    sizes = torch.tensor(lengths)
+    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    return (torch.arange(len(starts)) - starts).to(device)
+
+
+def _check_row(input_ids: Tensor, lengths: Sequence[int], *others: Tensor | KeyValueCache | None) -> None:
+    if any(other is not None for other in others):
+        raise ValueError("lengths: a row of examples takes no cache, padding_mask or document_ids")
+    if input_ids.shape != (1, sum(lengths)) or 0 in lengths:
+        raise ValueError(f"lengths {list(lengths)} do not divide input_ids of shape {list(input_ids.shape)}")
