@@ -27,6 +27,9 @@ Runtime = Annotated[T, Role.RUNTIME]
 """Decides where and how the output is made, what is shown or what is kept; not part of the recipe."""
 Input = Annotated[T, Role.INPUT]
 """Path of an input. The identity of its content is part of the recipe, the path is not."""
+DERIVED = "derived"
+Derived = Annotated[T, DERIVED]
+"""A group that a command sets by itself; no field of the user, so help and `conf/` leave it out."""
 
 # Every number has an upper bound, far above what anybody needs: what computes with it neither overflows nor loops.
 MOST_STEPS, MOST_SEQUENCES = 10**10, 2**28

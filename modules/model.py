@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modules.attention import Attention, KeyValueCache, Rotations, attention_mask
 from modules.cross_entropy import linear_cross_entropy, linear_cross_entropy_stats
 from modules.initial_values import initial_values
-from modules.layers import Embedding, dropout, feed_forward, norm
+from modules.layers import Embedding, Linear, dropout, feed_forward, norm
 from modules.linear import linear
 from modules.model_config import ModelConfig
 from modules.rotary import Rotary
@@ -72,7 +72,9 @@ class OutputHead(nn.Module):
 
 
 class GPT(nn.Module):
-    """A Transformer with an output head. Its weights are uninitialised until `initialize` or a load sets them.
+    """A Transformer with an output head, or with `score`, the head of a classifier (see `modules.classifier`).
+
+    Its weights are uninitialised until `initialize` or a load sets them.
 
     Args:
         config: Shape of the Transformer.
@@ -90,6 +92,9 @@ class GPT(nn.Module):
         self.dropout = dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = norm(config)
+        if config.classifier is not None:
+            self.score = Linear(config.hidden_dim, len(config.classifier.labels), bias=False)
+            return  # DDP refuses parameters that no loss uses, as those of an output head would be
         tied: Any = self.token_embedding.weight
         weight = tied if config.tie_embeddings else nn.Parameter(torch.empty(num_rows, config.hidden_dim))
         self.head = OutputHead(weight, vocab_size)

@@ -1,10 +1,11 @@
 """The shape of the Transformer, as a frozen configuration."""
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from modules.config import Config, Identity, Input, LaterIdentity, Length, Small, Width, divisors
+from modules.config import Config, Derived, Identity, Input, LaterIdentity, Length, Small, Width, divisors
 
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 
@@ -32,7 +33,24 @@ class RopeScaling(Config):
         return self
 
 
-_NOT_OF_THE_SHAPE = ("path", "revision", "dropout")
+class ClassifierConfig(Config):
+    """A model that tells which of several labels a text has, instead of which token comes next."""
+
+    labels: Identity[Annotated[tuple[str, ...], Field(min_length=2, max_length=2**20)]]
+    """Names of the classes, by their numbers."""
+    attention: Identity[Literal["causal", "bidirectional"]] = "causal"
+    """`causal` classifies by the hidden state of a text's last token, `bidirectional` by the mean over its tokens."""
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        counts = Counter(self.labels)
+        twice = [label for label, count in counts.items() if count > 1]
+        if twice:
+            raise ValueError(f"label {twice[0]!r} is named {counts[twice[0]]} times; labels must differ")
+        return self
+
+
+_NOT_OF_THE_SHAPE = ("path", "revision", "dropout", "classifier")
 
 
 class ModelConfig(Config):
@@ -74,6 +92,8 @@ class ModelConfig(Config):
     """The llama family's queries, keys and values have biases, as in Qwen 2; those of gpt2 always have."""
     query_key_norm: LaterIdentity[bool] = False
     """RMSNorm of each head's queries and keys, as in Qwen 3; for the llama family."""
+    classifier: Derived[ClassifierConfig | None] = None
+    """A classification head in place of the output head; null has none."""
 
     @model_validator(mode="after")
     def _revision_goes_with_path(self) -> Self:
@@ -105,7 +125,7 @@ class ModelConfig(Config):
         return self
 
     def of(self, path: str, revision: str | None, shape: "ModelConfig") -> "ModelConfig":
-        """Return the configuration for continuing a model of that shape; dropout, a setting of training, stays.
+        """Return the configuration for continuing a model of that shape; dropout and a classifier are this one's own.
 
         Raises:
             ValueError: A line for each field that was given and is another in the shape.
@@ -116,9 +136,12 @@ class ModelConfig(Config):
             for name, value in given.items()
             if value != type(self).model_fields[name].default and value != getattr(shape, name)
         ]
+        if shape.classifier is not None and self.classifier is None:
+            others.append(f"model.path={path}: is a classifier, which has no output head; name a language model")
         if others:
             raise ValueError("\n".join(others))
-        return shape.model_copy(update={"path": path, "revision": revision, "dropout": self.dropout})
+        own = {"path": path, "revision": revision, "dropout": self.dropout, "classifier": self.classifier}
+        return shape.model_copy(update=own)
 
     @property
     def width_per_head(self) -> int:

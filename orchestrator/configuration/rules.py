@@ -117,6 +117,12 @@ def _tokenizer_is_the_models(config: PretrainConfig) -> list[str]:
     ]
 
 
+def _classifier_comes_from_its_task(config: TrainingRunConfig) -> list[str]:
+    if config.model.classifier is None:
+        return []
+    return ["model.classifier: follows from the task that a model is fine-tuned for; leave it out"]
+
+
 def _single_has_one_worker(config: TrainingRunConfig) -> list[str]:
     if config.strategy.name != "single" or max(config.cluster.worker_counts) == 1:
         return []
@@ -169,6 +175,7 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
 RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
     (frozenset({"training", "cluster"}), _batch_can_be_shared_out),
     (frozenset({"training", "model"}), _sequence_fits),
+    (frozenset({"model"}), _classifier_comes_from_its_task),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
     (frozenset({"training", "strategy"}), _precision_suits_the_strategy),
     (frozenset({"model", "tokenizer"}), _tokenizer_is_the_models),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BeforeValidator, Field, create_model
 from pydantic.fields import FieldInfo
 
-from modules.config import Config
+from modules.config import DERIVED, Config
 from orchestrator.storage.redaction import redact
 
 _LONGEST_VALUE = 80
@@ -44,9 +44,11 @@ def field_at(root: type[Config], path: Sequence[str | int]) -> FieldInfo | None:
 
 
 def leaves(root: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted path and the field of everything that takes a value, without the fields of list items."""
+    """Yield the dotted path and the field of everything a user may set, without the fields of list items."""
     for name, field in root.model_fields.items():
         group = group_class(field)
+        if DERIVED in field.metadata:
+            continue
         if group:
             yield from leaves(group, f"{prefix}{name}.")
         else:

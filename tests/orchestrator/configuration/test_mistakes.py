@@ -33,6 +33,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "data.source=files: needs data.path: name a file, a folder, a glob or a data set",
     ),
     ({"model": {"num_heads": 5}}, "model.num_heads=5: does not divide hidden_dim 128; nearest: 2 or 4"),
+    (
+        {"model": {"classifier": {"labels": ["a", "b"]}}},
+        "model.classifier: follows from the task that a model is fine-tuned for; leave it out",
+    ),
     ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate=nan: must be a finite number"),
     ({"optimizer": {"betas": [0.9, 0.9, 0.9]}}, "optimizer.betas=[0.9,0.9,0.9]: must have 2 or fewer values"),
     ({"cluster": {"num_workers": "abc"}}, "cluster.num_workers=abc: must be a whole number"),
