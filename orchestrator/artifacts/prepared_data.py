@@ -72,7 +72,7 @@ def prepared_data(
     if earlier := _of_unknown_revision(storage, data, tokenizer, tokenizer_file):
         requirements.check(artifact.read_manifest(storage, earlier))
         return earlier
-    data = _with_commit(data)
+    data = with_commit(data)
     recipe = data_recipe(data, tokenizer, files, tokenizer_file)
     name = _name(data, recipe)
     if artifact.is_committed(storage, name):
@@ -107,7 +107,7 @@ def local_data(storage: Storage, name: str) -> Path:
     Raises:
         ArtifactError: it is damaged; the message names the remedy.
     """
-    with _remedy(storage, name):
+    with remedy(storage, name):
         return artifact.local_copy(storage, name, cache_folder())
 
 
@@ -116,7 +116,7 @@ def check_data(storage: Storage, name: str) -> None:
 
     In a remote store only presence and size of each file are checked; who uses the data verifies its content.
     """
-    with _remedy(storage, name):
+    with remedy(storage, name):
         if storage.is_local:
             artifact.verify(storage, name)
         else:
@@ -124,7 +124,7 @@ def check_data(storage: Storage, name: str) -> None:
 
 
 @contextmanager
-def _remedy(storage: Storage, name: str) -> Iterator[None]:
+def remedy(storage: Storage, name: str) -> Iterator[None]:
     try:
         yield
     except ArtifactError as error:
@@ -164,7 +164,7 @@ def _hub_identity(data: DataConfig) -> list[str]:
     return [*names, data.revision] if data.revision else names
 
 
-def _with_commit(data: DataConfig) -> DataConfig:
+def with_commit(data: DataConfig) -> DataConfig:
     """Return the configuration with the commit of a hub data set, which may otherwise be another one tomorrow."""
     if data.source != "huggingface" or is_on_this_machine(data.path[0]):
         return data
