@@ -22,7 +22,8 @@ def stdlib_row_files(root: str | None = None) -> list[LocalFile]:
     Args:
         root: Another folder to look in.
     """
-    return [file for file in stdlib_files(root) if file.name.endswith(".py") and _package(file.name) in PACKAGES]
+    files = (file for file in stdlib_files(root) if file.name.endswith(".py") and "/test" not in file.name)
+    return [file for file in files if _package(file.name) in PACKAGES]
 
 
 def stdlib_rows(file: LocalFile) -> Iterator[tuple[dict[str, Any], str]]:
@@ -32,8 +33,9 @@ def stdlib_rows(file: LocalFile) -> Iterator[tuple[dict[str, Any], str]]:
     """
     with file.open() as stream:
         source = stream.read().decode()
+    lines = source.splitlines()
     for function in _functions(ast.parse(source)):
-        text = textwrap.dedent(ast.get_source_segment(source, function, padded=True) or "")
+        text = textwrap.dedent("\n".join(lines[function.lineno - 1 : function.end_lineno]))
         if text.count("\n") + 1 >= _FEWEST_LINES:
             values = {"text": text, "label": _package(file.name), "split": _split(text)}
             yield values, f"{file.name}:{function.lineno}"
