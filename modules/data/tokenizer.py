@@ -102,6 +102,11 @@ class Tokenizer:
         return self._end_id
 
     @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """The tokens that a prompt begins with; empty if there are none."""
+        return tuple(self._begin_ids)
+
+    @property
     def begin_id(self) -> int | None:
         """The token that begins a document; None if there is none."""
         return self._begin_ids[0] if len(self._begin_ids) == 1 else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from modules.data.rows import Row
+from modules.tasks.tally import Tally
 
 
 class Example(NamedTuple):
@@ -40,6 +41,11 @@ class Task(Protocol):
 
     The messages of its errors begin with the row's location, and name value, rule and remedy.
     """
+
+    @property
+    def tally(self) -> Tally:
+        """Counts of the rows so far, and of what became of them."""
+        ...
 
     @property
     def fields(self) -> Sequence[str]:
