@@ -1,11 +1,19 @@
 """The fields of a row that tasks read: checked, with messages that begin with where the row is."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from modules.data.rows import Row
+from modules.config import Config
+from modules.data.rows import Fields, Row
 from modules.errors import InputError
 
 _SHOWN_CHARS = 40
+
+
+def fields_of(settings: Config, required: Iterable[str], optional: Iterable[str] = ()) -> Fields:
+    """Return the fields to read of each row, each with the setting of the task that names it."""
+    named = {getattr(settings, name): f"task.{name}" for name in type(settings).model_fields if name.endswith("_field")}
+    return Fields({path: named[path] for path in required}, {path: named[path] for path in optional})
 
 
 def given_text(row: Row, path: str, setting: str) -> str:

@@ -125,6 +125,7 @@ def check_data(storage: Storage, name: str) -> None:
 
 @contextmanager
 def remedy(storage: Storage, name: str) -> Iterator[None]:
+    """Say in an ArtifactError what to do about damaged prepared data."""
     try:
         yield
     except ArtifactError as error:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from modules.data.splits import PATH_SETTINGS, Split, SplitRows
+
 from modules.config import DataConfig
 from modules.data.documents import SourceFile
 from modules.data.example_data import write_examples
-from modules.data.pretrained_tokenizer import load_pretrained
 from modules.data.prepare import OnProgress
+from modules.data.pretrained_tokenizer import load_pretrained
 from modules.data.rows import Row
 from modules.data.shards import DATA_FILE
-from modules.data.splits import PATH_SETTINGS, Split, SplitRows
 from modules.errors import InputError
 from modules.model_config import ClassifierConfig
+from modules.tasks.fields import fields_of
 from modules.tasks.registry import build_task
 from modules.tasks.settings import ClassificationConfig, DialogueConfig, TaskConfig
 from modules.tasks.task import Example, Task
@@ -73,9 +75,7 @@ class PreparedExamples:
         return max(1, math.ceil(self.splits["train"]["num_packs"] * num_epochs / global_batch_size))
 
 
-def prepared_task(
-    storage: Storage, request: TaskRequest, progress: Callable[[int], OnProgress]
-) -> PreparedExamples:
+def prepared_task(storage: Storage, request: TaskRequest, progress: Callable[[int], OnProgress]) -> PreparedExamples:
     """Return the examples of a task; make them first if they are not there.
 
     Args:
@@ -137,9 +137,7 @@ def _with_chat_files(request: TaskRequest) -> TaskRequest:
     return TaskRequest(request.task, request.data, files, request.sequence_length)
 
 
-def _recipe(
-    request: TaskRequest, data: DataConfig, files_of: Mapping[Split, Sequence[SourceFile]]
-) -> dict[str, Any]:
+def _recipe(request: TaskRequest, data: DataConfig, files_of: Mapping[Split, Sequence[SourceFile]]) -> dict[str, Any]:
     return {
         "command": "prepare",
         "format": _FORMAT,
@@ -163,7 +161,7 @@ def _make(
     tokenizer = load_pretrained(request.files, "model.path")
     settings, length = request.task, request.sequence_length
     unlabelled = build_task(settings, tokenizer, length, labels=(), template=_template(request))
-    rows = SplitRows(files_of, request.data, unlabelled.fields)
+    rows = SplitRows(files_of, request.data, fields_of(settings, unlabelled.fields, unlabelled.optional_fields))
     labels = _labels(settings, rows)
     tasks = {
         split: build_task(settings, tokenizer, length, labels=labels, template=_template(request))

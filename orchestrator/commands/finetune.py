@@ -10,6 +10,7 @@ from orchestrator.configuration.rules import notes, sequence_mistakes
 from orchestrator.display.progress import prepare_progress
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import ConfigError
+from orchestrator.planning.choice import choice_of
 from orchestrator.runs.run import training_recipe
 from orchestrator.runs.tracking import check_environment
 from orchestrator.storage.redaction import redact
@@ -33,6 +34,7 @@ def run(config: FinetuneConfig) -> None:
     for line in examples.notes:
         print_line(line)
     config = _fitted_to(config, examples)
+    _check_validation(config, examples)
     for line in notes(config):
         print_line(line)
     recipe = training_recipe(config, examples.name, base.identity, command="finetune")
@@ -61,12 +63,27 @@ def _fitted_to(config: FinetuneConfig, examples: PreparedExamples) -> FinetuneCo
     """Return the configuration with what follows from the examples: labels, rows for new tokens, number of steps."""
     rows = max(config.model.vocab_size or 0, examples.vocab_size)
     model = config.model.model_copy(update={"vocab_size": rows, "classifier": examples.classifier(config.task)})
+    if config.finetune.weights == "random":
+        model = model.model_copy(update={"path": None, "revision": None})
     config = config.model_copy(update={"model": model})
     if config.finetune.num_epochs is None:
         return config
     num_steps = examples.num_steps(config.finetune.num_epochs, config.training.global_batch_size)
     print_line(f"{config.finetune.num_epochs:g} epochs: {num_steps:,} steps")
     return config.model_copy(update={"training": config.training.model_copy(update={"num_steps": num_steps})})
+
+
+def _check_validation(config: FinetuneConfig, examples: PreparedExamples) -> None:
+    """Refuse to choose the best validation where nothing is held out.
+
+    Raises:
+        ConfigError: there is no validation row.
+    """
+    if choice_of(config).needs_every_validation and not examples.splits["val"]["num_examples"]:
+        raise ConfigError(
+            f"finetune.keep={config.finetune.keep}: the data has no validation row by which the best step is chosen; set "
+            "data.val_fraction above 0, or finetune.keep=last and finetune.patience=null"
+        )
 
 
 def _without_signatures(config: FinetuneConfig) -> FinetuneConfig:

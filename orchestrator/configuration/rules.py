@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from modules.config import Config, ObjectiveConfig, TokenizerConfig, divisors
-from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
+from modules.config import Config, ObjectiveConfig, TokenizerConfig, TrainingConfig, divisors
+from orchestrator.configuration.commands import FinetuneConfig, PretrainConfig, TrainingRunConfig
 from orchestrator.configuration.decoding import (
     beam_search_draws_nothing,
     length_penalty_needs_beams,
@@ -153,6 +153,33 @@ def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
     return _phase_mistakes(config.objective, config.training.num_steps)
 
 
+def _epochs_or_steps(config: FinetuneConfig) -> list[str]:
+    num_epochs, num_steps = config.finetune.num_epochs, config.training.num_steps
+    if num_epochs is None or num_steps == TrainingConfig().num_steps:
+        return []
+    return [
+        f"training.num_steps={num_steps}: finetune.num_epochs={num_epochs:g} gives the number of steps; set "
+        "finetune.num_epochs=null to give it yourself"
+    ]
+
+
+def _attention_is_within_examples(config: FinetuneConfig) -> list[str]:
+    if config.training.attention_scope == "sequence":
+        return []
+    return [
+        f"training.attention_scope={config.training.attention_scope}: in finetune attention always stays within an "
+        "example; leave it out"
+    ]
+
+
+def _metric_is_the_tasks(config: FinetuneConfig) -> list[str]:
+    metric, is_class = config.finetune.metric, config.task.name == "classification"
+    if metric is None or (metric == "val/loss_clm") != is_class:
+        return []
+    others = "val/macro_f1, val/accuracy or val/loss_classification" if is_class else "val/loss_clm"
+    return [f"finetune.metric={metric}: task={config.task.name} has none of that name; choose {others}"]
+
+
 def _fault_can_happen(config: TrainingRunConfig) -> list[str]:
     if config.faults is None:
         return []
@@ -180,6 +207,9 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"training", "strategy"}), _precision_suits_the_strategy),
     (frozenset({"model", "tokenizer"}), _tokenizer_is_the_models),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
+    (frozenset({"training", "finetune"}), _epochs_or_steps),
+    (frozenset({"training", "finetune"}), _attention_is_within_examples),
+    (frozenset({"finetune", "task"}), _metric_is_the_tasks),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
     (frozenset({"prompt", "prompts_file"}), one_source_of_prompts),
     (frozenset({"output", "prompts_file"}), output_suits_the_prompts),
