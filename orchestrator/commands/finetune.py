@@ -81,8 +81,8 @@ def _check_validation(config: FinetuneConfig, examples: PreparedExamples) -> Non
     """
     if choice_of(config).needs_every_validation and not examples.splits["val"]["num_examples"]:
         raise ConfigError(
-            f"finetune.keep={config.finetune.keep}: the data has no validation row by which the best step is chosen; set "
-            "data.val_fraction above 0, or finetune.keep=last and finetune.patience=null"
+            f"finetune.keep={config.finetune.keep}: the data has no validation row by which the best step is chosen; "
+            "set data.val_fraction above 0, or finetune.keep=last and finetune.patience=null"
         )
 
 

@@ -1,18 +1,37 @@
-"""`orchestrator prepare`: text to token shards."""
+"""`orchestrator prepare`: text to token shards, or rows to the examples of a task."""
 
+from orchestrator.artifacts.model_folders import find_model, read_files
 from orchestrator.artifacts.prepared_data import DataRequirements, check_data, data_notes, prepared_data
+from orchestrator.artifacts.prepared_task import TaskRequest, prepared_task
 from orchestrator.configuration.commands import PrepareConfig
 from orchestrator.display.progress import prepare_progress
 from orchestrator.display.terminal import print_line
 from orchestrator.storage.store import Storage
 
+_USUAL_LENGTH = 512
+
 
 def run(config: PrepareConfig) -> None:
     """Prepare the data unless that is done already, check it, and print its URL."""
     storage = Storage(config.storage.root)
-    with prepare_progress() as progress:
-        name = prepared_data(storage, config.data, config.tokenizer, DataRequirements(), progress)
+    if config.task is None:
+        with prepare_progress() as progress:
+            name = prepared_data(storage, config.data, config.tokenizer, DataRequirements(), progress)
+        notes = data_notes(storage, name)
+    else:
+        name, notes = _examples(config, storage)
     check_data(storage, name)
-    for line in data_notes(storage, name):
+    for line in notes:
         print_line(line)
     print_line(f"data: {storage.url(name)}")
+
+
+def _examples(config: PrepareConfig, storage: Storage) -> tuple[str, list[str]]:
+    """Return the name of the prepared examples, and lines for the user on them."""
+    assert config.task is not None
+    assert config.model.path is not None, "a rule of the configuration"
+    files = read_files(find_model(config.model.path, config.model.revision).checked().folder)
+    request = TaskRequest(config.task, config.data, files, config.sequence_length or _USUAL_LENGTH)
+    with prepare_progress() as progress:
+        examples = prepared_task(storage, request, progress)
+    return examples.name, list(examples.notes)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from modules.config import Config, ObjectiveConfig, TokenizerConfig, TrainingConfig, divisors
-from orchestrator.configuration.commands import FinetuneConfig, PretrainConfig, TrainingRunConfig
+from orchestrator.configuration.commands import FinetuneConfig, PrepareConfig, PretrainConfig, TrainingRunConfig
 from orchestrator.configuration.decoding import (
     beam_search_draws_nothing,
     length_penalty_needs_beams,
@@ -153,6 +153,20 @@ def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
     return _phase_mistakes(config.objective, config.training.num_steps)
 
 
+def _task_and_model_go_together(config: PrepareConfig) -> list[str]:
+    if config.task is not None and config.model.path is None:
+        return ["model.path: must be given with a task: the model's tokenizer and chat template write the examples"]
+    if config.task is not None and config.tokenizer != TokenizerConfig():
+        return [
+            f"tokenizer.kind={config.tokenizer.kind}: with a task the tokenizer is that of model.path; leave the "
+            "tokenizer's fields out"
+        ]
+    if config.task is None and (config.model.path is not None or config.sequence_length is not None):
+        name = "sequence_length" if config.model.path is None else "model.path"
+        return [f"{name}: belongs to a task; name one with task=…, or leave it out"]
+    return []
+
+
 def _epochs_or_steps(config: FinetuneConfig) -> list[str]:
     num_epochs, num_steps = config.finetune.num_epochs, config.training.num_steps
     if num_epochs is None or num_steps == TrainingConfig().num_steps:
@@ -202,14 +216,15 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
 RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
     (frozenset({"training", "cluster"}), _batch_can_be_shared_out),
     (frozenset({"training", "model"}), _sequence_fits),
-    (frozenset({"model"}), _classifier_comes_from_its_task),
+    (frozenset({"model", "training"}), _classifier_comes_from_its_task),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
     (frozenset({"training", "strategy"}), _precision_suits_the_strategy),
-    (frozenset({"model", "tokenizer"}), _tokenizer_is_the_models),
+    (frozenset({"model", "tokenizer", "objective"}), _tokenizer_is_the_models),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
     (frozenset({"training", "finetune"}), _epochs_or_steps),
     (frozenset({"training", "finetune"}), _attention_is_within_examples),
     (frozenset({"finetune", "task"}), _metric_is_the_tasks),
+    (frozenset({"task", "model", "tokenizer", "sequence_length"}), _task_and_model_go_together),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
     (frozenset({"prompt", "prompts_file"}), one_source_of_prompts),
     (frozenset({"output", "prompts_file"}), output_suits_the_prompts),
