@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from modules.config import Config
-from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.decoding import ContinuationConfig
 from orchestrator.configuration.rules import cross_group_mistakes
 from orchestrator.configuration.schema import (
@@ -105,11 +104,11 @@ def _missing_line(path: Path, kind: type[Config]) -> str:
 
 def _cross_group(known: Mapping[str, Any], kind: type[Config]) -> list[str]:
     # of those that continue prompts, the part without the model, which has no default
-    ruled = kind if issubclass(kind, TrainingRunConfig) else ContinuationConfig
-    if not issubclass(kind, ruled):
-        return []
+    ruled = ContinuationConfig if issubclass(kind, ContinuationConfig) else kind
     unusable = {str(error["loc"][0]) for error in _errors(known, kind)}
     usable = {name: group for name, group in known.items() if name in ruled.model_fields and name not in unusable}
+    if any(field.is_required() and name not in usable for name, field in ruled.model_fields.items()):
+        return []
     return cross_group_mistakes(ruled.model_validate(usable), unusable)
 
 

@@ -13,6 +13,7 @@ from orchestrator.configuration.decoding import (
     sequences_are_beams,
 )
 from orchestrator.configuration.faults import fault_mistakes
+from orchestrator.configuration.schema import shown
 
 
 def worker_counts(config: TrainingRunConfig) -> list[int]:
@@ -143,6 +144,19 @@ def _precision_suits_the_strategy(config: TrainingRunConfig) -> list[str]:
     return []
 
 
+def _splits_belong_to_a_task(config: Any) -> list[str]:
+    data = config.data
+    if data is None:  # evaluate takes that of the model
+        return []
+    fields = type(data).model_fields
+    given = [name for name in _SPLIT_SETTINGS if getattr(data, name) != fields[name].default]
+    return [
+        f"data.{name}={shown(getattr(data, name))}: belongs to the rows of a task; what is held out of text is said by "
+        "data.val_fraction and data.split; leave it out"
+        for name in given
+    ]
+
+
 def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
     return _phase_mistakes(config.objective, config.training.num_steps)
 
@@ -166,6 +180,7 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
     ]
 
 
+_SPLIT_SETTINGS = ("val_path", "test_path", "split_field", "hub_val_split", "hub_test_split")
 RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
     (frozenset({"training", "cluster"}), _batch_can_be_shared_out),
     (frozenset({"training", "model"}), _sequence_fits),
@@ -173,6 +188,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"training", "strategy"}), _precision_suits_the_strategy),
     (frozenset({"model", "tokenizer"}), _tokenizer_is_the_models),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
+    (frozenset({"data"}), _splits_belong_to_a_task),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
     (frozenset({"prompt", "prompts_file"}), one_source_of_prompts),
     (frozenset({"output", "prompts_file"}), output_suits_the_prompts),
