@@ -127,6 +127,12 @@ class DataConfig(Config):
     """`stdlib`: Python's own source; `files`: `path`; `huggingface`: the hub data set named by `path`."""
     path: Input[Paths] = ()
     """A file, folder, glob or list of them (any fsspec URL), or a hub data set's name."""
+    val_path: Input[Paths] = ()
+    """The files of the validation split of a task, as in `path`."""
+    test_path: Input[Paths] = ()
+    """The files of the test split of a task, as in `path`."""
+    split_field: LaterIdentity[Annotated[str, Field(min_length=1)] | None] = "split"
+    """Field that says the split of a task's row, where rows have it: train, val (valid, validation, dev) or test."""
     text_field: Identity[str] = "text"
     """Field of the text in .jsonl, .json, .csv, .tsv, .parquet and hub data sets; a dot leads into a nested one."""
     revision: Input[str | None] = None
@@ -141,6 +147,10 @@ class DataConfig(Config):
     """The configuration of a hub data set that has several."""
     hub_split: Identity[str] = "train"
     """The split of a hub data set that is read."""
+    hub_val_split: LaterIdentity[str | None] = None
+    """The split of a hub data set that is the validation split of a task."""
+    hub_test_split: LaterIdentity[str | None] = None
+    """The split of a hub data set that is the test split of a task."""
     val_fraction: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.01
     """Share of the text that is held out."""
     split: Identity[Literal["document", "position"]] = "document"
@@ -156,12 +166,26 @@ class DataConfig(Config):
             raise ValueError(f"source={self.source} needs data.path: name a file, a folder, a glob or a data set")
         if self.source == "stdlib" and self.path:
             raise ValueError("source=stdlib takes no data.path; use data=files for your own text")
-        if "" in self.path:
-            raise ValueError("path is empty, which would be the current folder; write . if that is meant")
+        for name in ("path", "val_path", "test_path"):
+            if "" in getattr(self, name):
+                raise ValueError(f"{name} is empty, which would be the current folder; write . if that is meant")
         if self.source == "huggingface" and len(self.path) != 1:
             raise ValueError("source=huggingface takes one data set name in data.path")
         if self.source != "huggingface" and self.revision is not None:
             raise ValueError("data.revision belongs to a hub data set: it needs data=huggingface")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_suit_the_source(self) -> Self:
+        for split in ("val", "test"):
+            path, hub_split = f"{split}_path", f"hub_{split}_split"
+            if self.source != "files" and getattr(self, path):
+                raise ValueError(f"data.{path} needs data=files; a split of a hub data set is data.{hub_split}")
+            if self.source != "huggingface" and getattr(self, hub_split) is not None:
+                raise ValueError(f"data.{hub_split} needs data=huggingface; files of a split are data.{path}")
+        hub_splits = [name for name in (self.hub_split, self.hub_val_split, self.hub_test_split) if name is not None]
+        if len(set(hub_splits)) < len(hub_splits):
+            raise ValueError("data.hub_split, hub_val_split and hub_test_split must be different splits")
         return self
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from modules.data.packing import Plan, pack, pack_in_order, pack_totals
 from modules.data.pretrained_tokenizer import load_pretrained
 from modules.data.shards import DATA_FILE, token_dtype
-from modules.data.splits import SPLITS, Split
+from modules.data.splits import PATH_SETTINGS, Split
 from modules.data.tokenizer import Tokenizer
 from modules.errors import InputError
 from modules.tasks.task import Example
@@ -86,7 +86,7 @@ class ExampleData:
         description = json.loads((folder / DATA_FILE).read_bytes())
         dtype = np.dtype(description["dtype"])
         return cls(
-            splits={split: _open_split(folder, split, dtype) for split in SPLITS},
+            splits={split: _open_split(folder, split, dtype) for split in PATH_SETTINGS},
             tokenizer=load_pretrained(_tokenizer_files(folder), str(folder)),
             labels=tuple(description["labels"]),
             sequence_length=description["sequence_length"],
@@ -212,7 +212,7 @@ def write_examples(
     """
     dtype = token_dtype(tokenizer.vocab_size)
     with ExitStack() as stack:
-        writers = {split: SplitWriter(folder, split, dtype, labels, stack) for split in SPLITS}
+        writers = {split: SplitWriter(folder, split, dtype, labels, stack) for split in PATH_SETTINGS}
         for split, example, location in examples:
             writers[split].add(example, location)
     facts = {split: writer.finish(sequence_length) for split, writer in writers.items()}

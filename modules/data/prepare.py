@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -22,6 +22,7 @@ from modules.data.shard_writer import SplitWriter
 from modules.data.shards import DATA_FILE, TOKENIZER_FILE, token_dtype
 from modules.data.source_files import SourceFile, check_formats
 from modules.data.source_text import Losses
+from modules.data.splits import Split, is_held_out
 from modules.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
 from modules.data.trained_tokenizers import take_bytes
 from modules.errors import InputError
@@ -32,7 +33,6 @@ BATCH_BYTES = 2**20
 LONGEST_WHOLE_CHARS = 2**18
 """Up to this length, text in which no place for a cut is found stays whole; bounds memory."""
 
-Split = Literal["train", "val"]
 OnProgress = Callable[[int, int], None]
 """Function that receives the bytes of text and the tokens done so far."""
 
@@ -243,7 +243,7 @@ def _by_document(pieces: Iterator[tuple[Piece, int]], val_fraction: float) -> It
     split: Split | None = None
     for piece, num_bytes in pieces:
         if split is None:
-            split = "val" if xxhash.xxh3_64_intdigest(piece.text.encode()) < val_fraction * 2**64 else "train"
+            split = "val" if is_held_out(piece.text.encode(), val_fraction) else "train"
         yield _Assigned(piece, num_bytes, split)
         split = None if piece.ends_document else split
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import xxhash
 
+from modules.data.source_files import SourceFile
 from modules.data.stdlib import LocalFile, stdlib_files
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "urllib", "xml")
@@ -26,7 +27,7 @@ def stdlib_row_files(root: str | None = None) -> list[LocalFile]:
     return [file for file in files if _package(file.name) in PACKAGES]
 
 
-def stdlib_rows(file: LocalFile) -> Iterator[tuple[dict[str, Any], str]]:
+def stdlib_rows(file: SourceFile) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the functions of a file and where they are: `text`, `label` (the package) and `split`.
 
     The split is drawn by a hash of the text, so that equal functions stay together.

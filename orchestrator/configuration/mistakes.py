@@ -8,8 +8,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from modules.config import Config
-from orchestrator.configuration.commands import PrepareConfig, TrainingRunConfig
-from orchestrator.configuration.decoding import ContinuationConfig
 from orchestrator.configuration.rules import cross_group_mistakes
 from orchestrator.configuration.schema import (
     class_at,
@@ -105,18 +103,13 @@ def _missing_line(path: Path, kind: type[Config]) -> str:
 
 def _cross_group(known: Mapping[str, Any], kind: type[Config]) -> list[str]:
     unusable = {str(error["loc"][0]) for error in _errors(known, kind)}
-    ruled = next((base for base in kind.__mro__ if _can_be_ruled(base, unusable)), None)
-    if ruled is None:
-        return []
+    ruled = next(base for base in kind.__mro__ if _has_a_default_for(unusable, base))
     usable = {name: group for name, group in known.items() if name in ruled.model_fields and name not in unusable}
     return cross_group_mistakes(ruled.model_validate(usable), unusable)
 
 
-def _can_be_ruled(kind: type, unusable: Collection[str]) -> bool:
-    """Return whether a class has rules between its fields, and a default for each that cannot be used."""
-    if not issubclass(kind, TrainingRunConfig | ContinuationConfig | PrepareConfig):
-        return False
-    return not any(field.is_required() and name in unusable for name, field in kind.model_fields.items())
+def _has_a_default_for(names: Collection[str], kind: type[Config]) -> bool:
+    return not any(field.is_required() and name in names for name, field in kind.model_fields.items())
 
 
 def _without(value: Any, paths: set[Path], path: Path = ()) -> Any:

@@ -13,6 +13,7 @@ from orchestrator.configuration.decoding import (
     sequences_are_beams,
 )
 from orchestrator.configuration.faults import fault_mistakes
+from orchestrator.configuration.schema import shown
 
 
 def worker_counts(config: TrainingRunConfig) -> list[int]:
@@ -149,6 +150,20 @@ def _precision_suits_the_strategy(config: TrainingRunConfig) -> list[str]:
     return []
 
 
+def _splits_belong_to_a_task(config: Any) -> list[str]:
+    data = config.data
+    # without data, evaluate takes that of the model
+    if data is None or getattr(config, "task", None) is not None:
+        return []
+    fields = type(data).model_fields
+    given = [name for name in _SPLIT_SETTINGS if getattr(data, name) != fields[name].default]
+    return [
+        f"data.{name}={shown(getattr(data, name))}: belongs to the rows of a task; what is held out of text is said by "
+        "data.val_fraction and data.split; leave it out"
+        for name in given
+    ]
+
+
 def _phases_cover_the_steps(config: PretrainConfig) -> list[str]:
     return _phase_mistakes(config.objective, config.training.num_steps)
 
@@ -213,6 +228,7 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
     ]
 
 
+_SPLIT_SETTINGS = ("val_path", "test_path", "split_field", "hub_val_split", "hub_test_split")
 RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
     (frozenset({"training", "cluster"}), _batch_can_be_shared_out),
     (frozenset({"training", "model"}), _sequence_fits),
@@ -225,6 +241,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"training", "finetune"}), _attention_is_within_examples),
     (frozenset({"finetune", "task"}), _metric_is_the_tasks),
     (frozenset({"task", "model", "tokenizer", "sequence_length"}), _task_and_model_go_together),
+    (frozenset({"data"}), _splits_belong_to_a_task),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
     (frozenset({"prompt", "prompts_file"}), one_source_of_prompts),
     (frozenset({"output", "prompts_file"}), output_suits_the_prompts),

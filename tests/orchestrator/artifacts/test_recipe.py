@@ -27,6 +27,8 @@ RUNTIME_FIELDS = {
 }
 INPUT_FIELDS = {
     "data.path",
+    "data.val_path",
+    "data.test_path",
     "data.revision",
     "tokenizer.path",
     "model.path",

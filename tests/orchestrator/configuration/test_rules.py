@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from modules.config import Config
 from modules.data.batches import Share
 from modules.schedule import learning_rate
-from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.configuration.commands import EvaluateConfig, PrepareConfig, PretrainConfig
 from orchestrator.configuration.groups import ClusterConfig, RunConfig, StrategyConfig
+from orchestrator.configuration.mistakes import mistakes_in
 from orchestrator.configuration.rules import cross_group_mistakes, micro_batch_size, notes, worker_counts
 
 
@@ -192,3 +194,38 @@ def test_a_warm_up_as_long_as_the_run_is_told(warmup_steps: int, told: str) -> N
     assert [told in line for line in lines] == [True] * bool(told)
     peak = learning_rate(config.optimizer, 99, 100)
     assert not told or f"rises to {peak:g} " in lines[0]
+
+
+@pytest.mark.parametrize("kind", [PrepareConfig, PretrainConfig, EvaluateConfig])
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"source": "files", "path": "a", "val_path": "v"}, "data.val_path=[v]: belongs to the rows of a task"),
+        ({"source": "files", "path": "a", "test_path": ["t", "u"]}, "data.test_path=[t,u]: belongs to the rows"),
+        ({"source": "huggingface", "path": "a", "hub_val_split": "v"}, "data.hub_val_split=v: belongs to"),
+        ({"source": "huggingface", "path": "a", "hub_test_split": "t"}, "data.hub_test_split=t: belongs to"),
+        ({"split_field": None}, "data.split_field=null: belongs to the rows of a task"),
+    ],
+)
+def test_text_takes_no_splits_of_a_task(kind: type[Config], data: dict[str, Any], told: str) -> None:
+    model = {"model": {"path": "x"}} if kind is EvaluateConfig else {}
+    (mistake,) = mistakes_in({"data": data, **model}, kind)
+    assert mistake.startswith(told)
+    assert mistake.endswith("said by data.val_fraction and data.split; leave it out")
+
+
+def test_the_files_of_a_split_are_told_without_their_signature() -> None:
+    data = {"source": "files", "path": "a", "val_path": "https://host/v.jsonl?X-Amz-Signature=secret"}
+    (mistake,) = mistakes_in({"data": data}, PrepareConfig)
+    assert "secret" not in mistake
+
+
+@pytest.mark.parametrize("model", [{}, {"model": {}}, {"model": {"path": 5}}])
+def test_rules_wait_for_what_must_be_given(model: dict[str, Any]) -> None:
+    mistakes = mistakes_in({"data": {"split_field": None}, **model}, EvaluateConfig)
+    assert mistakes
+    assert all(mistake.startswith("model") for mistake in mistakes)
+
+
+def test_the_evaluation_of_a_model_on_its_own_data_breaks_no_rule() -> None:
+    assert mistakes_in({"model": {"path": "x"}}, EvaluateConfig) == []
