@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from orchestrator.artifacts.prepared_task import PreparedExamples, prepared_task
+from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, prepared_task
 from orchestrator.cluster.launchers import launcher_for
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import FinetuneConfig
@@ -28,9 +28,8 @@ def run(config: FinetuneConfig) -> None:
     check_environment(config.tracking)
     config, base = _begun_from(config)
     with prepare_progress() as progress:
-        examples = prepared_task(
-            storage, config.task, config.data, base.files, config.training.sequence_length, progress
-        )
+        wanted = TaskRequest(config.task, config.data, base.files, config.training.sequence_length)
+        examples = prepared_task(storage, wanted, progress)
     for line in examples.notes:
         print_line(line)
     config = _fitted_to(config, examples)
