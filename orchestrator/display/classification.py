@@ -66,9 +66,9 @@ def _mistakes(names: Sequence[str], confusion: Matrix) -> Table:
     for head in ("label", "predicted"):
         table.add_column(head, overflow="fold")
     table.add_column("examples", justify="right")
-    for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True):
+    for row, column in (divmod(int(cell), len(names)) for cell in order):
         if wrong[row, column]:
-            table.add_row(Text(names[row]), Text(names[column]), count(wrong[row, column]))
+            table.add_row(Text(names[row]), Text(names[column]), count(float(wrong[row, column])))
     return table
 
 

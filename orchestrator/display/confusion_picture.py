@@ -51,7 +51,7 @@ def _shaded(shares: Matrix, cell: int) -> Pixels:
 
 
 def _write_numbers(matrix: Pixels, confusion: Matrix, shares: Matrix, cell: int) -> None:
-    cells = [(row, column, count(confusion[row, column])) for row, column in zip(*np.nonzero(confusion), strict=True)]
+    cells = [(row, column, count(float(confusion[row, column]))) for row, column in np.argwhere(confusion).tolist()]
     # the long numbers alone left out would make their cells look empty
     if _LETTER * max((len(text) for _, _, text in cells), default=0) > cell:
         return
