@@ -14,11 +14,19 @@ from modules.model_config import ModelConfig
 class Linear(nn.Linear):
     """nn.Linear with uninitialised weights; `initial_values` or a load provides all of them."""
 
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.adapter: nn.Module | None = None
+        """What is added to the outputs; see `modules/lora.py`."""
+
     def reset_parameters(self) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return self._adapted(x, linear(x, self.weight, self.bias))
+
+    def _adapted(self, x: Tensor, out: Tensor) -> Tensor:
+        return out if self.adapter is None else out + self.adapter(x)
 
 
 class Embedding(nn.Embedding):

@@ -13,6 +13,7 @@ from modules.cross_entropy import linear_cross_entropy, linear_cross_entropy_sta
 from modules.initial_values import initial_values
 from modules.layers import Embedding, dropout, feed_forward, norm
 from modules.linear import linear
+from modules.lora import LowRank, add_adapters
 from modules.model_config import ModelConfig
 from modules.rotary import Rotary
 
@@ -85,6 +86,8 @@ class GPT(nn.Module):
         tied: Any = self.token_embedding.weight
         weight = tied if config.tie_embeddings else nn.Parameter(torch.empty(num_rows, config.hidden_dim))
         self.head = OutputHead(weight, vocab_size)
+        if config.lora is not None:
+            add_adapters(self, config, config.lora)
 
     def forward(
         self,
@@ -132,9 +135,13 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 def decayed_parameter_names(model: nn.Module) -> set[str]:
     """Return the names of the matrices, found by module type because under ZeRO-3 every local parameter is flat."""
-    matrices = (nn.Linear, nn.Embedding, OutputHead)
-    modules = model.named_modules()
-    return {f"{name}.weight".removeprefix(".") for name, module in modules if isinstance(module, matrices)}
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding | OutputHead):
+            found.add(f"{name}.weight".removeprefix("."))
+        elif isinstance(module, LowRank):
+            found |= {f"{name}.{weight}".removeprefix(".") for weight, _ in module.named_parameters()}
+    return found
 
 
 @torch.no_grad()

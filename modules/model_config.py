@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from modules.config import Config, Identity, Input, LaterIdentity, Length, Small, Width, divisors
 
+ALL_LINEAR = "all-linear"
+"""Names all linear layers of a model's blocks."""
+
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 
 
@@ -32,7 +35,20 @@ class RopeScaling(Config):
         return self
 
 
-_NOT_OF_THE_SHAPE = ("path", "revision", "dropout")
+class LoraConfig(Config):
+    """Adapters of low rank beside linear layers, which are frozen (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: Identity[Annotated[int, Field(gt=0, le=2**16)]] = 16
+    """Inner width of an adapter."""
+    alpha: Identity[Positive] = 32.0
+    """What an adapter adds is multiplied by alpha / rank."""
+    dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    """Dropout probability of an adapter's input."""
+    target_layers: Identity[Annotated[tuple[str, ...], Field(min_length=1)]] = (ALL_LINEAR,)
+    """Adapted layers by their names in transformers, such as q_proj or c_attn; `all-linear` for all of the blocks."""
+
+
+_NOT_OF_THE_SHAPE = ("path", "revision", "dropout", "lora")
 
 
 class ModelConfig(Config):
@@ -74,6 +90,8 @@ class ModelConfig(Config):
     """The llama family's queries, keys and values have biases, as in Qwen 2; those of gpt2 always have."""
     query_key_norm: LaterIdentity[bool] = False
     """RMSNorm of each head's queries and keys, as in Qwen 3; for the llama family."""
+    lora: LoraConfig | None = None
+    """Adapters that are trained instead of the model at `path`; null trains all of it."""
 
     @model_validator(mode="after")
     def _revision_goes_with_path(self) -> Self:
@@ -105,7 +123,7 @@ class ModelConfig(Config):
         return self
 
     def of(self, path: str, revision: str | None, shape: "ModelConfig") -> "ModelConfig":
-        """Return the configuration for continuing a model of that shape; dropout, a setting of training, stays.
+        """Return the configuration for continuing a model of that shape; dropout and adapters stay what they are.
 
         Raises:
             ValueError: A line for each field that was given and is another in the shape.
@@ -118,7 +136,18 @@ class ModelConfig(Config):
         ]
         if others:
             raise ValueError("\n".join(others))
-        return shape.model_copy(update={"path": path, "revision": revision, "dropout": self.dropout})
+        own = {name: getattr(self, name) for name in _NOT_OF_THE_SHAPE}
+        return shape.model_copy(update={**own, "path": path, "revision": revision})
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether training draws dropout masks."""
+        return bool(self.dropout or (self.lora and self.lora.dropout))
+
+    @property
+    def without_adapters(self) -> "ModelConfig":
+        """The same model with its adapters merged into it."""
+        return self.model_copy(update={"lora": None})
 
     @property
     def width_per_head(self) -> int:

@@ -44,7 +44,9 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
         UserError, InputError: there is no such model, or it cannot be continued.
         ArtifactError: it is damaged.
     """
-    from modules.huggingface.weights import Weights  # imports torch, which only this case needs in the driver
+    # these import torch, which only this case needs in the driver
+    from modules.huggingface.weights import Weights
+    from modules.lora import check_target_layers
 
     assert config.path is not None
     found = find_model(config.path, config.revision)
@@ -62,6 +64,8 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
         shape = config.of(_path_for_workers(config.path, found), found.commit, stored)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if shape.lora is not None:
+        check_target_layers(shape, shape.lora)
     shape = shape.model_copy(update={"vocab_size": max(stored.vocab_size or 0, tokenizer.vocab_size)})
     settings = _tokenizer_config(tokenizer, found, needs_mask)
     return BaseModel(shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, _identity(config.path, found))

@@ -1,4 +1,7 @@
-"""The weights before the first step: made from the seed, or read from the model that the training continues."""
+"""The weights before the first step: made from the seed, or read from the model that the training continues.
+
+Frozen ones are never anything else, so they are read from there at every start.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,9 +23,8 @@ def first_weights(shapes: Shapes, model: ModelConfig, vocab_size: int, seed: int
     Raises:
         UserError, InputError: the model to continue is not where it was, or is another one.
     """
-    if model.path is None:
-        return InitialWeights(shapes, model, vocab_size, seed)
-    return BaseWeights(model, vocab_size)
+    made = InitialWeights(shapes, model, vocab_size, seed)
+    return made if model.path is None else BaseWeights(model, vocab_size, made)
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,26 @@ class InitialWeights:
 
 
 class BaseWeights:
-    """Weights of a published model or of a run of ours, read by ranges from where they lie."""
+    """Weights of a published model or of a run of ours, read by ranges from where they lie.
 
-    def __init__(self, model: ModelConfig, vocab_size: int) -> None:
+    Args:
+        made: Makes what that model has not, such as adapters; None if nothing else is requested.
+    """
+
+    def __init__(self, model: ModelConfig, vocab_size: int, made: StateReader | None = None) -> None:
         assert model.path is not None
+        self._made = made
         found = find_model(model.path, model.revision)
         self._weights = Weights(found.folder, read_config(found.folder), vocab_size)
         self._num_readers = found.num_readers
 
     def fill(self, wanted: Iterable[Fragment]) -> None:
         """Copy the weights that the fragments name into their views."""
-        ranges = (Range(item.parameter, item.start, item.stop, item.view.detach().view(-1)) for item in wanted)
+        own, others = [], []
+        for item in wanted:
+            (own if item.parameter in self._weights.shapes else others).append(item)
+        if others:
+            assert self._made is not None, f"{others[0].parameter} is not in the model at model.path"
+            self._made.fill(others)
+        ranges = (Range(item.parameter, item.start, item.stop, item.view.detach().view(-1)) for item in own)
         self._weights.fill(ranges, self._num_readers)

@@ -1,0 +1,149 @@
+"""Adapters of low rank beside frozen linear layers (Hu et al. 2021, "LoRA", arXiv 2106.09685).
+
+Our products of queries, keys and values, and of gate and up, are one layer each where `transformers` has three and two.
+An adapter of such a layer has parts, one for each adapted layer of `transformers`, and each with weights of its own.
+
+Shapes: I inputs, O outputs, R rank.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modules.errors import InputError
+from modules.huggingface.folder import stored
+from modules.layers import Linear
+from modules.linear import linear
+from modules.model_config import ALL_LINEAR, LoraConfig, ModelConfig
+
+_LAYERS = {
+    "gpt2": ("attention.qkv", "attention.projection", "mlp.up", "mlp.down"),
+    "llama": ("attention.qkv", "attention.projection", "mlp.gate_up", "mlp.down"),
+}
+_INPUT, _OUTPUT = "_a", "_b"
+"""Ends of the names of an adapter's two weights, A and B."""
+_ADAPTER = ".adapter."
+_OTHER_TRAINED = ("score.",)
+"""Begins the names of what is trained beside adapters."""
+
+
+class Part(NamedTuple):
+    """Rows [start, stop) of a linear layer of ours, which are a layer of its own in `transformers`."""
+
+    path: str
+    """The layer's name there, such as `model.layers.0.self_attn.q_proj`."""
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """The last word of its path, by which users know it."""
+        return self.path.rpartition(".")[2]
+
+
+class LowRank(nn.Module):
+    """What an adapter adds to the outputs of a linear layer: `scale * B A dropout(x)` for the rows of each part.
+
+    The weights are this module's own, not those of modules within it, so that ZeRO-3 gathers them for its `forward`.
+    All parts are computed together, as two products: the first with their A below one another, the second with their B
+    along a diagonal, where the rows of what is not adapted are empty.
+    """
+
+    def __init__(self, num_inputs: int, parts: Sequence[Part], adapted: Sequence[Part], config: LoraConfig) -> None:
+        super().__init__()
+        self.scale = config.alpha / config.rank
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        for part in adapted:
+            self.register_parameter(part.name + _INPUT, nn.Parameter(torch.empty(config.rank, num_inputs)))
+            self.register_parameter(part.name + _OUTPUT, nn.Parameter(torch.empty(part.stop - part.start, config.rank)))
+        self._rows = [(part.name if part in adapted else None, part.stop - part.start) for part in parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., O] for x [..., I]."""
+        names = [name for name, _ in self._rows if name is not None]
+        a = torch.cat([self.get_parameter(name + _INPUT) for name in names])
+        hidden = linear(self.dropout(x), a, None) * self.scale
+        b = [
+            a.new_empty(count, 0) if name is None else self.get_parameter(name + _OUTPUT) for name, count in self._rows
+        ]
+        return linear(hidden, torch.block_diag(*b), None)
+
+
+def add_adapters(model: nn.Module, config: ModelConfig, lora: LoraConfig) -> None:
+    """Add adapters to a model's blocks, uninitialised, and freeze everything that is not trained with them.
+
+    Raises:
+        InputError: `lora.target_layers` holds a name that no layer of the family has.
+    """
+    check_target_layers(config, lora)
+    for name, layer in list(model.named_modules()):
+        if name.startswith("blocks.") and isinstance(layer, Linear):
+            parts = parts_of(config, name, layer.out_features)
+            adapted = [part for part in parts if _is_adapted(part, lora)]
+            if adapted:
+                layer.adapter = LowRank(layer.in_features, parts, adapted, lora)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_trained(name))
+
+
+def is_trained(name: str) -> bool:
+    """Return whether a parameter of a model with adapters is trained."""
+    return is_adapter(name) or name.startswith(_OTHER_TRAINED)
+
+
+def is_adapter(name: str) -> bool:
+    """Return whether a parameter is one of an adapter's two weights."""
+    return _ADAPTER in name
+
+
+def begins_at_zero(name: str) -> bool:
+    """Return whether a parameter of an adapter is its B, with which it adds nothing before the first step."""
+    return name.endswith(_OUTPUT)
+
+
+def parts_of(config: ModelConfig, layer: str, num_rows: int) -> list[Part]:
+    """Return the parts of one of our linear layers, such as `blocks.0.attention.qkv`, which cover its rows."""
+    parts, start = [], 0
+    for tensor, count in stored(config, f"{layer}.weight", num_rows).tensors:
+        parts.append(Part(tensor.removesuffix(".weight"), start, start + count))
+        start += count
+    return parts
+
+
+def check_target_layers(config: ModelConfig, lora: LoraConfig) -> None:
+    """Raise InputError if a name among the target layers is that of no layer of this model."""
+    parts = list(_all_parts(config))
+    for target in lora.target_layers:
+        if target != ALL_LINEAR and not any(_has_name(part, target) for part in parts):
+            known = ", ".join(dict.fromkeys(part.name for part in parts))
+            raise InputError(
+                f"model.lora.target_layers={target}: this model has no linear layer of that name; there are {known}, "
+                f"and {ALL_LINEAR} for all"
+            )
+
+
+def _all_parts(config: ModelConfig) -> Iterator[Part]:
+    for number in range(config.num_layers):
+        for layer in _LAYERS[config.family]:
+            yield from parts_of(config, f"blocks.{number}.{layer}", 2)
+
+
+def _is_adapted(part: Part, lora: LoraConfig) -> bool:
+    return any(target == ALL_LINEAR or _has_name(part, target) for target in lora.target_layers)
+
+
+def _has_name(part: Part, target: str) -> bool:
+    """Return whether a name is the end of a layer's path, as PEFT reads its `target_modules`."""
+    return f".{part.path}".endswith(f".{target}")
+
+
+def weights_of(layer: str, part: Part) -> tuple[str, str]:
+    """Return the names of a part's A [R, I] and B [O, R], if it is adapted."""
+    return f"{layer}{_ADAPTER}{part.name}{_INPUT}", f"{layer}{_ADAPTER}{part.name}{_OUTPUT}"
+
+
+def merge(weight: Tensor, part: Part, a: Tensor, b: Tensor, scale: float) -> None:
+    """Add to a layer's weight [O, I], in place, what an adapter of a part adds to its outputs."""
+    weight[part.start : part.stop] += b @ a * scale
