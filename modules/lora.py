@@ -1,4 +1,4 @@
-"""Adapters of low rank beside frozen linear layers (Hu et al. 2021, "LoRA", arXiv 2106.09685).
+"""Adapters of low rank beside frozen linear layers (Hu et al. 2021, "LoRA", arXiv 2106.09685), and what goes with them.
 
 Our products of queries, keys and values, and of gate and up, are one layer each where `transformers` has three and two.
 An adapter of such a layer has parts, one for each adapted layer of `transformers`, and each with weights of its own.
@@ -6,7 +6,7 @@ An adapter of such a layer has parts, one for each adapted layer of `transformer
 Shapes: I inputs, O outputs, R rank.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from modules.huggingface.folder import stored
 from modules.layers import Linear
 from modules.linear import linear
 from modules.model_config import ALL_LINEAR, LoraConfig, ModelConfig
+from modules.token_rows import TrainedRows
 
 _LAYERS = {
     "gpt2": ("attention.qkv", "attention.projection", "mlp.up", "mlp.down"),
@@ -25,8 +26,11 @@ _LAYERS = {
 _INPUT, _OUTPUT = "_a", "_b"
 """Ends of the names of an adapter's two weights, A and B."""
 _ADAPTER = ".adapter."
+_VOCABULARY = ("token_embedding", "head")
+_ROWS = ".trained_rows"
+"""Ends the names of rows of the vocabulary that are trained."""
 _OTHER_TRAINED = ("score.",)
-"""Begins the names of what is trained beside adapters."""
+"""Begins the names of what else is trained beside adapters."""
 
 
 class Part(NamedTuple):
@@ -53,7 +57,7 @@ class LowRank(nn.Module):
 
     def __init__(self, num_inputs: int, parts: Sequence[Part], adapted: Sequence[Part], config: LoraConfig) -> None:
         super().__init__()
-        self.scale = config.alpha / config.rank
+        self.scale = config.scale
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         for part in adapted:
             self.register_parameter(part.name + _INPUT, nn.Parameter(torch.empty(config.rank, num_inputs)))
@@ -84,13 +88,25 @@ def add_adapters(model: nn.Module, config: ModelConfig, lora: LoraConfig) -> Non
             adapted = [part for part in parts if _is_adapted(part, lora)]
             if adapted:
                 layer.adapter = LowRank(layer.in_features, parts, adapted, lora)
+    if lora.trained_tokens:
+        _train_rows(model, config, lora.trained_tokens)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(name))
 
 
+def _train_rows(model: nn.Module, config: ModelConfig, tokens: Sequence[int]) -> None:
+    """Give the vocabulary rows of these tokens that are trained; tied weights share them."""
+    rows: nn.Parameter | None = None
+    for name, layer in model.named_modules():
+        if name in _VOCABULARY and isinstance(layer, TrainedRows):
+            if rows is None or not config.tie_embeddings:
+                rows = nn.Parameter(torch.empty(len(tokens), config.hidden_dim))
+            layer.train_rows(tokens, rows)
+
+
 def is_trained(name: str) -> bool:
     """Return whether a parameter of a model with adapters is trained."""
-    return is_adapter(name) or name.startswith(_OTHER_TRAINED)
+    return is_adapter(name) or name.endswith(_ROWS) or name.startswith(_OTHER_TRAINED)
 
 
 def is_adapter(name: str) -> bool:
@@ -144,6 +160,42 @@ def weights_of(layer: str, part: Part) -> tuple[str, str]:
     return f"{layer}{_ADAPTER}{part.name}{_INPUT}", f"{layer}{_ADAPTER}{part.name}{_OUTPUT}"
 
 
-def merge(weight: Tensor, part: Part, a: Tensor, b: Tensor, scale: float) -> None:
-    """Add to a layer's weight [O, I], in place, what an adapter of a part adds to its outputs."""
-    weight[part.start : part.stop] += b @ a * scale
+def trained_rows_of(vocabulary: str) -> str:
+    """Return the name of the trained rows of `token_embedding.weight` or `head.weight`."""
+    return vocabulary.removesuffix(".weight") + _ROWS
+
+
+def vocabulary_of(rows: str) -> str | None:
+    """Return the name of the weight that has these trained rows; None if it is the name of something else."""
+    return rows.removesuffix(_ROWS) + ".weight" if rows.endswith(_ROWS) else None
+
+
+def trained_beside(config: ModelConfig, name: str, num_rows: int) -> list[str]:
+    """Return the names of what may have been trained of a frozen parameter: adapters of its parts, rows of tokens."""
+    layer = name.removesuffix(".weight")
+    if layer == name:
+        return []
+    parts = parts_of(config, layer, num_rows)
+    return [trained_rows_of(name), *(other for part in parts for other in weights_of(layer, part))]
+
+
+def merge(
+    config: ModelConfig, name: str, weight: Tensor, trained: Mapping[str, Tensor], scale: float, tokens: Sequence[int]
+) -> None:
+    """Make a frozen parameter, in place, what it computes with what was trained beside it.
+
+    Args:
+        name: The parameter's.
+        weight: Its float32 values in their shape.
+        trained: What was trained, by the names of `trained_beside`; float32.
+        scale: What the product of an adapter's weights is multiplied by.
+        tokens: Those of the trained rows.
+    """
+    layer = name.removesuffix(".weight")
+    for part in parts_of(config, layer, len(weight)) if layer != name else []:
+        a, b = (trained.get(other) for other in weights_of(layer, part))
+        if a is not None and b is not None:
+            weight[part.start : part.stop] += b @ a * scale
+    rows = trained.get(trained_rows_of(name))
+    if rows is not None:
+        weight[list(tokens)] = rows

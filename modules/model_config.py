@@ -46,6 +46,13 @@ class LoraConfig(Config):
     """Dropout probability of an adapter's input."""
     target_layers: Identity[Annotated[tuple[str, ...], Field(min_length=1)]] = (ALL_LINEAR,)
     """Adapted layers by their names in transformers, such as q_proj or c_attn; `all-linear` for all of the blocks."""
+    trained_tokens: Identity[tuple[Annotated[int, Field(ge=0, lt=2**24)], ...]] = ()
+    """Numbers of tokens whose rows in the vocabulary are trained, too; those of new tokens always are."""
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's weights is multiplied by."""
+        return self.alpha / self.rank
 
 
 _NOT_OF_THE_SHAPE = ("path", "revision", "dropout", "lora")

@@ -66,7 +66,7 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
         raise ConfigError(str(error)) from None
     if shape.lora is not None:
         check_target_layers(shape, shape.lora)
-    shape = shape.model_copy(update={"vocab_size": max(stored.vocab_size or 0, tokenizer.vocab_size)})
+    shape = _with_rows_for(shape, stored.vocab_size or 0, tokenizer.vocab_size)
     settings = _tokenizer_config(tokenizer, found, needs_mask)
     return BaseModel(shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, _identity(config.path, found))
 
@@ -98,6 +98,19 @@ def kept_model(storage: Storage, name: str) -> KeptModel | None:
 def _path_for_workers(path: str, found: FoundModel) -> str:
     local = found.folder.storage.local_path(found.folder.name)
     return path if found.commit or local is None else str(local)
+
+
+def _with_rows_for(shape: ModelConfig, num_stored: int, num_tokens: int) -> ModelConfig:
+    """Return the shape with a row for each token; those that the model lacks are trained beside its adapters."""
+    shape = shape.model_copy(update={"vocab_size": max(num_stored, num_tokens)})
+    if shape.lora is None:
+        return shape
+    tokens = tuple(sorted({*shape.lora.trained_tokens, *range(num_stored, num_tokens)}))
+    if tokens and tokens[-1] >= max(num_stored, num_tokens):
+        raise InputError(
+            f"model.lora.trained_tokens={tokens[-1]}: the vocabulary ends at {max(num_stored, num_tokens) - 1}"
+        )
+    return shape.model_copy(update={"lora": shape.lora.model_copy(update={"trained_tokens": tokens})})
 
 
 def _verify(found: FoundModel) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from modules.config import OptimizerConfig
 from modules.errors import InputError
 from modules.initial_values import initial_values
-from modules.lora import Part, merge, parts_of, weights_of
+from modules.lora import merge
 from modules.model import GPT, initialize
 from modules.model_config import LoraConfig, ModelConfig
 from modules.optimizer import parameter_groups
@@ -72,14 +72,11 @@ def test_an_adapted_model_computes_what_it_does_with_its_adapters_merged(
     model = adapted(config, *targets).double()
     plain, merged = GPT(config, VOCAB).double(), GPT(config, VOCAB).double()
     weights = dict(model.named_parameters())
+    trained = {name: values.detach() for name, values in weights.items() if values.requires_grad}
     for other in (plain, merged):
         other.load_state_dict({name: weights[name] for name in other.state_dict() if name in weights}, strict=False)
     for name, parameter in merged.named_parameters():
-        layer = name.removesuffix(".weight")
-        for part in parts_of(config, layer, len(parameter)) if layer != name else []:
-            a, b = weights_of(layer, part)
-            if a in weights:
-                merge(parameter.detach(), part, weights[a].detach(), weights[b].detach(), scale=2.0)
+        merge(config, name, parameter.detach(), trained, 2.0, ())
     ids = torch.arange(24).view(2, 12)
     found, unadapted, expected = (one.head.logits(one(ids)) for one in (model, plain, merged))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
@@ -87,9 +84,10 @@ def test_an_adapted_model_computes_what_it_does_with_its_adapters_merged(
 
 
 def test_merging_adds_to_the_rows_of_its_part_alone() -> None:
-    weight, a, b = torch.zeros(5, 4), torch.ones(2, 4), torch.ones(3, 2)
-    merge(weight, Part("q_proj", 1, 4), a, b, 0.5)
-    assert weight.sum(1).tolist() == [0, 4, 4, 4, 0]
+    weight, layer = torch.zeros(64, 32), "blocks.0.attention.qkv"
+    trained = {f"{layer}.adapter.k_proj_a": torch.ones(2, 32), f"{layer}.adapter.k_proj_b": torch.ones(16, 2)}
+    merge(LLAMA, f"{layer}.weight", weight, trained, 0.5, ())
+    assert weight.sum(1).tolist() == [0] * 32 + [32] * 16 + [0] * 16
 
 
 def test_dropout_takes_inputs_of_the_adapter_and_none_of_the_frozen_layer() -> None:
@@ -139,3 +137,38 @@ def test_a_frozen_layer_keeps_no_input_for_the_backward_pass(autocast: bool) -> 
     out.float().sum().backward()
     assert x.grad is not None
     assert set(kept) <= {layer.weight.shape}
+
+
+TOKENS = (3, 41, 59)
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA])
+def test_trained_rows_compute_what_the_vocabulary_does_with_these_rows_in_it(config: ModelConfig) -> None:
+    lora = LoraConfig(rank=1, trained_tokens=TOKENS)
+    model = GPT(config.model_copy(update={"lora": lora}), VOCAB)
+    initialize(model, seed=1)
+    weights = {name: values.detach() for name, values in model.named_parameters()}
+    for name, values in weights.items():
+        if name.endswith("trained_rows"):
+            values.normal_()
+    plain = GPT(config, VOCAB)
+    for name, values in plain.named_parameters():
+        values.detach().copy_(weights[name])
+        merge(config, name, values.detach(), weights, lora.scale, TOKENS)
+    ids, targets = torch.randint(VOCAB, (2, 30)), torch.randint(VOCAB, (2, 30))
+    ids[0, :3] = targets[0, 3:6] = torch.tensor(TOKENS)
+    for one in (model, plain):
+        one.zero_grad()
+        one.head(one(ids), targets).backward()
+    found, expected = (one.head.logits(one(ids)) for one in (model, plain))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(model.head(model(ids), targets), plain.head(plain(ids), targets))
+    statistics = zip(
+        model.head.statistics(model(ids), targets), plain.head.statistics(plain(ids), targets), strict=True
+    )
+    assert all(torch.allclose(*pair) for pair in statistics)
+    named = dict(plain.named_parameters())
+    for name, values in model.named_parameters():
+        if name.endswith("trained_rows"):
+            grad = named[name.replace("trained_rows", "weight")].grad
+            torch.testing.assert_close(values.grad, grad[list(TOKENS)], rtol=1e-4, atol=1e-4)
