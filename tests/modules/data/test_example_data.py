@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from published_models import END, write_published
+from model_files import model_files
 
 from modules.data.example_data import ExampleData, ExampleSplit, write_examples
 from modules.data.pretrained_tokenizer import load_pretrained
@@ -16,10 +16,8 @@ LENGTH = 12
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("model") / "gpt2"
-    write_published(folder, "gpt2")
-    return {name: (folder / name).read_bytes() for name in ("tokenizer.json", "config.json")}
+def files() -> dict[str, bytes]:
+    return model_files("gpt2", eos_token="<|endoftext|>")
 
 
 def examples(number: int) -> list[Example]:
@@ -51,7 +49,7 @@ def test_examples_are_read_as_they_were_written(tmp_path: Path, files: dict[str,
         assert found.num_bytes is not None
         assert found.num_bytes.tolist() == [example.num_bytes for example in expected]
     assert len(data.splits["test"].offsets) == 1
-    assert data.tokenizer.end_token == END
+    assert data.tokenizer.end_token == "<|endoftext|>"
 
 
 def test_each_example_is_in_one_pack_which_is_not_too_long(tmp_path: Path, files: dict[str, bytes]) -> None:
