@@ -1,13 +1,13 @@
 """The weights before the first step: made from the seed, or read from the model that the training continues."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from modules.huggingface.folder import read_config
 from modules.huggingface.weights import Range, Weights
-from modules.initial_values import initial_values
+from modules.initial_values import SCORE, initial_values
 from modules.model_config import ModelConfig
 from orchestrator.artifacts.model_folders import find_model
 from orchestrator.checkpoints.parts import Shapes
@@ -22,7 +22,7 @@ def first_weights(shapes: Shapes, model: ModelConfig, vocab_size: int, seed: int
     """
     if model.path is None:
         return InitialWeights(shapes, model, vocab_size, seed)
-    return BaseWeights(model, vocab_size)
+    return BaseWeights(shapes, model, vocab_size, seed)
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,28 @@ class InitialWeights:
 
 
 class BaseWeights:
-    """Weights of a published model or of a run of ours, read by ranges from where they lie."""
+    """Weights of a published model or of a run of ours, read by ranges from where they lie.
 
-    def __init__(self, model: ModelConfig, vocab_size: int) -> None:
+    The score of a classifier that the model is not yet, or with other labels, is made from the seed.
+    """
+
+    def __init__(self, shapes: Shapes, model: ModelConfig, vocab_size: int, seed: int) -> None:
         assert model.path is not None
         found = find_model(model.path, model.revision)
-        self._weights = Weights(found.folder, read_config(found.folder), vocab_size)
+        stored = read_config(found.folder)
+        self._begins_score = model.classifier is not None and model.classifier != stored.classifier
+        self._weights = Weights(found.folder, stored, vocab_size, reads_head=not self._begins_score)
         self._num_readers = found.num_readers
+        self._initial = InitialWeights(shapes, model, vocab_size, seed)
 
     def fill(self, wanted: Iterable[Fragment]) -> None:
         """Copy the weights that the fragments name into their views."""
-        ranges = (Range(item.parameter, item.start, item.stop, item.view.detach().view(-1)) for item in wanted)
-        self._weights.fill(ranges, self._num_readers)
+        self._weights.fill(self._stored(wanted), self._num_readers)
+
+    def _stored(self, wanted: Iterable[Fragment]) -> Iterator[Range]:
+        """Yield the ranges that are read, and fill those of a score that begins anew."""
+        for item in wanted:
+            if self._begins_score and item.parameter == SCORE:
+                self._initial.fill([item])
+            else:
+                yield Range(item.parameter, item.start, item.stop, item.view.detach().view(-1))
