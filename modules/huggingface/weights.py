@@ -220,14 +220,22 @@ def num_parameters(config: ModelConfig, vocab_size: int) -> int:
     return sum(math.prod((vocab_size, *shape[1:]) if name in VOCABULARY else shape) for name, shape in shapes)
 
 
-def load_huggingface(folder: ModelFolder, device: torch.device | str = "cpu", num_readers: int = 1) -> GPT:
+def load_huggingface(
+    folder: ModelFolder, device: torch.device | str = "cpu", num_readers: int = 1, vocab_size: int | None = None
+) -> GPT:
     """Return a float32 model with the weights of a Hugging Face folder.
+
+    Args:
+        folder: The files.
+        device: Where the model is made.
+        num_readers: Requests at a time.
+        vocab_size: Number of tokens, if it is larger than the model's; see `Weights`.
 
     Raises:
         InputError: A file or tensor is missing, unreadable or of another shape; the message names it.
     """
     config = read_config(folder)
-    weights = Weights(folder, config)
+    weights = Weights(folder, config, vocab_size)
     with torch.device(device):
         model = GPT(config, weights.vocab_size)
     parameters = model.named_parameters()
