@@ -161,6 +161,7 @@ def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mappi
         dtype=dtype,
         is_rounded=dtype not in ("float32", dtype_of(ModelFilesConfig(), recipe)),
         recipe=recipe,
+        num_tokens=source.checkpoint.progress.tokens,
         data=source.data,
         # a run's last figures may hold the loss of an objective that a phase before this step had
         metrics={**_named(source.checkpoint.progress.metrics, "train/"), **_named(source.validation, "val/")},

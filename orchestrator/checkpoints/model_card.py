@@ -88,6 +88,8 @@ class Card:
     """Whether the weights have less precision than those of the training, on which the figures were measured."""
     recipe: Mapping[str, Any]
     """What decided the weights, without secrets."""
+    num_tokens: int
+    """Tokens that the training has read up to this step."""
     data: DataFacts | None
     metrics: Mapping[str, float]
     """Figures after `step`; those that are not known here have no line."""
@@ -182,8 +184,14 @@ def _data(data: DataFacts) -> dict[str, str]:
     rows = {"source": sources[data.source], "revision": data.revision or ""}
     for split, label in (("train", "trained on"), ("val", "held out")):
         if data.num_tokens.get(split):
-            rows[label] = f"{data.num_tokens[split]:,} tokens of {data.num_bytes[split]:,} bytes of text"
+            rows[label] = f"{data.num_tokens[split]:,} tokens of {_amount(data, split)}"
     return {**rows, "fingerprint": f"`{data.name.rpartition('-')[2]}`"}
+
+
+def _amount(data: DataFacts, split: str) -> str:
+    if split in data.num_examples:
+        return f"{data.num_examples[split]:,} examples"
+    return f"{data.num_bytes[split]:,} bytes of text"
 
 
 def _training(card: Card) -> dict[str, str]:
@@ -191,13 +199,15 @@ def _training(card: Card) -> dict[str, str]:
     rows = {
         "continued from": _base(recipe.get("base_model", {})),
         "objective": _phases(recipe.get("objective", {}).get("phases", ())),
+        "task": _task(recipe.get("task", {})),
+        "method": _method(recipe.get("model", {}).get("lora")),
     }
     if training:
         batch, length = training["global_batch_size"], training["sequence_length"]
         rows |= {
             "steps": f"{card.step:,} of {training['num_steps']:,}",
-            "batch": f"{batch:,} sequences of {length:,} tokens",
-            "tokens seen": f"{card.step * batch * length:,}",
+            "batch": f"{batch:,} sequences of {'at most ' if 'task' in recipe else ''}{length:,} tokens",
+            "tokens seen": f"{card.num_tokens:,}",
             "precision": training["precision"],
             "attention": "within each document" if training.get("attention_scope") == "document" else "",
         }
@@ -212,6 +222,17 @@ def _base(identity: Mapping[str, Any]) -> str:
     if "committed" in identity:
         return f"a model of this program, whose manifest has the digest {identity['committed']}"
     return ", ".join(f"{file} ({version})" for file, version in identity.get("files", ()))
+
+
+def _task(settings: Mapping[str, Any]) -> str:
+    shown = [f"{name} {value!r}" for name, value in settings.items() if name != "name" and value not in (None, [], "")]
+    return f"{settings['name']}: {', '.join(shown)}" if settings else ""
+
+
+def _method(lora: Mapping[str, Any] | None) -> str:
+    if lora is None:
+        return ""
+    return f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, on {', '.join(lora['target_layers'])}; merged"
 
 
 def _phases(phases: Sequence[Mapping[str, Any]]) -> str:
