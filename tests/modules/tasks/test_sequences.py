@@ -1,5 +1,6 @@
 """The builder of sequences: begin and end tokens, borders, cuts that keep labels, and bytes of text."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_windows_predict_every_token_but_the_first_once_and_count_every_byte_onc
     whole = [*made.begin_ids, *tokenizer.encode(text), tokenizer.end_of_text_id]
     assert [number for window in windows for number in targets(window)] == whole[1:]
     assert all(2 <= len(window.ids) <= length for window in windows)
-    assert all(later.ids[0] == before.ids[-1] for before, later in zip(windows, windows[1:], strict=False))
+    assert all(later.ids[0] == before.ids[-1] for before, later in pairwise(windows))
     assert made.tally.num("split") == (len(windows) > 1)
     first = {"gpt2": len("To"), "unigram": len("")}.get(kind, 0)  # the first token is predicted from nothing
     assert [made.tokenizer.token_of(whole[0])] == {"gpt2": ["To"], "unigram": ["▁"]}.get(kind, [tokenizer.begin_token])
