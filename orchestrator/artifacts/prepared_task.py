@@ -27,7 +27,7 @@ from orchestrator.artifacts.prepared_data import remedy, with_commit
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.split_files import find_split_files
 from orchestrator.artifacts.staging import staging_folder
-from orchestrator.storage.input_files import find_files
+from orchestrator.artifacts.template_file import read_template
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
@@ -125,13 +125,10 @@ def _with_chat_files(request: TaskRequest) -> TaskRequest:
     """Return the request with the files of a model that knows the conversation's template and control tokens."""
     if not isinstance(request.task, DialogueConfig):
         return request
-    from modules.tasks.chat_files import chat_files
+    from modules.tasks.chat_files import SETTING, chat_files
 
-    template = None
-    if request.task.chat_template is not None:
-        (file,) = find_files([request.task.chat_template])
-        with file.open() as stream:
-            template = stream.read().decode()
+    path = request.task.chat_template
+    template = None if path is None else read_template(path, SETTING)
     files = chat_files(request.files, request.task, template)
     return TaskRequest(request.task, request.data, files, request.sequence_length)
 
