@@ -51,11 +51,10 @@ def save_huggingface(
         InputError: A weight is beyond the range of `dtype`.
         OSError: The disk is full, or refuses the files.
     """
-    tokens = {"bos_token_id": begin_id, "eos_token_id": end_ids[0] if len(end_ids) == 1 else list(end_ids) or None}
+    tokens = {"bos_token_id": begin_id, "eos_token_id": _one_or_all(end_ids)}
     type_name = str(dtype).removeprefix("torch.")
     _write_json(folder / CONFIG, {**to_huggingface(config, vocab_size), **tokens, "dtype": type_name})
-    known = {name: value for name, value in {**tokens, "pad_token_id": padding_id}.items() if value is not None}
-    _write_json(folder / GENERATION_CONFIG, known)
+    save_generation_config(folder, end_ids, begin_id, padding_id)
     shards = shards_of(config, vocab_size, dtype, max_shard_bytes)
     given = (item for item in tensors if item[0] != "head.weight" or not config.tie_embeddings)
     weight_map, num_bytes = {}, 0
@@ -68,6 +67,16 @@ def save_huggingface(
         del shard
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
+
+
+def save_generation_config(folder: Path, end_ids: Sequence[int], begin_id: int | None, padding_id: int | None) -> None:
+    """Write generation_config.json; the arguments are those of `save_huggingface`."""
+    tokens = {"bos_token_id": begin_id, "eos_token_id": _one_or_all(end_ids), "pad_token_id": padding_id}
+    _write_json(folder / GENERATION_CONFIG, {name: value for name, value in tokens.items() if value is not None})
+
+
+def _one_or_all(ids: Sequence[int]) -> int | list[int] | None:
+    return ids[0] if len(ids) == 1 else list(ids) or None
 
 
 def shards_of(config: ModelConfig, vocab_size: int, dtype: torch.dtype, max_bytes: int) -> list[list[str]]:

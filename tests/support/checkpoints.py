@@ -49,10 +49,14 @@ def begin_run(root: Path, model: Mapping[str, Any], num_steps: int = 20, **train
     return Storage(str(root / "outputs"))
 
 
-def continue_model(root: Path, base: Path, model: GPT) -> Storage:
-    """Begin the run `tiny` that continues a model folder, and commit a checkpoint of it, without training it."""
+def continue_model(root: Path, base: Path, model: GPT, lora: Mapping[str, Any] | None = None) -> Storage:
+    """Begin the run `tiny` that continues a model folder, and commit a checkpoint of it, without training it.
+
+    Args:
+        lora: The adapters in `model`, if it has any.
+    """
     storage = Storage(str(root / "outputs"))
-    found = open_base_model(ModelConfig(path=str(base)), needs_mask=False)
+    found = open_base_model(ModelConfig.model_validate({"path": str(base), "lora": lora}), needs_mask=False)
     text = write_text(root / "text.txt", 500)
     config = PretrainConfig(
         run=RunConfig(name="tiny"),
@@ -83,8 +87,8 @@ def random_model(shape: Mapping[str, Any]) -> GPT:
 def write_checkpoint(
     storage: Storage, step: int, model: GPT, num_ranks: int = 1, metrics: Mapping[str, float] | None = None
 ) -> None:
-    """Commit a checkpoint of the run `tiny` in which each rank has saved a range of each parameter, and moments."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """Commit a checkpoint of the run `tiny`: each rank has saved a range of each trained parameter, and moments."""
+    parameters = {name: values.detach() for name, values in model.named_parameters() if values.requires_grad}
     for rank in range(num_ranks):
         snapshot = Snapshot.of(
             fragment for name, values in parameters.items() for fragment in _owned(name, values, rank, num_ranks)
