@@ -23,6 +23,7 @@ def prepare_for_inference(model: GPT, dtype: torch.dtype | None = None, *, prepa
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):
+                assert child.adapter is None, f"{name} has an adapter, which must be merged before"
                 module.add_module(name, PreparedLinear(child.weight, child.bias, dtype, prepack))
     model.add_module("head", PreparedHead(model.head, dtype, prepack))
 

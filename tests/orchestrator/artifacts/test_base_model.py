@@ -9,7 +9,7 @@ import pytest
 from published_models import write_published
 
 from modules.errors import InputError
-from modules.model_config import ModelConfig
+from modules.model_config import LoraConfig, ModelConfig
 from orchestrator.artifacts.base_model import open_base_model
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.store import Storage
@@ -122,3 +122,19 @@ def test_a_mask_token_is_added_after_the_highest_in_rows_of_padding_where_there_
     assert masked.tokenizer.mask_id == plain.tokenizer.vocab_size
     assert masked.tokenizer_config.added_tokens == "mask"
     assert masked.config.vocab_size == plain.config.vocab_size + grown
+
+
+def test_an_unknown_layer_and_a_token_beyond_the_vocabulary_are_refused_before_anything_is_written(
+    folder: Path,
+) -> None:
+    with pytest.raises(InputError, match=r"target_layers=query: .* there are q_proj, .*, and all-linear for all"):
+        opened(folder, lora=LoraConfig(target_layers=("q_proj", "query")))
+    with pytest.raises(InputError, match="trained_tokens=299: the vocabulary ends at 298"):
+        opened(folder, lora=LoraConfig(trained_tokens=(4, 299)))
+
+
+def test_the_row_of_a_token_that_is_new_is_trained_beside_adapters(folder: Path) -> None:
+    lora = LoraConfig(trained_tokens=(7, 4))
+    assert opened(folder, lora=lora).config.lora.trained_tokens == (4, 7)
+    assert opened(folder, lora=lora, needs_mask=True).config.lora.trained_tokens == (4, 7, 299)
+    assert opened(folder, needs_mask=True).config.lora is None
