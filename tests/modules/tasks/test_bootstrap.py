@@ -13,7 +13,8 @@ from modules.tasks import text_scores
 from modules.tasks.bootstrap import paired_bootstrap
 from modules.tasks.text_scores import TextScores
 
-WORDS = "the cat sat on a mat while dogs ran over green hills and 3.5 birds sang, softly".split()
+LINE = "the cat sat on a mat while dogs ran over green hills and 3.5 birds sang, softly"
+WORDS = LINE.split()
 
 
 def texts(number: int, seed: int) -> list[str]:
@@ -62,9 +63,8 @@ def test_an_interval_of_accuracy_is_that_of_a_plain_loop() -> None:
     right = [(generator.random(60) < share).astype(float) for share in (0.8, 0.6)]
     pair = tuple(lambda weights, mine=mine: float(weights @ mine / weights.sum()) for mine in right)
     ours = paired_bootstrap({"accuracy": pair}, 60, 300, seed=7)["accuracy"]  # type: ignore[dict-item]
-    drawn, differences = np.random.default_rng(7), []
-    for places in drawn.choice(60, size=(300, 60)):
-        differences.append(np.mean([right[0][n] for n in places]) - np.mean([right[1][n] for n in places]))
+    drawn = np.random.default_rng(7).choice(60, size=(300, 60))
+    differences = [np.mean([right[0][n] for n in places]) - np.mean([right[1][n] for n in places]) for places in drawn]
     assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-12)
     assert ours.difference == pytest.approx(right[0].mean() - right[1].mean())
     assert ours.is_sure == (ours.low > 0)
