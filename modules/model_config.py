@@ -36,8 +36,8 @@ class RopeScaling(Config):
 class ClassifierConfig(Config):
     """A model that tells which of several labels a text has, instead of which token comes next."""
 
-    labels: Identity[Annotated[tuple[str, ...], Field(min_length=2, max_length=2**20)]]
-    """Names of the classes, by their numbers."""
+    labels: Identity[Annotated[tuple[str, ...], Field(min_length=2, max_length=4096)]]
+    """Names of the classes, by their numbers; their number is squared in the confusion matrix."""
     attention: Identity[Literal["causal", "bidirectional"]] = "causal"
     """`causal` classifies by the hidden state of a text's last token, `bidirectional` by the mean over its tokens."""
 

@@ -20,9 +20,13 @@ _FIGURES = {
     "val/bits_per_byte": "held-out text: bits per byte",
     "val/loss_mlm": "held-out text: nats per masked token",
     "val/mlm_accuracy": "held-out text: share of masked tokens that are predicted",
+    "val/macro_f1": "held-out examples: mean F1 of all labels",
+    "val/accuracy": "held-out examples: share that is classified rightly",
+    "val/loss_classification": "held-out examples: nats per example, by the weights of its label",
     "train/loss": "training loss: the weighted sum of the objectives",
     "train/loss_clm": "training loss: nats per token, predicting the next one",
     "train/loss_mlm": "training loss: nats per masked token",
+    "train/loss_classification": "training loss: nats per example, by the weights of its label",
 }
 _PROMPT_TOKENS = 17
 """Most tokens of the prompt below: one for each letter, and one before them."""

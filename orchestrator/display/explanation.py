@@ -5,8 +5,6 @@ Shapes: T positions, H heads, L layers.
 
 import base64
 import json
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,11 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.display.pictures import BLUE, WHITE, png
 from orchestrator.display.terminal import new_console, new_table, printable
 
 _PAGE = Path(__file__).with_name("explanation.html")
 _NUM_SHOWN = 3
-_WHITE, _BLUE = np.array([255.0, 255.0, 255.0]), np.array([8.0, 48.0, 107.0])
 _HEAD_PIXELS = 160
 _GAP_PIXELS = 4
 
@@ -83,8 +81,8 @@ def layer_picture(attention: NDArray[np.float32]) -> bytes:
         row, column = divmod(head, num_columns)
         top, left = row * side + _GAP_PIXELS, column * side + _GAP_PIXELS
         shade = np.kron(weights, np.ones((scale, scale)))[..., None]
-        pixels[top : top + scale * length, left : left + scale * length] = (1 - shade) * _WHITE + shade * _BLUE
-    return _png(np.rint(pixels).astype(np.uint8))
+        pixels[top : top + scale * length, left : left + scale * length] = (1 - shade) * WHITE + shade * BLUE
+    return png(np.rint(pixels).astype(np.uint8))
 
 
 def _listed(tokens: Sequence[tuple[str, float]]) -> str:
@@ -93,20 +91,3 @@ def _listed(tokens: Sequence[tuple[str, float]]) -> str:
 
 def _visible(token: str) -> str:
     return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return a PNG of RGB pixels [height, width, 3] (W3C, Portable Network Graphics, 2003)."""
-    height, width, _ = pixels.shape
-    # each row begins with the number of its filter, 0 for none
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
-        b"IDAT": zlib.compress(rows.tobytes()),
-        b"IEND": b"",
-    }
-    parts = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

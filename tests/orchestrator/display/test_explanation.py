@@ -3,12 +3,10 @@
 import base64
 import json
 import re
-import struct
-import zlib
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from png_pixels import pixels_of
 
 from orchestrator.display.explanation import ShownExplanation, explanation_page, layer_picture, show_explanation
 
@@ -46,24 +44,6 @@ def test_the_table_says_what_follows_and_what_is_looked_at(
     said = capsys.readouterr().out
     assert "␣end 50%  ! 25%" in said
     assert "The 100%" in said
-
-
-def pixels_of(png: bytes) -> NDArray[np.uint8]:
-    """Return the pixels of a PNG without filters, after its chunks' sums have been checked."""
-    assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    chunks, start = {}, 8
-    while start < len(png):
-        (size,) = struct.unpack_from(">I", png, start)
-        kind, data = png[start + 4 : start + 8], png[start + 8 : start + 8 + size]
-        assert struct.unpack_from(">I", png, start + 8 + size) == (zlib.crc32(kind + data),)
-        chunks[kind] = data
-        start += 12 + size
-    assert list(chunks) == [b"IHDR", b"IDAT", b"IEND"]
-    width, height, *form = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    assert form == [8, 2, 0, 0, 0]
-    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, 1 + 3 * width)
-    assert not rows[:, 0].any()
-    return rows[:, 1:].reshape(height, width, 3)
 
 
 def test_a_picture_shows_each_head_in_its_place(explanation: ShownExplanation) -> None:
