@@ -82,7 +82,7 @@ class QueryKeyValue(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.bias.chunk(3)
-        return linear(x, self.weight, torch.cat([query, key.detach(), value]))
+        return self._adapted(x, linear(x, self.weight, torch.cat([query, key.detach(), value])))
 
 
 class DotProduct(nn.Module):

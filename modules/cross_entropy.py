@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from modules.linear import product
+from modules.token_rows import TokenRows
 
 # On CPU, the logits of a chunk must fit in the cache and stay below the size from which malloc maps fresh pages each
 # time: chunks of 2^22 took two thirds of the time of 2^24 (8,192 tokens of vocabulary). A GPU needs large products.
@@ -20,7 +21,12 @@ _MIN_CHUNK_ROWS = 256
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, chunk_size: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    chunk_size: int | None = None,
+    own: TokenRows | None = None,
 ) -> Tensor:
     """Return the sum of `-log softmax(hidden @ weight.T)[targets]`, with the memory of a few chunks of logits.
 
@@ -34,6 +40,7 @@ def linear_cross_entropy(
         targets: [N], int64, each below `vocab_size`.
         vocab_size: Number of rows of `weight` that belong to tokens.
         chunk_size: Rows of `hidden` in a chunk; None chooses by the size of the vocabulary and the device.
+        own: Rows that are taken instead of those in `weight`.
 
     Returns:
         The summed loss in nats, float32 (float64 for float64 input), a scalar; 0 without targets.
@@ -42,13 +49,20 @@ def linear_cross_entropy(
     """
     rows = chunk_size or chunk_rows(len(weight), weight.device.type)
     if not torch.is_grad_enabled():
-        return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows)[0]
-    return _LinearCrossEntropy.apply(hidden, weight, targets, vocab_size, rows, _compute_dtype(hidden))
+        return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows, own)[0]
+    tokens, token_rows = (None, None) if own is None else own
+    dtype = _compute_dtype(hidden)
+    return _LinearCrossEntropy.apply(hidden, weight, token_rows, tokens, targets, vocab_size, rows, dtype)
 
 
 @torch.no_grad()
 def linear_cross_entropy_stats(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, chunk_size: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    chunk_size: int | None = None,
+    own: TokenRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss in nats (float32) and the number of targets that are the most likely token (int64).
 
@@ -59,7 +73,8 @@ def linear_cross_entropy_stats(
     sum_loss = torch.zeros((), dtype=_sum_dtype(dtype), device=hidden.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
-        for chunk, _, log_probs in _chunks(hidden.to(dtype), weight.to(dtype), vocab_size, rows):
+        own = _converted(own, dtype)
+        for chunk, _, log_probs in _chunks(hidden.to(dtype), weight.to(dtype), own, vocab_size, rows):
             index = targets[chunk, None]
             sum_loss -= log_probs.gather(1, index).sum()
             num_correct += (log_probs.argmax(-1, keepdim=True) == index).sum()
@@ -94,7 +109,13 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(hidden: Tensor, weight: Tensor, vocab_size: int, rows: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _converted(own: TokenRows | None, dtype: torch.dtype) -> TokenRows | None:
+    return None if own is None else TokenRows(own.tokens, own.rows.detach().to(dtype))
+
+
+def _chunks(
+    hidden: Tensor, weight: Tensor, own: TokenRows | None, vocab_size: int, rows: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield (rows, logits [C, V], log probabilities [C, V]); the next chunk overwrites the log probabilities.
 
     They share one buffer because on CPU fresh pages for every chunk cost four times the softmax itself (measured).
@@ -107,6 +128,8 @@ def _chunks(hidden: Tensor, weight: Tensor, vocab_size: int, rows: int) -> Itera
     for start in range(0, len(hidden), rows):
         chunk = slice(start, min(start + rows, len(hidden)))
         logits = product(hidden[chunk], weight.t())
+        if own is not None:
+            logits[:, own.tokens] = product(hidden[chunk], own.rows.t())
         logits[:, vocab_size:] = float("-inf")
         log_probs = buffer[: len(logits)]
         torch.log_softmax(logits, -1, dtype=log_probs.dtype, out=log_probs)
@@ -116,12 +139,27 @@ def _chunks(hidden: Tensor, weight: Tensor, vocab_size: int, rows: int) -> Itera
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, rows: int, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        token_rows: Tensor | None,
+        tokens: Tensor | None,
+        targets: Tensor,
+        vocab_size: int,
+        rows: int,
+        dtype: torch.dtype,
     ) -> Tensor:
-        ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
+        ctx.dtypes = [tensor.dtype if tensor is not None else None for tensor in (hidden, weight, token_rows)]
+        own = None if tokens is None or token_rows is None else TokenRows(tokens, token_rows)
         with torch.autocast(hidden.device.type, enabled=False):
             loss, *grads = _loss_and_gradients(
-                hidden.to(dtype), weight.to(dtype), targets, vocab_size, rows, *ctx.needs_input_grad[:2]
+                hidden.to(dtype),
+                weight.to(dtype),
+                _converted(own, dtype),
+                targets,
+                vocab_size,
+                rows,
+                *ctx.needs_input_grad[:2],
             )
         ctx.save_for_backward(*grads)
         return loss
@@ -129,35 +167,48 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, weight_grad = ctx.saved_tensors
-        if hidden_grad is not None:
-            hidden_grad = (hidden_grad.to(loss_grad.dtype) * loss_grad).to(ctx.hidden_dtype)
-        if weight_grad is not None:
-            weight_grad = (weight_grad * loss_grad).to(ctx.weight_dtype)
-        return hidden_grad, weight_grad, None, None, None, None
+        grads = (
+            None if grad is None else (grad.to(loss_grad.dtype) * loss_grad).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *grads, None, None, None, None, None
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, rows: int, wants_hidden: bool, wants_weight: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the summed loss and its gradients.
+    hidden: Tensor,
+    weight: Tensor,
+    own: TokenRows | None,
+    targets: Tensor,
+    vocab_size: int,
+    rows: int,
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the summed loss and its gradients by `hidden`, `weight` and the rows in `own`.
 
     The gradients are scaled only in the backward pass: scaling here would lose small values in half precision.
     """
     sum_loss = torch.zeros((), dtype=_sum_dtype(hidden.dtype), device=hidden.device)
     hidden_grad = torch.empty_like(hidden) if wants_hidden else None
     weight_grad = weight.new_zeros(weight.shape) if wants_weight and not len(hidden) else None
-    for chunk, logits, log_probs in _chunks(hidden, weight, vocab_size, rows):
+    own_grad = None if own is None else own.rows.new_zeros(own.rows.shape, dtype=sum_loss.dtype)
+    for chunk, logits, log_probs in _chunks(hidden, weight, own, vocab_size, rows):
         index = targets[chunk, None]
         sum_loss -= log_probs.gather(1, index).sum()
         probs = log_probs.exp_()
         probs.scatter_add_(1, index, probs.new_full((), -1.0).expand(index.shape))
         grad = probs if probs.dtype == logits.dtype else logits.copy_(probs)
+        if own is not None:
+            outer = grad[:, own.tokens]
+            own_grad = _add_product(own_grad, outer.t(), hidden[chunk])
+            grad[:, own.tokens] = 0  # the rows in the weight are not used
         if hidden_grad is not None:
             hidden_grad[chunk] = product(grad, weight)
+            if own is not None:
+                hidden_grad[chunk] += product(outer, own.rows)
         if wants_weight:
             weight_grad = _add_product(weight_grad, grad.t(), hidden[chunk])
-    return sum_loss, hidden_grad, weight_grad
+    return sum_loss, hidden_grad, weight_grad, own_grad
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

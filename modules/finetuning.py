@@ -17,7 +17,7 @@ from modules.data.tokenizer import Tokenizer
 from modules.losses import LossSum
 from modules.model import GPT
 from modules.tasks.class_weights import class_weights
-from modules.tasks.classification_metrics import classification_metrics
+from modules.tasks.classification_metrics import validation_metrics
 from modules.tasks.settings import ClassificationConfig, TaskConfig
 
 
@@ -123,7 +123,7 @@ class LabelFinetuning(TokenFinetuning):
         return classification_sums(model, batch) * (not batch["is_repeat"])
 
     def validation_metrics(self, sums: Tensor) -> dict[str, float]:
-        return classification_metrics(sums.cpu().numpy(), self._data.labels)
+        return validation_metrics(sums.cpu())
 
     def prompts(self, number: int) -> Sequence[Sequence[int]]:
         return []

@@ -73,7 +73,7 @@ class GPTModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         micro = batch_idx % self.accumulation_steps
-        if self.model_config.dropout:
+        if self.model_config.draws_masks:
             # the seed is a function of the step, so a resumed run draws the same masks without stored generator states
             torch.manual_seed(hash((hash((self.seed, self.share.rank)), self.step, micro)))
         if micro == 0:

@@ -9,23 +9,40 @@ from torch import Tensor, nn
 
 from modules.linear import linear
 from modules.model_config import ModelConfig
+from modules.token_rows import TrainedRows, embedded
 
 
 class Linear(nn.Linear):
     """nn.Linear with uninitialised weights; `initial_values` or a load provides all of them."""
 
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.adapter: nn.Module | None = None
+        """What is added to the outputs; see `modules/lora.py`."""
+
     def reset_parameters(self) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return self._adapted(x, linear(x, self.weight, self.bias))
+
+    def _adapted(self, x: Tensor, out: Tensor) -> Tensor:
+        return out if self.adapter is None else out + self.adapter(x)
 
 
-class Embedding(nn.Embedding):
+class Embedding(TrainedRows, nn.Embedding):
     """nn.Embedding with uninitialised weights; `initial_values` or a load provides all of them."""
+
+    def __init__(self, num_rows: int, width: int) -> None:
+        super().__init__(num_rows, width)
+        self.trained_rows = None
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, as nn.Embedding names it
+        x, own = super().forward(input), self.token_rows(input.device)
+        return x if own is None else embedded(input, x, own)
 
 
 class RMSNorm(nn.Module):

@@ -99,9 +99,9 @@ class _AutocastLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         rounded = x.to(dtype)
-        # the parameter itself, as below
-        ctx.save_for_backward(rounded, weight)
-        ctx.x_dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
+        # the parameter itself, as below, and no input of a frozen one
+        ctx.save_for_backward(rounded if ctx.needs_input_grad[1] else None, weight)
+        ctx.dtype, ctx.x_dtype, ctx.bias_dtype = dtype, x.dtype, None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
             # `F.linear` is DeepSpeed's under ZeRO-3
             return torch.ops.aten.linear(rounded, weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -113,7 +113,7 @@ class _AutocastLinear(torch.autograd.Function):
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         rows = out_grad.flatten(0, -2)
         return (
-            (out_grad @ weight.to(x.dtype)).to(ctx.x_dtype) if wants_x else None,
+            (out_grad @ weight.to(ctx.dtype)).to(ctx.x_dtype) if wants_x else None,
             (rows.t() @ x.flatten(0, -2)).to(weight.dtype) if wants_weight else None,
             rows.sum(0, dtype=ctx.bias_dtype) if wants_bias else None,
             None,
@@ -124,7 +124,8 @@ class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Save the parameter itself, not a view: ZeRO-3 frees its memory and gathers it again for the backward pass.
-        ctx.save_for_backward(x, weight)
+        # The input is needed for the weight's gradient alone, so that of a frozen layer is let go.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _onednn(x, weight, bias)
 
     @staticmethod

@@ -15,8 +15,10 @@ from modules.cross_entropy import linear_cross_entropy, linear_cross_entropy_sta
 from modules.initial_values import initial_values
 from modules.layers import Embedding, Linear, dropout, feed_forward, norm
 from modules.linear import linear
+from modules.lora import LowRank, add_adapters
 from modules.model_config import ModelConfig
 from modules.rotary import Rotary
+from modules.token_rows import TrainedRows
 
 _VOCAB_MULTIPLE = 64
 
@@ -45,22 +47,25 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
-class OutputHead(nn.Module):
+class OutputHead(TrainedRows):
     """Map from hidden states to the loss or to logits. It owns its weight, so that ZeRO-3 gathers it for `forward`."""
 
     def __init__(self, weight: nn.Parameter, vocab_size: int) -> None:
         super().__init__()
         self.weight = weight
+        self.trained_rows = None
         self.vocab_size = vocab_size
 
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, *, statistics: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the summed loss in nats of [..., D] for targets [...]; `logits` and `statistics` are other uses."""
+        own = self.token_rows(hidden.device)
         if targets is None:
-            return linear(hidden, self.weight, None)[..., : self.vocab_size]
+            logits = linear(hidden, self.weight, None)[..., : self.vocab_size]
+            return logits if own is None else logits.index_copy(-1, own.tokens, linear(hidden, own.rows, None))
         measure = linear_cross_entropy_stats if statistics else linear_cross_entropy
-        return measure(hidden.flatten(0, -2), self.weight, targets.flatten(), self.vocab_size)
+        return measure(hidden.flatten(0, -2), self.weight, targets.flatten(), self.vocab_size, own=own)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., vocab_size] of hidden states [..., D], all in memory at once: not for training."""
@@ -98,6 +103,8 @@ class GPT(nn.Module):
         tied: Any = self.token_embedding.weight
         weight = tied if config.tie_embeddings else nn.Parameter(torch.empty(num_rows, config.hidden_dim))
         self.head = OutputHead(weight, vocab_size)
+        if config.lora is not None:
+            add_adapters(self, config, config.lora)
 
     def forward(
         self,
@@ -152,9 +159,12 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 def decayed_parameter_names(model: nn.Module) -> set[str]:
     """Return the names of the matrices, found by module type because under ZeRO-3 every local parameter is flat."""
-    matrices = (nn.Linear, nn.Embedding, OutputHead)
-    modules = model.named_modules()
-    return {f"{name}.weight".removeprefix(".") for name, module in modules if isinstance(module, matrices)}
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding | OutputHead | LowRank):
+            weights = (weight for weight, _ in module.named_parameters(recurse=False) if weight != "bias")
+            found |= {f"{name}.{weight}".removeprefix(".") for weight in weights}
+    return found
 
 
 @torch.no_grad()

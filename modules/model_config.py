@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from modules.config import Config, Derived, Identity, Input, LaterIdentity, Length, Small, Width, divisors
 
+ALL_LINEAR = "all-linear"
+"""Names all linear layers of a model's blocks."""
+
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 
 
@@ -50,7 +53,27 @@ class ClassifierConfig(Config):
         return self
 
 
-_NOT_OF_THE_SHAPE = ("path", "revision", "dropout", "classifier")
+class LoraConfig(Config):
+    """Adapters of low rank beside linear layers, which are frozen (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: Identity[Annotated[int, Field(gt=0, le=2**16)]] = 16
+    """Inner width of an adapter."""
+    alpha: Identity[Positive] = 32.0
+    """What an adapter adds is multiplied by alpha / rank."""
+    dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    """Dropout probability of an adapter's input."""
+    target_layers: Identity[Annotated[tuple[str, ...], Field(min_length=1)]] = (ALL_LINEAR,)
+    """Adapted layers by their names in transformers, such as q_proj or c_attn; `all-linear` for all of the blocks."""
+    trained_tokens: Identity[tuple[Annotated[int, Field(ge=0, lt=2**24)], ...]] = ()
+    """Numbers of tokens whose rows in the vocabulary are trained, too; those of new tokens always are."""
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's weights is multiplied by."""
+        return self.alpha / self.rank
+
+
+_NOT_OF_THE_SHAPE = ("path", "revision", "dropout", "classifier", "lora")
 
 
 class ModelConfig(Config):
@@ -94,6 +117,8 @@ class ModelConfig(Config):
     """RMSNorm of each head's queries and keys, as in Qwen 3; for the llama family."""
     classifier: Derived[ClassifierConfig | None] = None
     """A classification head in place of the output head; null has none."""
+    lora: LoraConfig | None = None
+    """Adapters that are trained instead of the model at `path`; null trains all of it."""
 
     @model_validator(mode="after")
     def _revision_goes_with_path(self) -> Self:
@@ -125,7 +150,7 @@ class ModelConfig(Config):
         return self
 
     def of(self, path: str, revision: str | None, shape: "ModelConfig") -> "ModelConfig":
-        """Return the configuration for continuing a model of that shape; dropout and a classifier are this one's own.
+        """Return the configuration for continuing a model of that shape; dropout, head and adapters are this one's own.
 
         Raises:
             ValueError: A line for each field that was given and is another in the shape.
@@ -140,8 +165,18 @@ class ModelConfig(Config):
             others.append(f"model.path={path}: is a classifier, which has no output head; name a language model")
         if others:
             raise ValueError("\n".join(others))
-        own = {"path": path, "revision": revision, "dropout": self.dropout, "classifier": self.classifier}
-        return shape.model_copy(update=own)
+        own = {name: getattr(self, name) for name in _NOT_OF_THE_SHAPE}
+        return shape.model_copy(update={**own, "path": path, "revision": revision})
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether training draws dropout masks."""
+        return bool(self.dropout or (self.lora and self.lora.dropout))
+
+    @property
+    def without_adapters(self) -> "ModelConfig":
+        """The same model with its adapters merged into it."""
+        return self.model_copy(update={"lora": None})
 
     @property
     def width_per_head(self) -> int:

@@ -10,13 +10,17 @@ from modules.model import decayed_parameter_names
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return two groups, matrices with weight decay and all others without; a shared parameter appears once."""
+    """Return two groups, matrices with weight decay and all others without; a shared parameter appears once.
+
+    Frozen parameters are in none, and a group of none is left out: DeepSpeed cannot divide it among workers.
+    """
     decayed = decayed_parameter_names(model)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return [
+    groups = [
         {"params": [p for name, p in named if name in decayed], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:

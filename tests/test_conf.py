@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from modules.config import Config, DataConfig
 from modules.data.batches import Share
+from modules.model_config import LoraConfig
 from orchestrator.cli.command import COMMANDS, conf_folder
 from orchestrator.configuration import commands as config
 from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig, TrainingRunConfig
@@ -25,6 +26,7 @@ NEEDS = {
     ("data", "files"): ["data.path=text.txt"],
     ("data", "huggingface"): ["data.path=someone/something"],
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
+    ("method", "lora"): ["model.path=gpt2"],
     ("experiment", "shakespeare_char"): ["data.path=text.txt"],
     ("experiment", "gpt2_124m"): ["data.path=text.txt"],
     **{("task", name): ["model.path=x"] for name in ("classification", "translation", "dialogue", "text_generation")},
@@ -59,8 +61,11 @@ def composed(command: str, *overrides: str) -> Config:
 
 def explained(file: Path) -> Iterator[str]:
     """Yield the path of every field that has a comment beside it, or whose group has one and no lines of its own."""
-    above: list[tuple[int, str]] = [(-1, file.parent.name)] if file.parent != CONF else []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    text = file.read_text(encoding="utf-8")
+    package = re.match(r"# @package (\w+)\n", text)
+    group = package[1] if package else file.parent.name
+    above: list[tuple[int, str]] = [(-1, group)] if file.parent != CONF else []
+    for line in text.splitlines():
         found = re.match(r"( *)(\w+):.*?(#.*)?$", line)
         if not found or line.startswith("defaults:"):
             continue
@@ -83,6 +88,8 @@ def test_option_composes_and_validates(group: str, option: str) -> None:
     assert isinstance(made, TrainingRunConfig)
     if group in ("strategy", "cluster", "task"):
         assert getattr(made, group).name == option
+    if group == "method":
+        assert made.model.lora == (LoraConfig() if option == "lora" else None)
     if group == "faults":
         assert made.faults is not None
         assert made.faults.kind == option

@@ -38,6 +38,10 @@ class SourceFile(Protocol):
         """Size of the stored file."""
         ...
 
+    def identity(self) -> str:
+        """Return what changes with the content."""
+        ...
+
     def open(self) -> BinaryIO:
         """Return a stream of the raw bytes, seekable for .parquet."""
         ...

@@ -14,6 +14,7 @@ from modules.errors import InputError
 from modules.huggingface.folder import ModelFolder, full_name, holds_no_weights, read_config, stored, weight_files
 from modules.huggingface.safetensors_header import StoredTensor, read_header
 from modules.initial_values import VOCABULARY
+from modules.lora import is_trained
 from modules.model import GPT
 from modules.model_config import ModelConfig
 
@@ -189,6 +190,12 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[in
     """Return the shape of each of our parameters, by name; a tied head is not among them."""
     with torch.device("meta"):
         return {name: tuple(parameter.shape) for name, parameter in GPT(config, vocab_size).named_parameters()}
+
+
+def trained_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters that a training of this model changes, which are all without adapters."""
+    shapes = parameter_shapes(config, vocab_size)
+    return {name: shape for name, shape in shapes.items() if config.lora is None or is_trained(name)}
 
 
 def num_parameters(config: ModelConfig, vocab_size: int) -> int:

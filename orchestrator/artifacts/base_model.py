@@ -44,7 +44,9 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
         UserError, InputError: there is no such model, or it cannot be continued.
         ArtifactError: it is damaged.
     """
-    from modules.huggingface.weights import Weights  # imports torch, which only this case needs in the driver
+    # these import torch, which only this case needs in the driver
+    from modules.huggingface.weights import Weights
+    from modules.lora import check_target_layers
 
     assert config.path is not None
     found = find_model(config.path, config.revision)
@@ -62,7 +64,9 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
         shape = config.of(_path_for_workers(config.path, found), found.commit, stored)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    shape = shape.model_copy(update={"vocab_size": max(stored.vocab_size or 0, tokenizer.vocab_size)})
+    if shape.lora is not None:
+        check_target_layers(shape, shape.lora)
+    shape = _with_rows_for(shape, stored.vocab_size or 0, tokenizer.vocab_size)
     settings = _tokenizer_config(tokenizer, found, needs_mask)
     return BaseModel(shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, _identity(config.path, found))
 
@@ -94,6 +98,19 @@ def kept_model(storage: Storage, name: str) -> KeptModel | None:
 def _path_for_workers(path: str, found: FoundModel) -> str:
     local = found.folder.storage.local_path(found.folder.name)
     return path if found.commit or local is None else str(local)
+
+
+def _with_rows_for(shape: ModelConfig, num_stored: int, num_tokens: int) -> ModelConfig:
+    """Return the shape with a row for each token; those that the model lacks are trained beside its adapters."""
+    shape = shape.model_copy(update={"vocab_size": max(num_stored, num_tokens)})
+    if shape.lora is None:
+        return shape
+    tokens = tuple(sorted({*shape.lora.trained_tokens, *range(num_stored, num_tokens)}))
+    if tokens and tokens[-1] >= max(num_stored, num_tokens):
+        raise InputError(
+            f"model.lora.trained_tokens={tokens[-1]}: the vocabulary ends at {max(num_stored, num_tokens) - 1}"
+        )
+    return shape.model_copy(update={"lora": shape.lora.model_copy(update={"trained_tokens": tokens})})
 
 
 def _verify(found: FoundModel) -> None:

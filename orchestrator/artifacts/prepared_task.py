@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from modules.data.splits import PATH_SETTINGS, Split, SplitRows
-
 from modules.config import DataConfig
-from modules.data.documents import SourceFile
 from modules.data.example_data import write_examples
 from modules.data.prepare import OnProgress
 from modules.data.pretrained_tokenizer import load_pretrained
 from modules.data.rows import Row
 from modules.data.shards import DATA_FILE
+from modules.data.source_files import SourceFile
+from modules.data.splits import PATH_SETTINGS, Split, SplitRows
 from modules.errors import InputError
 from modules.model_config import ClassifierConfig
 from modules.tasks.fields import fields_of
@@ -163,7 +162,7 @@ def _make(
     unlabelled = build_task(settings, tokenizer, length, labels=(), template=_template(request))
     rows = SplitRows(files_of, request.data, fields_of(settings, unlabelled.fields, unlabelled.optional_fields))
     labels = _labels(settings, rows)
-    tasks = {
+    tasks: dict[Split, Task] = {
         split: build_task(settings, tokenizer, length, labels=labels, template=_template(request))
         for split in PATH_SETTINGS
     }

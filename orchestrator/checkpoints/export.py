@@ -12,16 +12,17 @@ from torch import Tensor
 from modules.data.pretrained_tokenizer import named_tokens
 from modules.data.tokenizer import Tokenizer
 from modules.huggingface.export import save_huggingface, shards_of
-from modules.huggingface.weights import num_parameters, parameter_shapes
+from modules.huggingface.weights import num_parameters, parameter_shapes, trained_shapes
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.checkpoints.checkpoint import Checkpoint
+from orchestrator.checkpoints.merged_weights import MergedWeights
 from orchestrator.checkpoints.model_card import Card
 from orchestrator.checkpoints.parts import check_shapes
 from orchestrator.configuration.groups import ModelFilesConfig
-from orchestrator.distributed.training_state import MASTER, Fragment
+from orchestrator.distributed.training_state import MASTER, Fragment, StateReader
 from orchestrator.storage.redaction import without_secrets
 from orchestrator.storage.store import Storage
 
@@ -42,10 +43,25 @@ class Exportable:
     data: DataFacts | None
     validation: Mapping[str, float]
     """Figures of this checkpoint on held-out text, by metric name; empty if none were measured."""
+    base: StateReader | None = None
+    """The frozen weights, if adapters were trained."""
 
     @property
     def step(self) -> int:
         return self.checkpoint.progress.step
+
+    @property
+    def weights(self) -> StateReader:
+        """The weights of the model that is exported, as whole tensors; adapters are merged into them."""
+        held = self.checkpoint
+        if self.base is None:
+            return held.reader
+        return MergedWeights(self.base, held.reader, held.shapes, self.model, self.vocab_size)
+
+    @property
+    def exported(self) -> ModelConfig:
+        """The model that is exported."""
+        return self.model.without_adapters
 
     @property
     def vocab_size(self) -> int:
@@ -64,7 +80,7 @@ def export_model(storage: Storage, name: str, source: Exportable, files: ModelFi
         InputError: a weight is beyond the range of `export.dtype`.
         StorageError: a store cannot be read or written.
     """
-    expected = {name: list(shape) for name, shape in parameter_shapes(source.model, source.vocab_size).items()}
+    expected = {name: list(shape) for name, shape in trained_shapes(source.model, source.vocab_size).items()}
     check_shapes(source.checkpoint.shapes, expected, source.checkpoint.name)
     dtype = dtype_of(files, source.recipe)
     is_there = artifact.is_committed(storage, name)
@@ -90,7 +106,7 @@ def recipe_to_show(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(folder: Path, source: Exportable, files: ModelFilesConfig, dtype: str) -> None:
-    model, tokenizer = source.model, source.tokenizer
+    model, tokenizer = source.exported, source.tokenizer
     tokenizer.save_for_transformers(folder, model.max_positions)
     begin_id, padding_id = (_special_id(folder, source, name) for name in ("bos_token", "pad_token"))
     save_huggingface(
@@ -120,9 +136,9 @@ def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mappi
     return Card(
         title=source.run_name,
         step=source.step,
-        model=source.model,
+        model=source.exported,
         vocab_size=source.vocab_size,
-        num_parameters=num_parameters(source.model, source.vocab_size),
+        num_parameters=num_parameters(source.exported, source.vocab_size),
         dtype=dtype,
         is_rounded=dtype not in ("float32", dtype_of(ModelFilesConfig(), recipe)),
         recipe=recipe,
@@ -146,11 +162,9 @@ def _remove_strays(storage: Storage, name: str, manifest: Mapping[str, Any]) -> 
 
 def _tensors(source: Exportable, dtype: torch.dtype, max_shard_bytes: int) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights; those of one file are read together, so that each chunk of the checkpoint is read once."""
-    shapes = source.checkpoint.shapes
-    for names in shards_of(source.model, source.vocab_size, dtype, max_shard_bytes):
+    shapes, weights = parameter_shapes(source.exported, source.vocab_size), source.weights
+    for names in shards_of(source.exported, source.vocab_size, dtype, max_shard_bytes):
         tensors = {name: torch.empty(shapes[name], dtype=dtype) for name in names}
-        source.checkpoint.reader.fill(
-            Fragment(name, MASTER, 0, tensor.numel(), tensor) for name, tensor in tensors.items()
-        )
+        weights.fill(Fragment(name, MASTER, 0, tensor.numel(), tensor.view(-1)) for name, tensor in tensors.items())
         for name in names:
             yield name, tensors.pop(name)

@@ -1,6 +1,9 @@
-"""The weights before the first step: made from the seed, or read from the model that the training continues."""
+"""The weights before the first step: made from the seed, or read from the model that the training continues.
 
-from collections.abc import Iterable
+Frozen ones are never anything else, so they are read from there at every start.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,6 +11,7 @@ from torch import Tensor
 from modules.huggingface.folder import read_config
 from modules.huggingface.weights import Range, Weights
 from modules.initial_values import initial_values
+from modules.lora import vocabulary_of
 from modules.model_config import ModelConfig
 from orchestrator.artifacts.model_folders import find_model
 from orchestrator.checkpoints.parts import Shapes
@@ -20,9 +24,8 @@ def first_weights(shapes: Shapes, model: ModelConfig, vocab_size: int, seed: int
     Raises:
         UserError, InputError: the model to continue is not where it was, or is another one.
     """
-    if model.path is None:
-        return InitialWeights(shapes, model, vocab_size, seed)
-    return BaseWeights(model, vocab_size)
+    made = InitialWeights(shapes, model, vocab_size, seed)
+    return made if model.path is None else BaseWeights(model, vocab_size, made)
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,45 @@ class InitialWeights:
 
 
 class BaseWeights:
-    """Weights of a published model or of a run of ours, read by ranges from where they lie."""
+    """Weights of a published model or of a run of ours, read by ranges from where they lie.
 
-    def __init__(self, model: ModelConfig, vocab_size: int) -> None:
+    Args:
+        made: Makes what that model has not, such as adapters; None if nothing else is requested.
+    """
+
+    def __init__(self, model: ModelConfig, vocab_size: int, made: StateReader | None = None) -> None:
         assert model.path is not None
+        self._made, self._lora = made, model.lora
         found = find_model(model.path, model.revision)
         self._weights = Weights(found.folder, read_config(found.folder), vocab_size)
         self._num_readers = found.num_readers
 
     def fill(self, wanted: Iterable[Fragment]) -> None:
         """Copy the weights that the fragments name into their views."""
-        ranges = (Range(item.parameter, item.start, item.stop, item.view.detach().view(-1)) for item in wanted)
-        self._weights.fill(ranges, self._num_readers)
+        held: list[Range] = []
+        others: list[Fragment] = []
+        for item in wanted:
+            found = list(self._ranges(item))
+            held += found
+            if not found:
+                others.append(item)
+        if others:
+            assert self._made is not None, f"{others[0].parameter} is not in the model at model.path"
+            self._made.fill(others)
+        self._weights.fill(held, self._num_readers)
+
+    def _ranges(self, item: Fragment) -> Iterator[Range]:
+        """Yield the ranges of the model's parameters that a fragment begins with; none if it has no such parameter."""
+        shapes, view = self._weights.shapes, item.view.detach().view(-1)
+        if item.parameter in shapes:
+            yield Range(item.parameter, item.start, item.stop, view)
+            return
+        vocabulary = vocabulary_of(item.parameter)
+        if vocabulary is None or self._lora is None:
+            return
+        (width,) = shapes[vocabulary][1:]
+        for index, token in enumerate(self._lora.trained_tokens):
+            start, stop = max(item.start, index * width), min(item.stop, (index + 1) * width)
+            if start < stop:
+                first = (token - index) * width
+                yield Range(vocabulary, first + start, first + stop, view[start - item.start : stop - item.start])

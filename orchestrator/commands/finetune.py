@@ -1,8 +1,8 @@
 """`orchestrator finetune`: a model learns a task."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.artifacts.prepared_task import PreparedExamples, prepared_task
+from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, prepared_task
 from orchestrator.cluster.launchers import launcher_for
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import FinetuneConfig
@@ -28,9 +28,8 @@ def run(config: FinetuneConfig) -> None:
     check_environment(config.tracking)
     config, base = _begun_from(config)
     with prepare_progress() as progress:
-        examples = prepared_task(
-            storage, config.task, config.data, base.files, config.training.sequence_length, progress
-        )
+        wanted = TaskRequest(config.task, config.data, base.files, config.training.sequence_length)
+        examples = prepared_task(storage, wanted, progress)
     for line in examples.notes:
         print_line(line)
     config = _fitted_to(config, examples)
@@ -66,11 +65,20 @@ def _fitted_to(config: FinetuneConfig, examples: PreparedExamples) -> FinetuneCo
     if config.finetune.weights == "random":
         model = model.model_copy(update={"path": None, "revision": None})
     config = config.model_copy(update={"model": model})
-    if config.finetune.num_epochs is None:
-        return config
-    num_steps = examples.num_steps(config.finetune.num_epochs, config.training.global_batch_size)
-    print_line(f"{config.finetune.num_epochs:g} epochs: {num_steps:,} steps")
-    return config.model_copy(update={"training": config.training.model_copy(update={"num_steps": num_steps})})
+    return config.model_copy(update=_lengths(config, examples))
+
+
+def _lengths(config: FinetuneConfig, examples: PreparedExamples) -> dict[str, Any]:
+    """Return the groups with the number of steps, and with how many of them are warm-up."""
+    settings, training, optimizer = config.finetune, config.training, config.optimizer
+    if settings.num_epochs is not None:
+        num_steps = examples.num_steps(settings.num_epochs, training.global_batch_size)
+        print_line(f"{settings.num_epochs:g} epochs: {num_steps:,} steps")
+        training = training.model_copy(update={"num_steps": num_steps})
+    if settings.warmup_fraction is not None:
+        warmup_steps = round(settings.warmup_fraction * training.num_steps)
+        optimizer = optimizer.model_copy(update={"warmup_steps": warmup_steps})
+    return {"training": training, "optimizer": optimizer}
 
 
 def _check_validation(config: FinetuneConfig, examples: PreparedExamples) -> None:

@@ -108,7 +108,7 @@ class FinetuneConfig(TrainingRunConfig):
     data: DataConfig = DataConfig(val_fraction=0.1)
     finetune: FinetuneSettings = FinetuneSettings()
     optimizer: OptimizerConfig = OptimizerConfig(
-        learning_rate=5e-5, min_learning_rate=0.0, warmup_steps=50, betas=(0.9, 0.999), weight_decay=0.01
+        learning_rate=5e-5, min_learning_rate=0.0, warmup_steps=0, betas=(0.9, 0.999), weight_decay=0.01
     )
     training: TrainingConfig = TrainingConfig(sequence_length=512, global_batch_size=16, val_batches=1000)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from modules.config import Config, Count, CountOrZero, Identity, Input, NumBytes, Runtime, Seconds, Seed, Steps
+from modules.config import Config, Count, CountOrZero, Identity, Input, NumBytes, Runtime, Seconds, Seed, Small, Steps
 
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 _PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types", "communication_data_type"}
@@ -179,6 +179,8 @@ class FinetuneSettings(Config):
 
     num_epochs: Identity[Annotated[float, Field(gt=0, le=1e6)] | None] = 3.0
     """Passes over the training examples, which give the number of steps; null takes training.num_steps."""
+    warmup_fraction: Identity[Small | None] = 0.06
+    """Share of the steps in which the learning rate rises; null takes optimizer.warmup_steps."""
     weights: Identity[Literal["pretrained", "random"]] = "pretrained"
     """`random` begins with random weights of the model's shape, the baseline that its pretraining is compared with."""
     keep: Identity[Literal["best", "last"]] = "best"

@@ -192,6 +192,16 @@ def _epochs_or_steps(config: FinetuneConfig) -> list[str]:
     ]
 
 
+def _one_warmup(config: FinetuneConfig) -> list[str]:
+    fraction, warmup_steps = config.finetune.warmup_fraction, config.optimizer.warmup_steps
+    if fraction is None or not warmup_steps:
+        return []
+    return [
+        f"optimizer.warmup_steps={warmup_steps}: finetune.warmup_fraction={fraction:g} gives the steps of warm-up; set "
+        "finetune.warmup_fraction=null to give them yourself"
+    ]
+
+
 def _attention_is_within_examples(config: FinetuneConfig) -> list[str]:
     if config.training.attention_scope == "sequence":
         return []
@@ -239,6 +249,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
     (frozenset({"training", "finetune"}), _epochs_or_steps),
     (frozenset({"training", "finetune"}), _attention_is_within_examples),
+    (frozenset({"optimizer", "finetune"}), _one_warmup),
     (frozenset({"finetune", "task"}), _metric_is_the_tasks),
     (frozenset({"task", "model", "tokenizer", "sequence_length"}), _task_and_model_go_together),
     (frozenset({"data"}), _splits_belong_to_a_task),

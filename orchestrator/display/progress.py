@@ -129,6 +129,9 @@ _VALIDATION: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("val/loss_clm", "clm", "{:.3f}".format),
     ("val/loss_mlm", "mlm", "{:.3f}".format),
     ("val/mlm_accuracy", "masked accuracy", percent),
+    ("val/loss_classification", "loss", "{:.3f}".format),
+    ("val/accuracy", "accuracy", percent),
+    ("val/macro_f1", "macro F1", percent),
 )
 
 

@@ -1,7 +1,8 @@
-"""The training state as flat float32 ranges of each parameter: master weights and optimizer moments.
+"""The training state as flat float32 ranges of each trained parameter: master weights and optimizer moments.
 
-The form is the same for one process, DDP and every ZeRO stage; checkpoints and initial weights use nothing else. Only
-this module and `strategy` use DeepSpeed.
+The form is the same for one process, DDP and every ZeRO stage; checkpoints and initial weights use nothing else. Frozen
+parameters have no state: they have no master weight, and are filled at every start. Only this module and `strategy` use
+DeepSpeed.
 """
 
 import itertools
@@ -45,7 +46,11 @@ class TrainingState(Protocol):
         ...
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        """Fill everything that this rank holds; with 0 `optimizer_steps` there are no moments yet."""
+        """Fill everything trained that this rank holds; with 0 `optimizer_steps` there are no moments yet."""
+        ...
+
+    def fill_frozen(self, reader: StateReader) -> None:
+        """Fill what this rank holds of the frozen parameters."""
         ...
 
 
@@ -59,11 +64,29 @@ def training_state(trainer: Trainer, model: nn.Module) -> TrainingState:
     return (_Zero3State if stage == 3 else _Zero12State)(model, zero_optimizer)
 
 
+def has_frozen(model: nn.Module) -> bool:
+    """Return whether some parameters are not trained."""
+    return not all(parameter.requires_grad for parameter in model.parameters())
+
+
+def _trained_and_frozen(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the trained and the frozen parameters by name."""
+    named = dict(model.named_parameters())
+    trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    return trained, {name: parameter for name, parameter in named.items() if name not in trained}
+
+
+def _whole(parameters: dict[str, Any]) -> Iterator[Fragment]:
+    """Yield the whole of each parameter."""
+    for name, parameter in parameters.items():
+        yield Fragment(name, MASTER, 0, parameter.numel(), parameter.detach().view(-1))
+
+
 class _WholeState:
     """One process or DDP: every rank holds the whole state, and writes an equal share of each tensor."""
 
     def __init__(self, model: nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
-        self._parameters = dict(model.named_parameters())
+        self._parameters, self._frozen = _trained_and_frozen(model)
         self._state = getattr(optimizer, "optimizer", optimizer).state
         self._rank, self._world_size = rank, world_size
 
@@ -89,12 +112,18 @@ class _WholeState:
             for kind, tensor in self._tensors(parameter).items()
         )
 
+    def fill_frozen(self, reader: StateReader) -> None:
+        reader.fill(_whole(self._frozen))
+
 
 class _Zero12State:
-    """ZeRO stages 1 and 2: each rank owns a range of the flattened float32 weights and their moments."""
+    """ZeRO stages 1 and 2: each rank owns a range of the flattened float32 weights and their moments.
+
+    Frozen parameters are in no partition, and whole on every rank.
+    """
 
     def __init__(self, model: nn.Module, zero_optimizer: Any) -> None:
-        self._parameters: dict[str, Any] = dict(model.named_parameters())
+        self._parameters, self._frozen = _trained_and_frozen(model)
         self._zero = zero_optimizer
 
     def owned(self) -> Iterator[Fragment]:
@@ -116,19 +145,21 @@ class _Zero12State:
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
         _begin_moments(self._zero.optimizer, self._zero.single_partition_of_fp32_groups, optimizer_steps)
-        reader.fill(itertools.chain(self.owned(), self._working_weights()))
+        # the working weights as a whole, since what other ranks own is stale too
+        reader.fill(itertools.chain(self.owned(), _whole(self._parameters)))
 
-    def _working_weights(self) -> Iterator[Fragment]:
-        # all elements, since those that other ranks own are stale too
-        for name, parameter in self._parameters.items():
-            yield Fragment(name, MASTER, 0, parameter.numel(), parameter.data.view(-1))
+    def fill_frozen(self, reader: StateReader) -> None:
+        reader.fill(_whole(self._frozen))
 
 
 class _Zero3State:
-    """ZeRO stage 3: rank r owns elements [r k, r k + k) of every parameter; the last range ends in padding."""
+    """ZeRO stage 3: rank r owns elements [r k, r k + k) of every parameter; the last range ends in padding.
+
+    So it does of frozen ones, which have working weights alone.
+    """
 
     def __init__(self, model: nn.Module, zero_optimizer: Any) -> None:
-        self._parameters: dict[str, Any] = dict(model.named_parameters())
+        self._parameters, self._frozen = _trained_and_frozen(model)
         self._zero = zero_optimizer
 
     def owned(self) -> Iterator[Fragment]:
@@ -153,10 +184,13 @@ class _Zero3State:
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
         _begin_moments(self._zero.optimizer, self._zero.fp32_partitioned_groups_flat, optimizer_steps)
-        reader.fill(itertools.chain(self.owned(), self._working_weights()))
+        reader.fill(itertools.chain(self.owned(), self._working_weights(self._parameters)))
 
-    def _working_weights(self) -> Iterator[Fragment]:
-        for name, parameter in self._parameters.items():
+    def fill_frozen(self, reader: StateReader) -> None:
+        reader.fill(self._working_weights(self._frozen))
+
+    def _working_weights(self, parameters: dict[str, Any]) -> Iterator[Fragment]:
+        for name, parameter in parameters.items():
             start, stop = self._range(parameter)
             yield Fragment(name, MASTER, start, stop, parameter.ds_tensor.data.view(-1)[: stop - start])
 

@@ -10,6 +10,7 @@ from orchestrator.artifacts.base_model import kept_model
 from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.export import Exportable, export_model
+from orchestrator.checkpoints.first_weights import BaseWeights
 from orchestrator.checkpoints.names import name_of
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.errors import MovedError, StoppedError
@@ -66,17 +67,19 @@ def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: Even
 
 
 def _exportable(job: Job, storage: Storage, objective: Objective, fitted: Fitted, results: Results) -> Exportable:
-    kept = kept_model(storage, job.run.base_name)
+    kept, model = kept_model(storage, job.run.base_name), job.config.model
+    vocab_size = model.vocab_size or objective.tokenizer.vocab_size
     is_last = fitted.exported_step == fitted.step
     return Exportable(
         run_name=job.run.name,
         checkpoint=checkpoint.open_checkpoint(storage, name_of(job.run.name, fitted.exported_step)),
-        model=job.config.model,
+        model=model,
         tokenizer=kept.tokenizer if kept else objective.tokenizer,
         special_ids=kept.special_ids if kept else {},
         recipe=job.run.recipe,
         data=DataFacts.read(storage, job.objective.data_name),
         validation=results.metrics if is_last else results.validation_after(fitted.exported_step),
+        base=BaseWeights(model, vocab_size) if model.lora else None,
     )
 
 

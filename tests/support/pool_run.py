@@ -22,6 +22,7 @@ class PoolRun:
         training: Fields of the section `training` that differ.
         optimizer: The same of `optimizer`.
         model: The section `model`, where it is another one; `tokenizer` belongs to it.
+        deepspeed: DeepSpeed's own settings.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class PoolRun:
         optimizer: dict[str, Any] | None = None,
         model: dict[str, Any] | None = None,
         tokenizer: dict[str, Any] | None = None,
+        deepspeed: dict[str, Any] | None = None,
         **guard: float,
     ) -> None:
         self._pool, self._root = pool, root
@@ -55,7 +57,7 @@ class PoolRun:
                     **(training or {}),
                 },
                 "guard": guard,
-                "strategy": {"name": strategy},
+                "strategy": {"name": strategy, "deepspeed": deepspeed or {}},
                 "cluster": {"num_workers": pool.world_size},
                 "checkpoint": {"interval_steps": 1, "keep_last": STEPS, **(checkpoint or {})},
                 "tracking": {"mode": "disabled"},
@@ -85,7 +87,11 @@ class PoolRun:
 
     def state(self, step: int) -> list[bytes]:
         """Return the weights and moments of each rank after `step` steps."""
-        return [file.read_bytes() for file in sorted(self._run.glob(f"checkpoints/step_{step:08d}/*.safetensors"))]
+        return [file.read_bytes() for file in self.files(step)]
+
+    def files(self, step: int) -> list[Path]:
+        """Return the file of each rank after `step` steps."""
+        return sorted(self._run.glob(f"checkpoints/step_{step:08d}/*.safetensors"))
 
     def saved_steps(self) -> list[int]:
         """Return the steps of the committed checkpoints."""

@@ -19,7 +19,7 @@ from orchestrator.configuration.groups import CheckpointConfig
 from orchestrator.distributed.collectives import from_rank_0
 from orchestrator.distributed.loss_scale import read_loss_scale, restore_loss_scale
 from orchestrator.distributed.runtime import Event, Runtime
-from orchestrator.distributed.training_state import TrainingState, training_state
+from orchestrator.distributed.training_state import TrainingState, has_frozen, training_state
 from orchestrator.errors import BadStepsError, StorageError
 from orchestrator.planning.choice import Choice, score_of
 from orchestrator.storage.store import Storage
@@ -81,8 +81,12 @@ class Checkpoints(Callback):
         """Fill weights and moments from the newest checkpoint or from the seed, and set the step everywhere."""
         state, shapes = training_state(trainer, pl_module.model), _shapes(pl_module)
         progress = self._restored(state, shapes)
+        if progress is None or has_frozen(pl_module.model):
+            first = first_weights(shapes, pl_module.model_config, pl_module.vocab_size, pl_module.seed)
+            state.fill_frozen(first)
+            if progress is None:
+                state.load(first, 0)
         if progress is None:
-            state.load(first_weights(shapes, pl_module.model_config, pl_module.vocab_size, pl_module.seed), 0)
             progress = Progress(step=0, tokens=0)
         else:
             self._saved_step = progress.step
@@ -244,8 +248,10 @@ class Checkpoints(Callback):
 
 
 def _shapes(module: GPTModule) -> Shapes:
+    """Return the shapes of the trained parameters: a checkpoint holds no others."""
+    named = module.model.named_parameters()
     # under ZeRO-3 `p.shape` is that of an empty shard
-    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.model.named_parameters()}
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in named if p.requires_grad}
 
 
 def _set_step(trainer: Trainer, module: GPTModule, step: int) -> None:

@@ -161,6 +161,13 @@ def test_equal_rows_stay_together_whatever_else_they_have():
     assert with_notes != drawn[:300]  # what was asked for decides, the optional field too
 
 
+def test_how_a_row_writes_its_split_does_not_decide_whether_it_is_held_out():
+    texts = unmarked(100)
+    files = [jsonl(f"{mark}.jsonl", *(row | {"split": mark} for row in texts)) for mark in ("train", "TRAIN")]
+    drawn = splits(files, val_fraction=0.5)
+    assert drawn[:100] == drawn[100:]
+
+
 def test_the_same_splits_come_at_each_reading():
     file = jsonl("a.jsonl", *marked(*["train"] * 20, "test"))
     rows = split_rows([file], val_fraction=0.3)
