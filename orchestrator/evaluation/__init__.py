@@ -1,0 +1,1 @@
+"""How well does a model do what it is used for?"""
