@@ -97,12 +97,12 @@ class GPT(nn.Module):
         self.dropout = dropout(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = norm(config)
-        if config.classifier is not None:
+        if config.classifier is not None:  # and no output head: DDP refuses parameters that no loss uses
             self.score = Linear(config.hidden_dim, len(config.classifier.labels), bias=False)
-            return  # DDP refuses parameters that no loss uses, as those of an output head would be
-        tied: Any = self.token_embedding.weight
-        weight = tied if config.tie_embeddings else nn.Parameter(torch.empty(num_rows, config.hidden_dim))
-        self.head = OutputHead(weight, vocab_size)
+        else:
+            tied: Any = self.token_embedding.weight
+            weight = tied if config.tie_embeddings else nn.Parameter(torch.empty(num_rows, config.hidden_dim))
+            self.head = OutputHead(weight, vocab_size)
         if config.lora is not None:
             add_adapters(self, config, config.lora)
 
