@@ -26,6 +26,21 @@ def run(config: FinetuneConfig) -> None:
     storage = Storage(config.storage.root)
     launcher = launcher_for(config)
     check_environment(config.tracking)
+    config, base, examples = prepared(config, storage)
+    for line in notes(config):
+        print_line(line)
+    recipe = training_recipe(config, examples.name, base.identity, command="finetune")
+    config = _without_signatures(config)
+    this_run = complete_run(storage, launcher, config, recipe, examples.files, TaskExamples(examples.name, config))
+    show_run(storage, this_run, _try_it(config, storage.url(this_run.model_name)))
+
+
+def prepared(config: FinetuneConfig, storage: Storage) -> tuple[FinetuneConfig, "BaseModel", PreparedExamples]:
+    """Return the configuration with all that follows from the model and from the examples, and both.
+
+    Raises:
+        UserError, InputError: the model cannot learn the task, or the rows cannot be used; nothing is left behind.
+    """
     config, base = _begun_from(config)
     with prepare_progress() as progress:
         wanted = TaskRequest(config.task, config.data, base.files, config.training.sequence_length)
@@ -34,12 +49,7 @@ def run(config: FinetuneConfig) -> None:
         print_line(line)
     config = _fitted_to(config, examples)
     _check_validation(config, examples)
-    for line in notes(config):
-        print_line(line)
-    recipe = training_recipe(config, examples.name, base.identity, command="finetune")
-    config = _without_signatures(config)
-    this_run = complete_run(storage, launcher, config, recipe, examples.files, TaskExamples(examples.name, config))
-    show_run(storage, this_run, _try_it(config, storage.url(this_run.model_name)))
+    return config, base, examples
 
 
 def _begun_from(config: FinetuneConfig) -> tuple[FinetuneConfig, "BaseModel"]:

@@ -71,7 +71,7 @@ class Results:
         self._last.update(metrics)
         self._validations[step] = metrics
         self._tracker.log(metrics, step)
-        if samples is not None:
+        if samples:
             self._tracker.log_samples([self._tokenizer.decode(row) for row in samples], step)
         self.emit({"kind": "validation", "step": step, "metrics": metrics})
 
