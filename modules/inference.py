@@ -1,4 +1,4 @@
-"""A model prepared for generation: weights converted once and laid out for oneDNN, instead of at every product."""
+"""A model prepared for its use: weights converted once and laid out for oneDNN, instead of at every product."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from modules.model import GPT, OutputHead
 
 
 def prepare_for_inference(model: GPT, dtype: torch.dtype | None = None, *, prepack: bool = False) -> None:
-    """Replace a model's linear layers and its output head, in place; it can then generate, but not train or be saved.
+    """Replace a model's linear layers and its output head, in place; it can then be used, but not trained or saved.
 
     With a `dtype` the logits are those of autocast to it, bit for bit: linear layers and attention compute in it, norms
     and the residual stream keep theirs. The cache of keys and values then has that type, too.
@@ -20,11 +20,13 @@ def prepare_for_inference(model: GPT, dtype: torch.dtype | None = None, *, prepa
         prepack: Lay weights out for oneDNN's kernels where these are the fastest on this processor. This takes about
             as long as reading the weights four times, and equals the plain form within rounding.
     """
+    score = model.score if model.config.classifier else None  # computed in float32, as under autocast
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, Linear):
+            if isinstance(child, Linear) and child is not score:
                 module.add_module(name, PreparedLinear(child.weight, child.bias, dtype, prepack))
-    model.add_module("head", PreparedHead(model.head, dtype, prepack))
+    if score is None:
+        model.add_module("head", PreparedHead(model.head, dtype, prepack))
 
 
 class PreparedLinear(nn.Module):

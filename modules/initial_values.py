@@ -12,6 +12,10 @@ from modules.model_config import ModelConfig
 
 VOCABULARY = ("token_embedding.weight", "head.weight")
 """Parameters with a row for each token."""
+SCORE = "score.weight"
+"""The parameter of a classifier's head."""
+HEADS = ("head.weight", SCORE)
+"""Parameters of what follows the Transformer; a tied head has none."""
 _INITIAL_STD = 0.02
 _BLOCK_ELEMENTS = 2**20
 

@@ -140,6 +140,13 @@ def check_target_layers(config: ModelConfig, lora: LoraConfig) -> None:
             )
 
 
+def adapted_names(config: ModelConfig, lora: LoraConfig) -> list[str]:
+    """Return the names in `transformers` of the layers that are adapted, from which PEFT finds the same ones."""
+    if ALL_LINEAR not in lora.target_layers:
+        return list(lora.target_layers)
+    return list(dict.fromkeys(part.name for part in _all_parts(config)))
+
+
 def _all_parts(config: ModelConfig) -> Iterator[Part]:
     for number in range(config.num_layers):
         for layer in _LAYERS[config.family]:
@@ -187,10 +194,12 @@ def merge(
     Args:
         name: The parameter's.
         weight: Its float32 values in their shape.
-        trained: What was trained, by the names of `trained_beside`; float32.
+        trained: What was trained, by its own name or those of `trained_beside`; float32.
         scale: What the product of an adapter's weights is multiplied by.
         tokens: Those of the trained rows.
     """
+    if name in trained:
+        weight[: len(trained[name])] = trained[name]
     layer = name.removesuffix(".weight")
     for part in parts_of(config, layer, len(weight)) if layer != name else []:
         a, b = (trained.get(other) for other in weights_of(layer, part))

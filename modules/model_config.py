@@ -36,10 +36,13 @@ class RopeScaling(Config):
         return self
 
 
+MOST_LABELS = 4096
+
+
 class ClassifierConfig(Config):
     """A model that tells which of several labels a text has, instead of which token comes next."""
 
-    labels: Identity[Annotated[tuple[str, ...], Field(min_length=2, max_length=4096)]]
+    labels: Identity[Annotated[tuple[str, ...], Field(min_length=2, max_length=MOST_LABELS)]]
     """Names of the classes, by their numbers; their number is squared in the confusion matrix."""
     attention: Identity[Literal["causal", "bidirectional"]] = "causal"
     """`causal` classifies by the hidden state of a text's last token, `bidirectional` by the mean over its tokens."""
@@ -161,8 +164,6 @@ class ModelConfig(Config):
             for name, value in given.items()
             if value != type(self).model_fields[name].default and value != getattr(shape, name)
         ]
-        if shape.classifier is not None and self.classifier is None:
-            others.append(f"model.path={path}: is a classifier, which has no output head; name a language model")
         if others:
             raise ValueError("\n".join(others))
         own = {name: getattr(self, name) for name in _NOT_OF_THE_SHAPE}

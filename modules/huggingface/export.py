@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.errors import InputError
-from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, stored, to_huggingface
+from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, file_names, stored, to_huggingface
 from modules.huggingface.weights import parameter_shapes
 from modules.initial_values import VOCABULARY
 from modules.model_config import ModelConfig
@@ -33,7 +33,7 @@ def save_huggingface(
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write config.json, generation_config.json and the weights into an existing local folder.
+    """Write config.json, the weights and, of a language model, generation_config.json into an existing local folder.
 
     Args:
         folder: Where the files are written.
@@ -43,7 +43,8 @@ def save_huggingface(
             file at a time are consumed, and let go before the next one is requested.
         end_ids: Tokens at which `transformers` stops.
         begin_id: Token that begins a text.
-        padding_id: Token that fills up the shorter texts of a batch.
+        padding_id: Token that fills up the shorter texts of a batch; a classifier in `transformers` refuses batches
+            without it.
         dtype: Of the weights in the files.
         max_shard_bytes: Largest file of weights; a larger model is written as several files with an index.
 
@@ -53,21 +54,32 @@ def save_huggingface(
     """
     tokens = {"bos_token_id": begin_id, "eos_token_id": end_ids[0] if len(end_ids) == 1 else list(end_ids) or None}
     type_name = str(dtype).removeprefix("torch.")
-    _write_json(folder / CONFIG, {**to_huggingface(config, vocab_size), **tokens, "dtype": type_name})
-    known = {name: value for name, value in {**tokens, "pad_token_id": padding_id}.items() if value is not None}
-    _write_json(folder / GENERATION_CONFIG, known)
+    settings = {**to_huggingface(config, vocab_size), **tokens, "dtype": type_name}
+    if config.classifier is None:
+        known = {name: value for name, value in {**tokens, "pad_token_id": padding_id}.items() if value is not None}
+        _write_json(folder / GENERATION_CONFIG, known)
+    else:
+        settings["pad_token_id"] = _padding(padding_id)
+    _write_json(folder / CONFIG, settings)
+    weights, index = file_names(config)
     shards = shards_of(config, vocab_size, dtype, max_shard_bytes)
     given = (item for item in tensors if item[0] != "head.weight" or not config.tie_embeddings)
     weight_map, num_bytes = {}, 0
     for number, names in enumerate(shards, start=1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = weights if len(shards) == 1 else weights.replace(".", f"-{number:05d}-of-{len(shards):05d}.")
         shard = dict(_stored_tensors(config, vocab_size, names, given, dtype))
         _save(shard, folder / file)
         weight_map |= dict.fromkeys(shard, file)
         num_bytes += sum(tensor.nbytes for tensor in shard.values())
         del shard
     if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
+        _write_json(folder / index, {"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
+
+
+def _padding(padding_id: int | None) -> int:
+    if padding_id is None:
+        raise InputError("a classifier needs a token that fills up texts; name one as pad_token of its tokenizer")
+    return padding_id
 
 
 def shards_of(config: ModelConfig, vocab_size: int, dtype: torch.dtype, max_bytes: int) -> list[list[str]]:

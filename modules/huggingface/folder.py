@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from modules.errors import InputError
-from modules.huggingface import gpt2, llama
+from modules.huggingface import classifier, gpt2, llama
 from modules.huggingface.settings import Settings
 from modules.huggingface.stored import Stored
 from modules.model_config import ModelConfig
@@ -18,6 +18,10 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+OWN_WEIGHTS, OWN_INDEX = "classifier.safetensors", "classifier.safetensors.index.json"
+"""Of a model that `transformers` must not open: a class of it that is named by the user ignores the model_type."""
+HEAD_TENSORS = ("lm_head.", "score.")
+"""Beginnings of the names of a head's tensors."""
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -108,16 +112,11 @@ def weight_files(folder: ModelFolder) -> list[str]:
     Raises:
         InputError: There are none, or they lie elsewhere.
     """
-    if folder.has(WEIGHTS):
-        return [WEIGHTS]
-    if folder.has(INDEX):
-        files = sorted(set(read_json(folder, INDEX).get("weight_map", {}).values()))
-        for file in files:
-            if "/" in file or "\\" in file:
-                raise InputError(f"{folder.url}/{INDEX}: {file} lies outside the folder; fetch the model again")
-            if not folder.has(file):
-                raise InputError(f"{folder.url}/{file}: missing; the folder is incomplete, fetch the model again")
-        return files
+    for weights, index in ((WEIGHTS, INDEX), (OWN_WEIGHTS, OWN_INDEX)):
+        if folder.has(weights):
+            return [weights]
+        if folder.has(index):
+            return _files_of(folder, index)
     if any(map(folder.has, _PICKLES)):
         raise InputError(
             f"{folder.url}: only .bin weights, which are pickles and are never read; convert them with transformers: "
@@ -126,19 +125,31 @@ def weight_files(folder: ModelFolder) -> list[str]:
     raise InputError(f"{folder.url}: no {WEIGHTS}; give a folder with {CONFIG} and {WEIGHTS}")
 
 
+def _files_of(folder: ModelFolder, index: str) -> list[str]:
+    files = sorted(set(read_json(folder, index).get("weight_map", {}).values()))
+    for file in files:
+        if "/" in file or "\\" in file:
+            raise InputError(f"{folder.url}/{index}: {file} lies outside the folder; fetch the model again")
+        if not folder.has(file):
+            raise InputError(f"{folder.url}/{file}: missing; the folder is incomplete, fetch the model again")
+    return files
+
+
 def from_huggingface(content: Mapping[str, Any]) -> ModelConfig:
     """Return our config, with the vocabulary size, from the content of a config.json.
 
     Raises:
         InputError: The model is of another type, or a variant that is not computed here.
     """
-    settings = Settings(content)
+    is_bidirectional = content.get("model_type") == classifier.OWN_TYPE
+    settings = Settings(classifier.with_body(content) if is_bidirectional else content)
     model_type = settings.get("model_type")
     if model_type != "gpt2" and model_type not in llama.MODEL_TYPES:
         known = ", ".join(map(repr, ("gpt2", *llama.MODEL_TYPES)))
         raise InputError(f"config.json: model_type is {model_type!r}; only {known} can be loaded")
     try:
-        config = (gpt2 if model_type == "gpt2" else llama).from_settings(settings)
+        shape = (gpt2 if model_type == "gpt2" else llama).from_settings(settings)
+        config = shape.model_copy(update={"classifier": classifier.from_settings(settings, is_bidirectional)})
     except (ValidationError, TypeError, ValueError) as error:
         raise InputError(f"config.json: {_reason(error)}") from error
     settings.check_all_are_known()
@@ -146,13 +157,23 @@ def from_huggingface(content: Mapping[str, Any]) -> ModelConfig:
 
 
 def to_huggingface(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """Return the config.json from which `transformers` builds a model with the same logits."""
+    """Return the config.json from which `transformers` builds a model with the same logits.
+
+    It builds none from that of a bidirectional classifier, for which it has no class.
+    """
+    settings = _family(config).to_settings(config)
     return {
-        **_family(config).to_settings(config),
+        **(classifier.to_settings(config.classifier, settings) if config.classifier else settings),
         "vocab_size": vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": 0.02,
     }
+
+
+def file_names(config: ModelConfig) -> tuple[str, str]:
+    """Return the names of the file of a model's weights, and of the index if there are several."""
+    is_own = config.classifier is not None and config.classifier.attention == "bidirectional"
+    return (OWN_WEIGHTS, OWN_INDEX) if is_own else (WEIGHTS, INDEX)
 
 
 def stored(config: ModelConfig, name: str, num_rows: int) -> Stored:
@@ -163,7 +184,7 @@ def stored(config: ModelConfig, name: str, num_rows: int) -> Stored:
 def full_name(config: ModelConfig, name: str) -> str:
     """Return the name of a tensor with its prefix, which files of a Transformer without its head leave out."""
     prefix = _family(config).PREFIX
-    return name if name.startswith((prefix, "lm_head.")) else prefix + name
+    return name if name.startswith((prefix, *HEAD_TENSORS)) else prefix + name
 
 
 def holds_no_weights(config: ModelConfig, name: str) -> bool:

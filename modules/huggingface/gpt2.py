@@ -27,6 +27,7 @@ _MODEL_NAMES = {
     "final_norm.weight": "transformer.ln_f.weight",
     "final_norm.bias": "transformer.ln_f.bias",
     "head.weight": "lm_head.weight",
+    "score.weight": "score.weight",
 }
 
 

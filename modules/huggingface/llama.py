@@ -23,6 +23,7 @@ _MODEL_NAMES = {
     "token_embedding.weight": "model.embed_tokens.weight",
     "final_norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
+    "score.weight": "score.weight",
 }
 _BLOCK_NAMES = {
     "attention_norm": "input_layernorm",

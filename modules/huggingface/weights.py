@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from modules.errors import InputError
-from modules.huggingface.folder import ModelFolder, full_name, holds_no_weights, read_config, stored, weight_files
+from modules.huggingface.folder import (
+    HEAD_TENSORS,
+    ModelFolder,
+    full_name,
+    holds_no_weights,
+    read_config,
+    stored,
+    weight_files,
+)
 from modules.huggingface.safetensors_header import StoredTensor, read_header
-from modules.initial_values import VOCABULARY
+from modules.initial_values import HEADS, VOCABULARY
 from modules.lora import is_trained
 from modules.model import GPT
 from modules.model_config import ModelConfig
@@ -49,16 +57,24 @@ class Weights:
         vocab_size: Number of tokens, if it is larger. A row that the files lack becomes the mean of those that they
             have, so that a new token takes no more than 1 / V of the probability (Hewitt 2021, "Initializing New Word
             Embeddings for Pretrained Language Models").
+        reads_head: Whether an output head of its own or the score of a classifier is read. Otherwise it has no such
+            parameter, whatever the files have.
 
     Raises:
         InputError: A file or tensor is missing, unreadable, of another shape, or has no place in this model.
     """
 
-    def __init__(self, folder: ModelFolder, config: ModelConfig, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, folder: ModelFolder, config: ModelConfig, vocab_size: int | None = None, *, reads_head: bool = True
+    ) -> None:
         assert config.vocab_size is not None
         self._folder, self._config, self._num_stored_rows = folder, config, config.vocab_size
         self.vocab_size = max(config.vocab_size, vocab_size or 0)
-        self.shapes = parameter_shapes(config, self.vocab_size)
+        shapes = parameter_shapes(config, self.vocab_size)
+        self.shapes = {name: shape for name, shape in shapes.items() if reads_head or name not in HEADS}
+        self._unread = (
+            HEAD_TENSORS if not reads_head else HEAD_TENSORS[:1] if config.tie_embeddings or config.classifier else ()
+        )
         self._tensors = self._find_tensors()
         self._pieces = {name: list(self._find_pieces(name)) for name in self.shapes}
         self._check_nothing_is_left()
@@ -110,8 +126,8 @@ class Weights:
     def _check_nothing_is_left(self) -> None:
         used = {piece.tensor for pieces in self._pieces.values() for piece in pieces}
         for name, tensor in self._tensors.items():
-            is_tied_head = self._config.tie_embeddings and name.startswith("lm_head.")
-            if tensor not in used and not is_tied_head and not holds_no_weights(self._config, name):
+            is_unread = name.startswith(self._unread) or holds_no_weights(self._config, name)
+            if tensor not in used and not is_unread:
                 raise InputError(
                     f"{name}: among the weights, but the model of config.json has no place for it; "
                     "it is a variant that is not computed here"
@@ -204,14 +220,22 @@ def num_parameters(config: ModelConfig, vocab_size: int) -> int:
     return sum(math.prod((vocab_size, *shape[1:]) if name in VOCABULARY else shape) for name, shape in shapes)
 
 
-def load_huggingface(folder: ModelFolder, device: torch.device | str = "cpu", num_readers: int = 1) -> GPT:
+def load_huggingface(
+    folder: ModelFolder, device: torch.device | str = "cpu", num_readers: int = 1, vocab_size: int | None = None
+) -> GPT:
     """Return a float32 model with the weights of a Hugging Face folder.
+
+    Args:
+        folder: The files.
+        device: Where the model is made.
+        num_readers: Requests at a time.
+        vocab_size: Number of tokens, if it is larger than the model's; see `Weights`.
 
     Raises:
         InputError: A file or tensor is missing, unreadable or of another shape; the message names it.
     """
     config = read_config(folder)
-    weights = Weights(folder, config)
+    weights = Weights(folder, config, vocab_size)
     with torch.device(device):
         model = GPT(config, weights.vocab_size)
     parameters = model.named_parameters()

@@ -8,13 +8,15 @@ from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained, r
 from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
 from modules.errors import InputError
 from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, read_config, weight_files
-from modules.model_config import ModelConfig
+from modules.model_config import ClassifierConfig, ModelConfig
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.model_folders import FoundModel, StoredFolder, find_model, read_files
+from orchestrator.artifacts.model_folders import FoundModel, StoredFolder, find_model, no_output_head, read_files
 from orchestrator.errors import ConfigError
 from orchestrator.storage.input_files import find_files
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
+
+_SHOWN_LABELS = 5
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,28 @@ class BaseModel:
     """Its settings, tokenizer and chat template, with the mask token where one was added."""
     identity: dict[str, Any]
     """What changes with its content."""
+    classifier: ClassifierConfig | None = None
+    """Its labels, if it is a classifier already."""
+
+    def score_note(self, classifier: ClassifierConfig) -> str | None:
+        """Return a line for the user if its own labels are lost in the training of a classifier; None otherwise."""
+        own = self.classifier
+        if own is None or own == classifier:
+            return None
+        return (
+            f"note: the model at model.path classifies by {own.attention} attention with the labels "
+            f"{', '.join(own.labels[:_SHOWN_LABELS])}{', …' * (len(own.labels) > _SHOWN_LABELS)}, which are other ones "
+            "(or in another order) than those of this training, so its score begins anew from the seed"
+        )
 
 
-def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
+def open_base_model(config: ModelConfig, needs_mask: bool, *, to_classify: bool = False) -> BaseModel:
     """Return the model at `config.path`, with all that can be wrong with it found before anything is written.
 
     Args:
         config: The configuration as given; fields of the shape are left at their defaults.
         needs_mask: Whether the training masks tokens; the vocabulary gets a mask token if it has none.
+        to_classify: Whether a classifier is made of it, which needs no output head.
 
     Raises:
         UserError, InputError: there is no such model, or it cannot be continued.
@@ -59,7 +75,9 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
             f"model.path={redact(config.path)}: the model has no token that ends a document; name one as eos_token_id "
             f"in a copy of its {CONFIG}"
         )
-    Weights(found.folder, stored)
+    if stored.classifier is not None and not to_classify:
+        raise no_output_head(config.path)
+    Weights(found.folder, stored, reads_head=not to_classify or stored.classifier is not None)
     try:
         shape = config.of(_path_for_workers(config.path, found), found.commit, stored)
     except ValueError as error:
@@ -68,7 +86,8 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
         check_target_layers(shape, shape.lora)
     shape = _with_rows_for(shape, stored.vocab_size or 0, tokenizer.vocab_size)
     settings = _tokenizer_config(tokenizer, found, needs_mask)
-    return BaseModel(shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, _identity(config.path, found))
+    files |= tokenizer.files or {}
+    return BaseModel(shape, settings, tokenizer, files, _identity(config.path, found), stored.classifier)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class DataFacts:
     """By split."""
     num_bytes: dict[str, int]
     """UTF-8 bytes of text, by split."""
+    num_examples: dict[str, int]
+    """Examples of a task, by split; empty for text."""
 
     @classmethod
     def read(cls, storage: Storage, name: str) -> "DataFacts | None":
@@ -41,11 +43,13 @@ class DataFacts:
             return None
         manifest = artifact.read_manifest(storage, name)
         recipe = manifest.get("recipe", {})
-        if manifest.get("kind") != "data" or "data" not in recipe:
+        if manifest.get("kind") not in ("data", "examples") or "data" not in recipe:
             return None
         folder = artifact.local_copy(storage, name, cache_folder(), needs=lambda file: file == DATA_FILE)
         splits = json.loads((folder / DATA_FILE).read_bytes())["splits"]
         files = recipe.get("files", [])
+        if isinstance(files, dict):  # by split
+            files = [file for of_split in files.values() for file in of_split]
         is_hub = recipe["data"]["source"] == "huggingface" and bool(files) and isinstance(files[0], str)
         return cls(
             name=name,
@@ -53,8 +57,9 @@ class DataFacts:
             files=() if is_hub or recipe["data"]["source"] == "stdlib" else tuple(redact(file[0]) for file in files),
             hub_name=redact(files[0]) if is_hub else None,
             revision=files[1] if is_hub and len(files) > 1 else None,
-            num_tokens=manifest["num_tokens"],
-            num_bytes={split: of["bytes"] for split, of in splits.items()},
+            num_tokens=manifest.get("num_tokens") or {split: of["num_tokens"] for split, of in splits.items()},
+            num_bytes={split: of["bytes"] for split, of in splits.items() if "bytes" in of},
+            num_examples={split: of["num_examples"] for split, of in splits.items() if "num_examples" in of},
         )
 
 

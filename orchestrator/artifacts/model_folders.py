@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modules.data.pretrained_tokenizer import READ_FILES
-from modules.huggingface.folder import CONFIG, INDEX, WEIGHTS, ModelFolder, read_bytes
+from modules.huggingface.folder import CONFIG, INDEX, OWN_INDEX, WEIGHTS, ModelFolder, read_bytes, read_config
 from orchestrator.artifacts import artifact
 from orchestrator.errors import ArtifactError, UserError
 from orchestrator.storage.access import check_root, is_local, path_of
@@ -14,7 +14,7 @@ from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
 RECIPE = "recipe.json"
-_NEEDED = (*READ_FILES, WEIGHTS, INDEX, "*.safetensors", RECIPE)
+_NEEDED = (*READ_FILES, WEIGHTS, INDEX, OWN_INDEX, "*.safetensors", RECIPE)
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,24 @@ def find_model(path: str, revision: str | None = None) -> FoundModel:
     if path.count("/") <= 1 and not path.startswith((".", "/", "~")) and "://" not in path:
         return _from_hub(path, revision)
     raise UserError(f"model.path={redact(path)}: no model there; name a folder with {CONFIG} and {WEIGHTS}")
+
+
+def check_output_head(path: str, revision: str | None = None) -> None:
+    """Check that a model predicts tokens.
+
+    Raises:
+        UserError, InputError: it is a classifier, is not there, or is of a kind that cannot be loaded.
+    """
+    if read_config(find_model(path, revision).folder).classifier is not None:
+        raise no_output_head(path)
+
+
+def no_output_head(path: str) -> UserError:
+    """Return the error for a classifier where a language model is needed."""
+    return UserError(
+        f"model.path={redact(path)}: is a classifier, which predicts labels and no tokens; use it with orchestrator "
+        "predict, or name a language model"
+    )
 
 
 def _from_hub(name: str, revision: str | None) -> FoundModel:

@@ -13,11 +13,11 @@ from modules.cores import num_cores
 from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained
 from modules.data.tokenizer import Tokenizer
 from modules.generation.sampling import Sampling
-from modules.huggingface.folder import ModelFolder, read_bytes
+from modules.huggingface.folder import ModelFolder, read_bytes, read_config
 from modules.huggingface.weights import load_huggingface
 from modules.inference import prepare_for_inference
 from modules.model import GPT
-from orchestrator.artifacts.model_folders import RECIPE, find_model, read_files
+from orchestrator.artifacts.model_folders import RECIPE, find_model, no_output_head, read_files
 from orchestrator.errors import UserError
 from orchestrator.storage.redaction import redact
 
@@ -110,14 +110,21 @@ class TrainedModel:
         return torch.autocast(self.device.type, dtype) if dtype and not name.endswith("-true") else nullcontext()
 
 
-def load_model(path: str, revision: str | None = None) -> TrainedModel:
+def load_model(path: str, revision: str | None = None, *, needs_head: bool = False) -> TrainedModel:
     """Load a model directory of ours or a Hugging Face folder (any fsspec URL), or a hub name at a revision.
+
+    Args:
+        path: Where it is.
+        revision: Of a hub name; None takes the newest.
+        needs_head: Whether a classifier, which has no output head, is refused.
 
     Raises:
         UserError: there is no such model, or it is of a kind that cannot be loaded.
         ArtifactError: the model directory is damaged.
     """
     found = find_model(path, revision).checked()
+    if needs_head and read_config(found.folder).classifier is not None:
+        raise no_output_head(path)
     torch.set_num_threads(min(torch.get_num_threads(), num_cores()))  # torch does not see what a container is granted
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_huggingface(found.folder, device, found.num_readers).eval()

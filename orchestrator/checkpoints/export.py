@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.data.pretrained_tokenizer import named_tokens
+from modules.data.pretrained_tokenizer import SETTINGS_FILE, named_tokens
 from modules.data.tokenizer import Tokenizer
 from modules.huggingface.export import save_huggingface, shards_of
 from modules.huggingface.weights import num_parameters, parameter_shapes, trained_shapes
@@ -109,6 +109,8 @@ def _write(folder: Path, source: Exportable, files: ModelFilesConfig, dtype: str
     model, tokenizer = source.exported, source.tokenizer
     tokenizer.save_for_transformers(folder, model.max_positions)
     begin_id, padding_id = (_special_id(folder, source, name) for name in ("bos_token", "pad_token"))
+    if model.classifier is not None:
+        padding_id = _named_padding(folder, source)
     save_huggingface(
         folder,
         model,
@@ -132,6 +134,23 @@ def _special_id(folder: Path, source: Exportable, role: str) -> int | None:
     return source.special_ids.get(f"{role}_id", None if name is None else source.tokenizer.id_of(name))
 
 
+def _named_padding(folder: Path, source: Exportable) -> int:
+    """Return a classifier's padding token, and name it in tokenizer_config.json; without one the end token is taken.
+
+    `transformers` pools the last token that is not the padding token, so the tokenizer must pad with no other. Of the
+    GPT-2 family it counts positions over padding, too, so padding belongs on the right.
+    """
+    files = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    tokenizer = source.tokenizer
+    name = named_tokens(files, source.run_name).get("pad_token")
+    number = None if name is None else tokenizer.id_of(name)
+    if number is None or number >= source.vocab_size:
+        name, number = tokenizer.end_token, tokenizer.end_of_text_id
+    settings = {**json.loads(files.get(SETTINGS_FILE, b"{}")), "pad_token": name, "padding_side": "right"}
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return number
+
+
 def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mapping[str, Any]) -> Card:
     return Card(
         title=source.run_name,
@@ -142,6 +161,7 @@ def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mappi
         dtype=dtype,
         is_rounded=dtype not in ("float32", dtype_of(ModelFilesConfig(), recipe)),
         recipe=recipe,
+        num_tokens=source.checkpoint.progress.tokens,
         data=source.data,
         # a run's last figures may hold the loss of an objective that a phase before this step had
         metrics={**_named(source.checkpoint.progress.metrics, "train/"), **_named(source.validation, "val/")},

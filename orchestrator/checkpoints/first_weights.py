@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.huggingface.folder import read_config
 from modules.huggingface.weights import Range, Weights
-from modules.initial_values import initial_values
+from modules.initial_values import SCORE, initial_values
 from modules.lora import vocabulary_of
 from modules.model_config import ModelConfig
 from orchestrator.artifacts.model_folders import find_model
@@ -52,15 +52,21 @@ class InitialWeights:
 class BaseWeights:
     """Weights of a published model or of a run of ours, read by ranges from where they lie.
 
+    The score of a classifier that the model is not yet, or with other labels, is made from the seed.
+
     Args:
-        made: Makes what that model has not, such as adapters; None if nothing else is requested.
+        model: The model that is trained.
+        vocab_size: Number of tokens.
+        made: Makes what the other model has not, such as adapters; None if nothing else is requested.
     """
 
     def __init__(self, model: ModelConfig, vocab_size: int, made: StateReader | None = None) -> None:
         assert model.path is not None
         self._made, self._lora = made, model.lora
         found = find_model(model.path, model.revision)
-        self._weights = Weights(found.folder, read_config(found.folder), vocab_size)
+        stored = read_config(found.folder)
+        self._begins_score = model.classifier is not None and model.classifier != stored.classifier
+        self._weights = Weights(found.folder, stored, vocab_size, reads_head=not self._begins_score)
         self._num_readers = found.num_readers
 
     def fill(self, wanted: Iterable[Fragment]) -> None:
@@ -80,6 +86,8 @@ class BaseWeights:
     def _ranges(self, item: Fragment) -> Iterator[Range]:
         """Yield the ranges of the model's parameters that a fragment begins with; none if it has no such parameter."""
         shapes, view = self._weights.shapes, item.view.detach().view(-1)
+        if self._begins_score and item.parameter == SCORE:
+            return
         if item.parameter in shapes:
             yield Range(item.parameter, item.start, item.stop, view)
             return

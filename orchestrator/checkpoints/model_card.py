@@ -14,6 +14,7 @@ from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.storage.redaction import redact
 
 _MOST_FILES = 5
+_MOST_LABELS = 100
 _FIGURES = {
     "val/loss_clm": "held-out text: nats per token, predicting the next one",
     "val/perplexity": "held-out text: perplexity",
@@ -48,6 +49,29 @@ The same with the program that made it:
 ```sh
 orchestrator generate model.path=. prompt="Once upon a time" max_new_tokens={num_tokens}
 ```"""
+_CLASSIFY = """\
+```sh
+orchestrator predict model.path=. text="Once upon a time"
+```"""
+_CLASSIFY_WITH_TRANSFORMERS = """\
+The lines for `transformers`; `folder` is where this file lies:
+
+```python
+from transformers import pipeline
+
+folder = "."
+classify = pipeline("text-classification", model=folder)
+print(classify("Once upon a time", top_k=None))
+```
+
+The same with the program that made it:
+
+"""
+BIDIRECTIONAL = (
+    "Every token attends to all others, and the label follows from the mean of them all. `transformers` has no class "
+    "that computes this, so it refuses the folder, and so does what builds on it; the program that made it opens it."
+)
+"""What a user of a bidirectional classifier has to know."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +88,8 @@ class Card:
     """Whether the weights have less precision than those of the training, on which the figures were measured."""
     recipe: Mapping[str, Any]
     """What decided the weights, without secrets."""
+    num_tokens: int
+    """Tokens that the training has read up to this step."""
     data: DataFacts | None
     metrics: Mapping[str, float]
     """Figures after `step`; those that are not known here have no line."""
@@ -76,7 +102,7 @@ class Card:
             "Data": _table(_data(self.data) if self.data else {}),
             "Training": _table(_training(self)),
             "Figures": self._figures(),
-            "Use": _USE.format(num_tokens=min(50, max(1, self.model.max_positions - _PROMPT_TOKENS))),
+            "Use": self._use(),
             "Versions": ", ".join(f"{name} {version(name)}" for name in ("gpt-orchestrator", "torch", "safetensors")),
         }
         body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items() if text)
@@ -87,16 +113,26 @@ class Card:
         hub_data = self.data.hub_name if self.data else None
         known = {
             "license": self.license,
-            "library_name": "transformers",
-            "pipeline_tag": "text-generation",
+            "library_name": None if self._is_bidirectional else "transformers",
+            "pipeline_tag": "text-classification" if self.model.classifier else "text-generation",
             "base_model": self.recipe.get("base_model", {}).get("hub"),
             "datasets": [hub_data] if hub_data else None,
         }
         return yaml.safe_dump({name: value for name, value in known.items() if value}, sort_keys=False)
 
+    @property
+    def _is_bidirectional(self) -> bool:
+        return self.model.classifier is not None and self.model.classifier.attention == "bidirectional"
+
+    def _use(self) -> str:
+        if self.model.classifier is None:
+            return _USE.format(num_tokens=min(50, max(1, self.model.max_positions - _PROMPT_TOKENS)))
+        return f"{BIDIRECTIONAL}\n\n{_CLASSIFY}" if self._is_bidirectional else _CLASSIFY_WITH_TRANSFORMERS + _CLASSIFY
+
     def _summary(self) -> str:
+        kind = "text classifier" if self.model.classifier else "language model"
         return (
-            f"A language model of {self.num_parameters:,} parameters, trained by the run `{self.title}` of "
+            f"A {kind} of {self.num_parameters:,} parameters, trained by the run `{self.title}` of "
             f"gpt-orchestrator{self._base()}: the weights after step {self.step:,}."
         )
 
@@ -127,9 +163,15 @@ def _shape(card: Card) -> dict[str, str]:
         "width": f"{model.hidden_dim}, and {model.feed_forward_dim} in the feed-forward blocks",
         "attention heads": f"{model.num_heads} of width {model.width_per_head}{shared}",
         "vocabulary": f"{card.vocab_size:,} tokens"
-        + (", input and output sharing their weights" if model.tie_embeddings else ""),
+        + (", input and output sharing their weights" if model.tie_embeddings and not model.classifier else ""),
         "longest text": f"{model.max_positions:,} tokens",
+        "labels": _listed(model.classifier.labels) if model.classifier else "",
     }
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _MOST_LABELS:,} more" if len(labels) > _MOST_LABELS else ""
+    return ", ".join(f"`{label.replace('`', ' ')}`" for label in labels[:_MOST_LABELS]) + more
 
 
 def _data(data: DataFacts) -> dict[str, str]:
@@ -142,8 +184,14 @@ def _data(data: DataFacts) -> dict[str, str]:
     rows = {"source": sources[data.source], "revision": data.revision or ""}
     for split, label in (("train", "trained on"), ("val", "held out")):
         if data.num_tokens.get(split):
-            rows[label] = f"{data.num_tokens[split]:,} tokens of {data.num_bytes[split]:,} bytes of text"
+            rows[label] = f"{data.num_tokens[split]:,} tokens of {_amount(data, split)}"
     return {**rows, "fingerprint": f"`{data.name.rpartition('-')[2]}`"}
+
+
+def _amount(data: DataFacts, split: str) -> str:
+    if split in data.num_examples:
+        return f"{data.num_examples[split]:,} examples"
+    return f"{data.num_bytes[split]:,} bytes of text"
 
 
 def _training(card: Card) -> dict[str, str]:
@@ -151,13 +199,15 @@ def _training(card: Card) -> dict[str, str]:
     rows = {
         "continued from": _base(recipe.get("base_model", {})),
         "objective": _phases(recipe.get("objective", {}).get("phases", ())),
+        "task": _task(recipe.get("task", {})),
+        "method": _method(recipe.get("model", {}).get("lora")),
     }
     if training:
         batch, length = training["global_batch_size"], training["sequence_length"]
         rows |= {
             "steps": f"{card.step:,} of {training['num_steps']:,}",
-            "batch": f"{batch:,} sequences of {length:,} tokens",
-            "tokens seen": f"{card.step * batch * length:,}",
+            "batch": f"{batch:,} sequences of {'at most ' if 'task' in recipe else ''}{length:,} tokens",
+            "tokens seen": f"{card.num_tokens:,}",
             "precision": training["precision"],
             "attention": "within each document" if training.get("attention_scope") == "document" else "",
         }
@@ -172,6 +222,17 @@ def _base(identity: Mapping[str, Any]) -> str:
     if "committed" in identity:
         return f"a model of this program, whose manifest has the digest {identity['committed']}"
     return ", ".join(f"{file} ({version})" for file, version in identity.get("files", ()))
+
+
+def _task(settings: Mapping[str, Any]) -> str:
+    shown = [f"{name} {value!r}" for name, value in settings.items() if name != "name" and value not in (None, [], "")]
+    return f"{settings['name']}: {', '.join(shown)}" if settings else ""
+
+
+def _method(lora: Mapping[str, Any] | None) -> str:
+    if lora is None:
+        return ""
+    return f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, on {', '.join(lora['target_layers'])}; merged"
 
 
 def _phases(phases: Sequence[Mapping[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from modules.conversation import Conversation, system_message
 from modules.data.pretrained_tokenizer import named_tokens
 from modules.generation.window import window_size
 from modules.huggingface.weights import num_parameters
-from orchestrator.artifacts.model_folders import find_model, read_files
+from orchestrator.artifacts.model_folders import check_output_head, find_model, read_files
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.configuration.commands import ChatConfig
 from orchestrator.configuration.schema import shown
@@ -22,6 +22,7 @@ def run(config: ChatConfig) -> None:
     Raises:
         UserError: messages from a pipe were refused, which is reported as they come.
     """
+    check_output_head(config.model.path, config.model.revision)
     template = _template(config)
     # what no message can be written with is refused before the weights are loaded
     template.render([*system_message(config.system), {"role": "user", "content": "Hello"}], add_generation_prompt=True)

@@ -17,7 +17,7 @@ from orchestrator.training.evaluation import Windows, compression, evaluate
 
 def run(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
-    trained = load_model(config.model.path, config.model.revision)
+    trained = load_model(config.model.path, config.model.revision, needs_head=True)
     stream = _text(config, trained)
     length = config.sequence_length or trained.validation_length
     if length > trained.model.config.max_positions:

@@ -12,6 +12,7 @@ from orchestrator.artifacts.base_model import kept_model
 from orchestrator.artifacts.data_facts import DataFacts, tokenizer_of
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.export import RECIPE, Exportable, dtype_of, export_model, recipe_to_show
+from orchestrator.checkpoints.model_card import BIDIRECTIONAL
 from orchestrator.checkpoints.names import committed_steps, name_of
 from orchestrator.configuration.commands import ExportConfig
 from orchestrator.display.terminal import print_line
@@ -34,7 +35,16 @@ def run(config: ExportConfig) -> None:
         source = _exportable(storage, this_run, open_checkpoint(storage, name_of(this_run.name, step)))
         export_model(target, name, source, config.export)
     print_line(f"model: {url} (step {step}, {dtype_of(config.export, this_run.recipe)})")
-    print_line(f'try it: orchestrator generate model.path={url} prompt="import os"')
+    for line in _uses(source.model, url):
+        print_line(line)
+
+
+def _uses(model: ModelConfig, url: str) -> list[str]:
+    """Return lines about what opens the model."""
+    if model.classifier is None:
+        return [f'try it: orchestrator generate model.path={url} prompt="import os"']
+    try_it = f'try it: orchestrator predict model.path={url} text="a text"'
+    return [BIDIRECTIONAL, try_it] if model.classifier.attention == "bidirectional" else [try_it]
 
 
 def _run(storage: Storage, name: str) -> Run:

@@ -12,6 +12,7 @@ from torch import Tensor
 from modules.classifier import class_logits, classification_loss, classification_sums, last_tokens, means, weighted
 from modules.data.batches import Batch
 from modules.huggingface.weights import num_parameters, parameter_shapes
+from modules.inference import prepare_for_inference
 from modules.initial_values import initial_values
 from modules.model import GPT, decayed_parameter_names
 from modules.model_config import ClassifierConfig, ModelConfig
@@ -165,3 +166,12 @@ def test_the_weight_sum_is_a_number_on_the_host_that_needs_no_device() -> None:
     batch = batch_of(examples(), labels())
     assert batch["weight_sum"] == math.fsum(WEIGHTS[label] for label in labels().tolist())
     assert isinstance(batch["weight_sum"], float)
+
+
+@torch.no_grad()
+def test_a_classifier_prepared_for_use_has_the_logits_of_autocast() -> None:
+    parts, model = examples(), classifier(LLAMA, "bidirectional")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = class_logits(model, torch.cat(parts)[None], LENGTHS)
+    prepare_for_inference(model, torch.bfloat16)
+    assert torch.equal(class_logits(model, torch.cat(parts)[None], LENGTHS), expected)

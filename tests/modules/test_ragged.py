@@ -8,7 +8,7 @@ import torch
 from tiny_models import GPT2, LLAMA, VOCAB, random_model
 from torch import Tensor
 
-from modules.attention import KeyValueCache
+from modules.attention import DotProduct, KeyValueCache
 from modules.explanation import captured_attention
 from modules.model import GPT
 from modules.model_config import ModelConfig
@@ -87,6 +87,17 @@ def test_autocast_and_half_precision_are_those_of_each_example_alone(
     rounded = copy.deepcopy(model).to(dtype)
     assert packed(rounded, parts, causal).dtype == dtype
     assert difference(packed(rounded, parts, causal).float(), single(rounded, parts, causal).float()) < 2e-2
+
+
+@pytest.mark.parametrize(("length", "is_rounded"), [(96, False), (512, True)])
+def test_attention_of_short_bfloat16_examples_is_trained_in_float32(length: int, is_rounded: bool) -> None:
+    q, k, v = torch.randn(3, 1, 2, length, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = DotProduct(0.0)(q.float(), k.float(), v.float(), None, True).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = DotProduct(0.0)(q.clone().requires_grad_(), k, v, None, True)
+        in_two = DotProduct(0.0)(q.clone().requires_grad_(), k, v, None, True, [length // 2] * 2)
+    assert torch.equal(found, exact) != is_rounded
+    assert found.dtype == in_two.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])

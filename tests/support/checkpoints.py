@@ -52,7 +52,8 @@ def begin_run(root: Path, model: Mapping[str, Any], num_steps: int = 20, **train
 def continue_model(root: Path, base: Path, model: GPT) -> Storage:
     """Begin the run `tiny` that continues a model folder, and commit a checkpoint of it, without training it."""
     storage = Storage(str(root / "outputs"))
-    found = open_base_model(ModelConfig(path=str(base)), needs_mask=False)
+    config = ModelConfig(path=str(base), classifier=model.config.classifier)
+    found = open_base_model(config, needs_mask=False, to_classify=config.classifier is not None)
     text = write_text(root / "text.txt", 500)
     config = PretrainConfig(
         run=RunConfig(name="tiny"),

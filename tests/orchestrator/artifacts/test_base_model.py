@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from published_models import write_published
+from tiny_models import LLAMA, random_model
 
 from modules.errors import InputError
-from modules.model_config import ModelConfig
+from modules.huggingface.export import save_huggingface
+from modules.model_config import ClassifierConfig, ModelConfig
 from orchestrator.artifacts.base_model import open_base_model
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.store import Storage
@@ -122,3 +124,34 @@ def test_a_mask_token_is_added_after_the_highest_in_rows_of_padding_where_there_
     assert masked.tokenizer.mask_id == plain.tokenizer.vocab_size
     assert masked.tokenizer_config.added_tokens == "mask"
     assert masked.config.vocab_size == plain.config.vocab_size + grown
+
+
+def classifier_folder(folder: Path, *labels: str) -> Path:
+    """Write a classifier beside the tokenizer of a published model."""
+    classifier = ClassifierConfig(labels=labels)
+    model = random_model(LLAMA.model_copy(update={"classifier": classifier}), 300)
+    save_huggingface(folder, model.config, 300, model.named_parameters(), padding_id=0)
+    return folder
+
+
+def test_a_classifier_is_no_language_model_to_go_on_with(folder: Path) -> None:
+    with pytest.raises(UserError, match="model.path=.*: is a classifier, which predicts labels and no tokens"):
+        opened(classifier_folder(folder, "a", "b"))
+
+
+def test_a_classifier_is_made_of_a_language_model_or_of_a_classifier(folder: Path) -> None:
+    wanted = ClassifierConfig(labels=("a", "b"))
+    base = open_base_model(ModelConfig(path=str(folder)), needs_mask=False, to_classify=True)
+    assert (base.config.classifier, base.classifier, base.score_note(wanted)) == (None, None, None)
+    base = open_base_model(
+        ModelConfig(path=str(classifier_folder(folder, "a", "b"))), needs_mask=False, to_classify=True
+    )
+    assert (base.config.classifier, base.classifier, base.score_note(wanted)) == (None, wanted, None)
+
+
+def test_labels_that_are_lost_are_told(folder: Path) -> None:
+    found = ModelConfig(path=str(classifier_folder(folder, *"abcdefg")))
+    note = open_base_model(found, needs_mask=False, to_classify=True).score_note(ClassifierConfig(labels=("b", "a")))
+    assert note is not None
+    assert "classifies by causal attention with the labels a, b, c, d, e, …, which are other ones" in note
+    assert "its score begins anew from the seed" in note

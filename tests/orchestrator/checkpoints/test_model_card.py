@@ -20,6 +20,7 @@ def text_of(base: dict[str, Any] | None) -> str:
         dtype="float32",
         is_rounded=False,
         recipe=training_recipe(PretrainConfig(), "data/stdlib-0", base),
+        num_tokens=1234,
         data=None,
         metrics={},
         license=None,
