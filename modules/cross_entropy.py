@@ -81,20 +81,6 @@ def linear_cross_entropy_stats(
     return sum_loss, num_correct
 
 
-@torch.no_grad()
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """Return the loss of each target in nats, float32 [N].
-
-    It takes the arguments of `linear_cross_entropy` and computes no gradients.
-    """
-    dtype, rows = _compute_dtype(hidden), chunk_rows(len(weight), weight.device.type)
-    losses = [hidden.new_empty(0, dtype=_sum_dtype(dtype))]
-    with torch.autocast(hidden.device.type, enabled=False):
-        for chunk, _, log_probs in _chunks(hidden.to(dtype), weight.to(dtype), vocab_size, rows):
-            losses.append(-log_probs.gather(1, targets[chunk, None])[:, 0])
-    return torch.cat(losses)
-
-
 def chunk_rows(num_columns: int, device_type: str) -> int:
     """Return the tokens in a chunk for `num_columns` of vocabulary: bounded logits, but enough rows to be fast."""
     return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device_type, _CHUNK_ELEMENTS_ELSEWHERE) // num_columns)

@@ -87,7 +87,7 @@ def open_base_model(config: ModelConfig, needs_mask: bool, *, to_classify: bool 
     shape = _with_rows_for(shape, stored.vocab_size or 0, tokenizer.vocab_size)
     settings = _tokenizer_config(tokenizer, found, needs_mask)
     files |= tokenizer.files or {}
-    return BaseModel(shape, settings, tokenizer, files, _identity(config.path, found), stored.classifier)
+    return BaseModel(shape, settings, tokenizer, files, model_identity(config.path, found), stored.classifier)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def _verify(found: FoundModel) -> None:
         (artifact.verify if storage.is_local else artifact.verify_sizes)(storage, name)
 
 
-def _identity(path: str, found: FoundModel) -> dict[str, Any]:
+def model_identity(path: str, found: FoundModel) -> dict[str, Any]:
+    """Return what changes with the content of a model."""
     if found.commit:
         return {"hub": path, "commit": found.commit}
     storage, name = found.folder.storage, found.folder.name

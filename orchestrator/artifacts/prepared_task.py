@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -86,7 +86,8 @@ def prepared_task(storage: Storage, request: TaskRequest, progress: Callable[[in
         UserError, InputError: the rows cannot be used, or the model cannot learn the task; nothing is left behind.
     """
     files_of = find_split_files(request.data)
-    request = _with_chat_files(request)
+    if isinstance(request.task, DialogueConfig):
+        request = replace(request, files=files_with_chat(request.files, request.task))
     data = with_commit(request.data)
     recipe = _recipe(request, data, files_of)
     name = f"data/{request.task.name}-{fingerprint(recipe)}"
@@ -121,19 +122,16 @@ def _sizes(files_of: Mapping[Split, Sequence[SourceFile]]) -> list[int]:
     return [file.num_bytes for files in files_of.values() for file in files]
 
 
-def _with_chat_files(request: TaskRequest) -> TaskRequest:
-    """Return the request with the files of a model that knows the conversation's template and control tokens."""
-    if not isinstance(request.task, DialogueConfig):
-        return request
+def files_with_chat(files: Mapping[str, bytes], task: DialogueConfig) -> dict[str, bytes]:
+    """Return a model's files with the conversation's template and control tokens."""
     from modules.tasks.chat_files import chat_files
 
     template = None
-    if request.task.chat_template is not None:
-        (file,) = find_files([request.task.chat_template])
+    if task.chat_template is not None:
+        (file,) = find_files([task.chat_template])
         with file.open() as stream:
             template = stream.read().decode()
-    files = chat_files(request.files, request.task, template)
-    return TaskRequest(request.task, request.data, files, request.sequence_length)
+    return chat_files(files, task, template)
 
 
 def _recipe(request: TaskRequest, data: DataConfig, files_of: Mapping[Split, Sequence[SourceFile]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`orchestrator evaluate`: how well a model predicts held-out text."""
+"""`orchestrator evaluate`: how well a model predicts held-out text, or does a task."""
 
 from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from modules.data.shards import TokenData, TokenStream
@@ -11,11 +11,20 @@ from orchestrator.display.progress import evaluate_progress, prepare_progress
 from orchestrator.display.results import show_evaluation
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import UserError
+from orchestrator.evaluation.task_evaluation import evaluate_task
 from orchestrator.storage.store import Storage
 from orchestrator.training.evaluation import Windows, compression, evaluate
 
 
 def run(config: EvaluateConfig) -> None:
+    """Measure a model on a task, or on how well it predicts text."""
+    if config.task is not None:
+        evaluate_task(config, config.task)
+    else:
+        _evaluate_text(config)
+
+
+def _evaluate_text(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
     trained = load_model(config.model.path, config.model.revision, needs_head=True)
     stream = _text(config, trained)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from tiny_models import GPT2, LLAMA, VOCAB, random_model
 
 from modules.errors import InputError
-from modules.model_config import ClassifierConfig
 from modules.example_scores import class_log_probabilities, example_losses
+from modules.model_config import ClassifierConfig
 from modules.tasks.task import Example
 
 LENGTHS = [5, 2, 12, 5, 30, 3]
