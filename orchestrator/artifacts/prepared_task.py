@@ -122,8 +122,17 @@ def _sizes(files_of: Mapping[Split, Sequence[SourceFile]]) -> list[int]:
     return [file.num_bytes for files in files_of.values() for file in files]
 
 
-def files_with_chat(files: Mapping[str, bytes], task: DialogueConfig) -> dict[str, bytes]:
-    """Return a model's files with the conversation's template and control tokens."""
+def files_with_chat(files: Mapping[str, bytes], task: DialogueConfig, where: str = "model.path") -> dict[str, bytes]:
+    """Return a model's files with the conversation's template and control tokens.
+
+    Args:
+        files: The model's small files, by name.
+        task: It names the template and the tokens.
+        where: What a message calls the model.
+
+    Raises:
+        InputError: The model has no template, or none from which it could learn.
+    """
     from modules.tasks.chat_files import chat_files
 
     template = None
@@ -131,7 +140,7 @@ def files_with_chat(files: Mapping[str, bytes], task: DialogueConfig) -> dict[st
         (file,) = find_files([task.chat_template])
         with file.open() as stream:
             template = stream.read().decode()
-    return chat_files(files, task, template)
+    return chat_files(files, task, template, where)
 
 
 def _recipe(request: TaskRequest, data: DataConfig, files_of: Mapping[Split, Sequence[SourceFile]]) -> dict[str, Any]:

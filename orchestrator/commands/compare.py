@@ -46,7 +46,7 @@ def run(config: CompareConfig) -> None:
 def _other(config: CompareConfig) -> dict[str, Any]:
     """Return what changes with the content of what the model is compared with; it is looked for before all work."""
     if config.other.path is None:
-        file = predictions_file(str(config.other.predictions))
+        file = predictions_file(str(config.other.predictions), config.task)
         return {"predictions": [file.name, file.identity()]}
     return model_identity(config.other.path, find_model(config.other.path, config.other.revision))
 
@@ -54,7 +54,7 @@ def _other(config: CompareConfig) -> dict[str, Any]:
 def _second(config: CompareConfig, first: Measurement) -> Measurement:
     if config.other.path is not None:
         return _measured(config, config.other.path, config.other.revision)
-    file = predictions_file(str(config.other.predictions))
+    file = predictions_file(str(config.other.predictions), config.task)
     return measured_predictions(file, config.data, first, config.bleu_tokenizer)
 
 

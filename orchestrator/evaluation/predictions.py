@@ -4,6 +4,7 @@ from modules.config import DataConfig
 from modules.data.row_files import read_rows
 from modules.data.rows import Fields, Row
 from modules.tasks.scorers import class_scorers
+from modules.tasks.settings import ClassificationConfig, TaskConfig, TranslationConfig
 from modules.tasks.text_scores import TextScores
 from orchestrator.errors import UserError
 from orchestrator.evaluation.measurement import Measurement
@@ -14,12 +15,14 @@ _FIELD, _PLACE = "prediction", "place"
 _SETTING = "other.predictions"
 
 
-def predictions_file(path: str) -> StoredFile:
+def predictions_file(path: str, task: TaskConfig) -> StoredFile:
     """Return the file that a path leads to.
 
     Raises:
-        UserError: It leads to none, or to several.
+        UserError: It leads to none, or to several; or the task has no answers that can be compared.
     """
+    if not isinstance(task, ClassificationConfig | TranslationConfig):
+        raise UserError(f"{_SETTING}: task={task.name} has no right answers to compare predictions with; name a model")
     files = find_files([path])
     if len(files) > 1:
         raise UserError(f"{_SETTING}={redact(path)}: leads to {len(files)} files; name one of them")
@@ -36,11 +39,8 @@ def measured_predictions(file: StoredFile, data: DataConfig, model: Measurement,
         bleu_tokenizer: How BLEU divides a translation into words.
 
     Raises:
-        UserError: There are more or fewer, of other rows, or a label that the model does not know; or the task has no
-            answers that can be compared.
+        UserError: There are more or fewer, of other rows, or a label that the model does not know.
     """
-    if not model.references:
-        raise UserError(f"{_SETTING}: task={model.task} has no right answers to compare predictions with; name a model")
     rows = list(read_rows(file, data, Fields({_FIELD: _SETTING}, {_PLACE: _SETTING})))
     if len(rows) != len(model.places):
         raise UserError(

@@ -42,11 +42,11 @@ class TaskModel:
         """
         self.settings, self.path, self._asking = settings, redact(path), asking
         self.trained, self._template = trained, None
-        if isinstance(settings, DialogueConfig):
-            files = files_with_chat(trained.files, settings)
-            self.trained = replace(trained, files=files, tokenizer=load_pretrained(files, f"model.path={self.path}"))
-            self._template = find_chat_template(files, f"model.path={self.path}")
         self._check_kind()
+        if isinstance(settings, DialogueConfig):
+            files = files_with_chat(trained.files, settings, self.path)
+            self.trained = replace(trained, files=files, tokenizer=load_pretrained(files, self.path))
+            self._template = find_chat_template(files, self.path)
         self._length = self._checked_length()
 
     @property
