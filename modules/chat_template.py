@@ -5,42 +5,47 @@ Source: `apply_chat_template` and utils/chat_template_utils.py of `transformers`
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import jinja2
+import tokenizers
 from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from modules.data.control_tokens import ControlEncoder
 from modules.data.pretrained_tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER, named_tokens, read_json
 from modules.data.tokenizer import Tokenizer
 from modules.errors import InputError
+from modules.template_sandbox import template_environment
 
 Message = Mapping[str, Any]
 """A turn of a conversation, as `{"role": "user", "content": "Hello"}`."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what a model thought before it answered; templates read the first, older ones the second."""
-_REMEDY = "name a file with another template in chat_template="
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
 class ChatTemplate:
     """A chat template, or several by name: `default`, and perhaps `tool_use` for messages with tools."""
 
-    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str], where: str):
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        special_tokens: Mapping[str, str],
+        where: str,
+        setting: str = "chat_template",
+    ):
         """Take the templates as they are.
 
         Args:
             sources: Their Jinja text by name.
             special_tokens: What they know as `bos_token`, `eos_token` and so on.
             where: What a message calls their place, such as `model.path=a/b`.
+            setting: The setting that names a file with another template.
         """
         self._sources, self._special_tokens, self._where = sources, special_tokens, where
+        self._remedy = f"name a file with another template in {setting}="
         self._compiled: dict[str, jinja2.Template] = {}
+        self._literals: dict[str, list[str]] = {}
 
     def render(
         self,
@@ -73,10 +78,14 @@ class ChatTemplate:
                 **{**self._special_tokens, **variables},
             )
         except jinja2.TemplateError as error:
-            raise InputError(f"{self._where}: its chat template refuses the messages ({error}); {_REMEDY}") from error
+            raise InputError(
+                f"{self._where}: its chat template refuses the messages ({error}); {self._remedy}"
+            ) from error
         except Exception as error:  # a template may call any method of a text or a list, wrongly, too
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{self._where}: its chat template fails on the messages ({reason}); {_REMEDY}") from error
+            raise InputError(
+                f"{self._where}: its chat template fails on the messages ({reason}); {self._remedy}"
+            ) from error
 
     def encode(
         self,
@@ -97,6 +106,18 @@ class ChatTemplate:
         Raises:
             InputError: As `render`.
         """
+        writer = self.writer(tokenizer, messages, tools=tools, **variables)
+        return writer.encode(writer.text(writer.messages, add_generation_prompt=add_generation_prompt))
+
+    def writer(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> "Writer":
+        """Return what writes these messages, or some of them, such that they hold no control token; see `encode`."""
         encoder, source = tokenizer.control_encoder, self._source(tools is not None)
         said = json.dumps([list(map(dict, messages)), tools, variables, source], ensure_ascii=False, default=str)
         marker = next(chr(code) for code in _PRIVATE_USE if chr(code) not in said)
@@ -106,37 +127,37 @@ class ChatTemplate:
             control = encoder.special if message.get("role") == "assistant" else by_others
             return {**encoder.shielded(message, control, marker), "role": message.get("role")}
 
-        text = self.render(
-            [shielded(message) for message in messages],
-            tools=encoder.shielded(tools, by_others, marker),
-            add_generation_prompt=add_generation_prompt,
-            **encoder.shielded(variables, by_others, marker),
-        )
-        return encoder.encode(text, marker)
+        given = {"tools": encoder.shielded(tools, by_others, marker), **encoder.shielded(variables, by_others, marker)}
+        return Writer(self, encoder, [shielded(message) for message in messages], marker, given)
 
     def _source(self, has_tools: bool) -> str:
         if has_tools and "tool_use" in self._sources:
             return self._sources["tool_use"]
         if "default" not in self._sources:
             names = ", ".join(sorted(self._sources))
-            raise InputError(f"{self._where}: none of its chat templates ({names}) is the default; {_REMEDY}")
+            raise InputError(f"{self._where}: none of its chat templates ({names}) is the default; {self._remedy}")
         return self._sources["default"]
 
     def _template(self, source: str) -> jinja2.Template:
         if source not in self._compiled:
             try:
-                self._compiled[source] = _environment().from_string(source)
+                self._compiled[source] = template_environment().from_string(source)
             except jinja2.TemplateSyntaxError as error:
                 reason = f"line {error.lineno}: {error.message}"
-                raise InputError(f"{self._where}: its chat template is no valid Jinja ({reason}); {_REMEDY}") from error
+                raise InputError(
+                    f"{self._where}: its chat template is no valid Jinja ({reason}); {self._remedy}"
+                ) from error
         return self._compiled[source]
 
     def _written_tokens(self, source: str, encoder: ControlEncoder) -> frozenset[int]:
         """Return the added tokens that the template writes itself, whitespace left out, which others write as text."""
-        self._template(source)  # which tells what is wrong with one that cannot be parsed
-        tree = _environment().parse(source)
-        literals = [node.data for node in tree.find_all(nodes.TemplateData)]
-        literals += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+        if source not in self._literals:
+            self._template(source)  # which tells what is wrong with one that cannot be parsed
+            tree = template_environment().parse(source)
+            written = [node.data for node in tree.find_all(nodes.TemplateData)]
+            constants = [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+            self._literals[source] = written + constants
+        literals = self._literals[source]
         return frozenset(
             number
             for number, name in encoder.others.items()
@@ -144,12 +165,41 @@ class ChatTemplate:
         )
 
 
-def find_chat_template(files: Mapping[str, bytes], where: str) -> ChatTemplate:
+class Writer:
+    """Writes messages whose text is shielded, all with the same marker; see `ControlEncoder`."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        encoder: ControlEncoder,
+        messages: Sequence[Message],
+        marker: str,
+        given: Mapping[str, Any],
+    ):
+        self._template, self._encoder, self._given = template, encoder, given
+        self.messages, self.marker = messages, marker
+        """The messages, shielded, and the character that is no part of their text."""
+
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """Return the text of some of its messages, with markers."""
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt, **self._given)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of such a text."""
+        return self.encoding(text).ids
+
+    def encoding(self, text: str) -> tokenizers.Encoding:
+        """Return the tokens of such a text with their places in it."""
+        return self._encoder.encoding(text, self.marker)
+
+
+def find_chat_template(files: Mapping[str, bytes], where: str, setting: str = "chat_template") -> ChatTemplate:
     """Return the chat template of a model folder: that of chat_template.jinja, or of tokenizer_config.json.
 
     Args:
         files: Content of the folder's files by name, as for `load_pretrained`.
         where: What a message calls the folder, such as `model.path=a/b`.
+        setting: The setting that names a file with another template.
 
     Raises:
         InputError: It has none, or one that cannot be read.
@@ -158,9 +208,9 @@ def find_chat_template(files: Mapping[str, bytes], where: str) -> ChatTemplate:
     if not sources:
         raise InputError(
             f"{where}: the model came without a chat template, so how its turns are written is not known; "
-            "name a file with one in chat_template=, or use a model that was trained to chat"
+            f"name a file with one in {setting}=, or use a model that was trained to chat"
         )
-    return ChatTemplate(sources, named_tokens(files, where), where)
+    return ChatTemplate(sources, named_tokens(files, where), where, setting)
 
 
 def _in_files(files: Mapping[str, bytes], where: str) -> dict[str, str]:
@@ -188,71 +238,3 @@ def _normalised(message: Message) -> dict[str, Any]:
     kept = {name: value for name, value in message.items() if value is not None}
     thought = next((kept[name] for name in _REASONING if name in kept), None)
     return kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Return the sandbox in which templates run; they come from others, and may do no more than build a text."""
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    made.filters["tojson"] = _tojson
-    made.globals |= {"raise_exception": _raise, "strftime_now": _now, "dict": _Dict(), "namespace": _PlainNamespace}
-    return made
-
-
-class _Generation(Extension):
-    """The block `generation`, which marks what the model says; here its content alone matters."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-class _Dict:
-    """The function `dict` of templates: the class itself has more methods than they may call."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-class _PlainNamespace(Namespace):
-    """The `namespace` of templates, in which nothing may hide that Python gives a meaning."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # as its parent: a template may name a field `self`
-        self, *given = args
-        fields = dict(*given, **kwargs)
-        for name in fields:
-            _check_field(name)
-        Namespace.__init__(self, fields)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_field(name)
-        super().__setitem__(name, value)
-
-
-def _check_field(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace may have no field {name!r}")
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    """As `json.dumps`; Jinja's own filter escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)

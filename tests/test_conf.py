@@ -29,10 +29,13 @@ NEEDS = {
     ("method", "lora"): ["model.path=gpt2"],
     ("experiment", "shakespeare_char"): ["data.path=text.txt"],
     ("experiment", "gpt2_124m"): ["data.path=text.txt"],
+    ("experiment", "packages"): ["model.path=x"],
     **{("task", name): ["model.path=x"] for name in ("classification", "translation", "dialogue", "text_generation")},
     **{("faults", kind): ["faults.at_step=3"] for kind in get_args(FaultKind)},
     ("faults", "stop_rank"): ["faults.at_step=3", "cluster.num_workers=2", "strategy=ddp"],
 }
+OF_FINETUNE = ("packages",)
+"""Experiments of `finetune`."""
 REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"model": {"path": "x"}},
     "compare": {"model": {"path": "x"}, "other": {"path": "x"}},
@@ -86,7 +89,8 @@ def test_there_is_an_option_of_every_group() -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(option) for option in OPTIONS])
 def test_option_composes_and_validates(group: str, option: str) -> None:
     needs = NEEDS.get((group, option), [])
-    made = composed("finetune" if group == "task" else "pretrain", f"{group}={option}", *needs)
+    command = "finetune" if group == "task" or option in OF_FINETUNE else "pretrain"
+    made = composed(command, f"{group}={option}", *needs)
     assert isinstance(made, TrainingRunConfig)
     if group in ("strategy", "cluster", "task"):
         assert getattr(made, group).name == option

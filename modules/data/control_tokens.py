@@ -25,17 +25,32 @@ class ControlEncoder:
         """Load the text of a tokenizer.json."""
         self._serialised = serialised
         self._encoder = tokenizers.Tokenizer.from_str(serialised)
+        self._encoder.post_processor = None  # a ByteLevel one moves the places of tokens
         self._cutting: dict[str, tokenizers.Tokenizer] = {}
         added = self._encoder.get_added_tokens_decoder().items()
         self.special = frozenset(number for number, token in added if token.special)
         """Ids of the special tokens."""
+        self.borders = frozenset(number for number, token in added if token.special and not token.normalized)
+        """Those of them that are found before anything else, so that no other token reaches over them."""
         self._unknown = traits.unknown_id(json.loads(serialised))
         self.others = {number: token.content for number, token in added if not token.special}
         """Names of the added tokens that are not special, such as Qwen 3's `<think>`, by id."""
 
     def encode(self, text: str, marker: str | None = None) -> list[int]:
         """Return the token ids of a text, which may hold markers, as `transformers` does if it holds none."""
-        return self._encoding(text, marker).ids
+        return self.encoding(text, marker).ids
+
+    def encoding(self, text: str, marker: str | None) -> tokenizers.Encoding:
+        """As `encode`, but with the place of each token in the text.
+
+        Raises:
+            CannotEncodeError: The text holds what the tokenizer has no token for.
+        """
+        encoder = self._without(marker) if marker is not None and marker in text else self._encoder
+        try:
+            return encoder.encode(text, add_special_tokens=False)
+        except Exception as error:  # `tokenizers` raises a bare Exception
+            raise CannotEncodeError(str(error)) from error
 
     def shielded(self, value: Any, control: Collection[int], marker: str) -> Any:
         """Return a text with markers such that none of it is encoded as one of the tokens `control`.
@@ -64,23 +79,17 @@ class ControlEncoder:
 
     def _spans(self, text: str, control: Collection[int], marker: str | None) -> list[tuple[int, int]]:
         """Return where in a text the tokens `control` are, as first character and the one after the last."""
-        encoding = self._encoding(text, marker)
+        encoding = self.encoding(text, marker)
         found = [place for place in zip(encoding.ids, encoding.offsets, strict=True) if place[0] in control]
         name = None if self._unknown is None else self._encoder.id_to_token(self._unknown)
         # ordinary text, too, becomes the token for what has no other
         return [span for number, span in found if number != self._unknown or str(name) in text[slice(*span)]]
 
-    def _encoding(self, text: str, marker: str | None) -> tokenizers.Encoding:
-        encoder = self._without(marker) if marker is not None and marker in text else self._encoder
-        try:
-            return encoder.encode(text, add_special_tokens=False)
-        except Exception as error:  # `tokenizers` raises a bare Exception
-            raise CannotEncodeError(str(error)) from error
-
     def _without(self, marker: str) -> tokenizers.Tokenizer:
         """Return the tokenizer that drops the marker once it has looked for control tokens."""
         if marker not in self._cutting:
             made = tokenizers.Tokenizer.from_str(self._serialised)
+            made.post_processor = None
             before: Any = made.pre_tokenizer
             patterns = marker if before is None else f"{marker}|{traits.in_byte_alphabet(marker)}"
             cut = pre_tokenizers.Split(Regex(patterns), "removed")

@@ -93,14 +93,12 @@ class SourceText:
         uncovered = ~_covered(len(text), offsets)
         if not (unknown.any() or uncovered.any()):
             return Losses(len(text))
-        lost, left_out = 0, 0
         examples = {text[i] for i in np.flatnonzero(unknown)[:NUM_EXAMPLES]}
-        for i in np.flatnonzero(uncovered).tolist():
-            is_lost = self._is_lost(text[i])
-            lost += is_lost is True
-            left_out += is_lost is False
-            if is_lost:
-                examples.add(text[i])
+        left_out = sum(self._is_lost(text[i]) is False for i in np.flatnonzero(uncovered).tolist())
+        # the places of tokens after a lost character of their word are wrong, so the uncovered one may be another
+        gone = {character for character in set(text) if self._is_lost(character)} if uncovered.any() else set()
+        lost = sum(map(text.count, gone))
+        examples |= gone
         return Losses(len(text), int(unknown.sum()), lost, left_out, frozenset(sorted(examples)[:NUM_EXAMPLES]))
 
     def _is_lost(self, character: str) -> bool | None:

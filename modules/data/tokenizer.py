@@ -186,6 +186,11 @@ class Tokenizer:
         return traits.spelt_bytes(self._description, self.vocab_size)
 
     @property
+    def loses_nothing(self) -> bool:
+        """Whether every character becomes a token of its own value; False where that cannot be told."""
+        return traits.loses_nothing(self._description)
+
+    @property
     def joins_at_words(self) -> bool:
         """Whether the pieces of a document have the tokens of the whole wherever it is cut between words."""
         return traits.joins_at_words(self._description)

@@ -1,6 +1,7 @@
 """One builder of token sequences for training, evaluation and use: parts of text become ids and targets."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -55,8 +56,14 @@ class SequenceBuilder:
         self.tokenizer, self.sequence_length, self.tally = tokenizer, sequence_length, tally
         self.begin_ids = tokenizer.begin_ids
         self._too_long: Cut = too_long
-        self._encoder = TextEncoder(tokenizer.serialised(), np.dtype(np.uint32))
-        self._table = tokenizer.token_num_bytes()
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer.serialised(), np.dtype(np.uint32))
+
+    @cached_property
+    def _table(self) -> np.ndarray | None:
+        return self.tokenizer.token_num_bytes()
 
     def check_end(self) -> None:
         """Refuse a tokenizer without a token that ends what is predicted.
@@ -151,7 +158,7 @@ class SequenceBuilder:
             raise InputError(
                 f"{location}: the model's tokenizer cannot encode the text ({error}); change it"
             ) from error
-        self.check_losses(encoded.losses, location)
+        self._count_losses(encoded.losses, location)
         return encoded.tokens.tolist()
 
     def _cut(self, pieces: list[_Piece], location: str) -> list[_Piece]:
@@ -197,12 +204,16 @@ class SequenceBuilder:
         assert num_bytes is not None  # asked for, or in the table
         return num_bytes.astype(np.int64)
 
-    def check_losses(self, losses: Losses, location: str) -> None:
-        """Count what tokens do not give back of a text.
+    def check_text(self, text: str, location: str) -> None:
+        """Count what tokens do not give back of a text that others encode.
 
         Raises:
-            InputError: They have lost some, and the tokenizer has no unknown token to show it.
+            InputError: As `build`.
         """
+        if not self.tokenizer.loses_nothing:
+            self._encoded(text, location)
+
+    def _count_losses(self, losses: Losses, location: str) -> None:
         if losses.num_lost and self.tokenizer.unknown_token is None:
             raise InputError(f"{location}: the model's tokenizer has no token for {losses.shown()}; leave it out")
         self.tally.losses += losses

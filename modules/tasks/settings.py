@@ -52,8 +52,9 @@ class TranslationConfig(Config):
     """Field of the text that is translated; a dot leads into a nested one."""
     target_field: Identity[FieldPath] = "target"
     """Field of its translation."""
-    prompt: Identity[str] = "{source}\n=> "
-    """What the model reads before it translates; {source} stands for the text."""
+    prompt: Identity[str] = "Source:\n{source}\nTranslation:\n"
+    """What the model reads before it translates; {source} stands for the text. It should not end with a space, which
+    most tokenizers put into the first token of the next word."""
     too_long: Identity[Cut] = "right"
     """A pair with more tokens than a sequence: cut at its `right` or `left`, `drop` it or `refuse` it."""
 

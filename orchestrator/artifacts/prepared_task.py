@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,7 +27,7 @@ from orchestrator.artifacts.prepared_data import remedy, with_commit
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.split_files import find_split_files
 from orchestrator.artifacts.staging import staging_folder
-from orchestrator.storage.input_files import find_files
+from orchestrator.artifacts.template_file import read_template
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
@@ -86,8 +86,7 @@ def prepared_task(storage: Storage, request: TaskRequest, progress: Callable[[in
         UserError, InputError: the rows cannot be used, or the model cannot learn the task; nothing is left behind.
     """
     files_of = find_split_files(request.data)
-    if isinstance(request.task, DialogueConfig):
-        request = replace(request, files=files_with_chat(request.files, request.task))
+    request = _with_chat_files(request)
     data = with_commit(request.data)
     recipe = _recipe(request, data, files_of)
     name = f"data/{request.task.name}-{fingerprint(recipe)}"
@@ -122,25 +121,16 @@ def _sizes(files_of: Mapping[Split, Sequence[SourceFile]]) -> list[int]:
     return [file.num_bytes for files in files_of.values() for file in files]
 
 
-def files_with_chat(files: Mapping[str, bytes], task: DialogueConfig, where: str = "model.path") -> dict[str, bytes]:
-    """Return a model's files with the conversation's template and control tokens.
+def _with_chat_files(request: TaskRequest) -> TaskRequest:
+    """Return the request with the files of a model that knows the conversation's template and control tokens."""
+    if not isinstance(request.task, DialogueConfig):
+        return request
+    from modules.tasks.chat_files import SETTING, chat_files
 
-    Args:
-        files: The model's small files, by name.
-        task: It names the template and the tokens.
-        where: What a message calls the model.
-
-    Raises:
-        InputError: The model has no template, or none from which it could learn.
-    """
-    from modules.tasks.chat_files import chat_files
-
-    template = None
-    if task.chat_template is not None:
-        (file,) = find_files([task.chat_template])
-        with file.open() as stream:
-            template = stream.read().decode()
-    return chat_files(files, task, template, where)
+    path = request.task.chat_template
+    template = None if path is None else read_template(path, SETTING)
+    files = chat_files(request.files, request.task, template)
+    return TaskRequest(request.task, request.data, files, request.sequence_length)
 
 
 def _recipe(request: TaskRequest, data: DataConfig, files_of: Mapping[Split, Sequence[SourceFile]]) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from modules.generation.window import window_size
 from modules.huggingface.weights import num_parameters
 from orchestrator.artifacts.model_folders import check_output_head, find_model, read_files
 from orchestrator.artifacts.models import TrainedModel, load_model
+from orchestrator.artifacts.template_file import read_template
 from orchestrator.configuration.commands import ChatConfig
 from orchestrator.configuration.schema import shown
 from orchestrator.display.chat import converse
 from orchestrator.display.units import count
 from orchestrator.errors import UserError
-from orchestrator.storage.input_files import find_files
 from orchestrator.storage.redaction import redact
 
 
@@ -41,16 +41,8 @@ def _template(config: ChatConfig) -> ChatTemplate:
     files = read_files(find_model(config.model.path, config.model.revision).folder)
     if config.chat_template is None:
         return find_chat_template(files, where)
-    field = f"chat_template={shown(config.chat_template)}"
-    found = find_files([config.chat_template])
-    if len(found) > 1:
-        raise UserError(f"{field}: leads to {len(found)} files; name one")
-    try:
-        with found[0].open() as file:
-            text = file.read().decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{field}: not UTF-8 ({error}); name a file with a Jinja template") from error
-    return ChatTemplate({"default": text}, named_tokens(files, where), field)
+    text = read_template(config.chat_template, "chat_template")
+    return ChatTemplate({"default": text}, named_tokens(files, where), f"chat_template={shown(config.chat_template)}")
 
 
 def _title(config: ChatConfig, trained: TrainedModel) -> str:

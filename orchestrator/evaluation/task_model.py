@@ -9,11 +9,12 @@ from modules.chat_template import find_chat_template
 from modules.data.pretrained_tokenizer import load_pretrained
 from modules.example_scores import ExampleLoss, class_log_probabilities, example_losses
 from modules.generation.continuations import BeamSettings, Continuer, Prompt
+from modules.tasks.chat_files import SETTING, chat_files
 from modules.tasks.registry import build_task
 from modules.tasks.settings import ClassificationConfig, DialogueConfig, TaskConfig
 from modules.tasks.task import Example, Question, Task
 from orchestrator.artifacts.models import TrainedModel
-from orchestrator.artifacts.prepared_task import files_with_chat
+from orchestrator.artifacts.template_file import read_template
 from orchestrator.configuration.decoding import AnswerConfig
 from orchestrator.errors import UserError
 from orchestrator.storage.redaction import redact
@@ -44,7 +45,8 @@ class TaskModel:
         self.trained, self._template = trained, None
         self._check_kind()
         if isinstance(settings, DialogueConfig):
-            files = files_with_chat(trained.files, settings, self.path)
+            text = None if settings.chat_template is None else read_template(settings.chat_template, SETTING)
+            files = chat_files(trained.files, settings, text, self.path)
             self.trained = replace(trained, files=files, tokenizer=load_pretrained(files, self.path))
             self._template = find_chat_template(files, self.path)
         self._length = self._checked_length()

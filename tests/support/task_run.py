@@ -10,7 +10,7 @@ from worker_pool import WorkerPool
 
 from orchestrator.configuration.commands import FinetuneConfig
 
-STEPS, BATCH, LENGTH = 6, 4, 64
+STEPS, BATCH, LENGTH = 6, 6, 64
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 _SPLITS = ("train",) * 6 + ("val", "test")
 

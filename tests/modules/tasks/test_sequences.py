@@ -1,6 +1,6 @@
 """The builder of sequences: begin and end tokens, borders, cuts that keep labels, and bytes of text."""
 
-import itertools
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -127,7 +127,7 @@ def test_windows_predict_every_token_but_the_first_once_and_count_every_byte_onc
     whole = [*made.begin_ids, *tokenizer.encode(text), tokenizer.end_of_text_id]
     assert [number for window in windows for number in targets(window)] == whole[1:]
     assert all(2 <= len(window.ids) <= length for window in windows)
-    assert all(later.ids[0] == before.ids[-1] for before, later in itertools.pairwise(windows))
+    assert all(later.ids[0] == before.ids[-1] for before, later in pairwise(windows))
     assert made.tally.num("split") == (len(windows) > 1)
     first = {"gpt2": len("To"), "unigram": len("")}.get(kind, 0)  # the first token is predicted from nothing
     assert [made.tokenizer.token_of(whole[0])] == {"gpt2": ["To"], "unigram": ["▁"]}.get(kind, [tokenizer.begin_token])
@@ -137,8 +137,9 @@ def test_windows_predict_every_token_but_the_first_once_and_count_every_byte_onc
 def test_text_that_a_tokenizer_would_lose_is_refused() -> None:
     made = SequenceBuilder(lossy_tokenizer(), 9, "right", Tally())
     assert built(made, Part("ab")).ids == [0, 1]
-    with pytest.raises(InputError, match=r"a\.jsonl:1: the model's tokenizer .*'é'"):
-        built(made, Part("abé"))
+    for text in ("abé", "aéb", "éab"):
+        with pytest.raises(InputError, match=r"a\.jsonl:1: the model's tokenizer .*'é'"):
+            built(made, Part(text))
 
 
 def test_text_without_tokens_of_its_own_is_counted() -> None:

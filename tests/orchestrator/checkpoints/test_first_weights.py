@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import GPT2, LLAMA, VOCAB, random_model
 from torch import Tensor
 
+from modules.errors import InputError
 from modules.huggingface.export import save_huggingface
+from modules.huggingface.folder import LocalFolder
+from modules.huggingface.weights import load_huggingface
 from modules.initial_values import initial_values
 from modules.model import GPT
 from modules.model_config import ClassifierConfig, ModelConfig
@@ -61,3 +65,13 @@ def test_a_score_that_the_model_does_not_have_comes_from_the_seed_and_all_else_f
 def test_a_classifier_with_the_same_labels_goes_on_with_its_own_score(tmp_path: Path, num_ranks: int) -> None:
     model = written(tmp_path, LLAMA, WANTED)
     assert torch.equal(first(tmp_path, LLAMA, num_ranks)["score.weight"], model.score.weight.detach())
+
+
+def test_a_transformer_that_was_published_without_a_head_becomes_a_classifier(tmp_path: Path) -> None:
+    model = dict(written(tmp_path, LLAMA, None).named_parameters())
+    file = tmp_path / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "lm_head.weight"}, file)
+    with pytest.raises(InputError, match="lm_head.weight: not among the weights"):
+        load_huggingface(LocalFolder(tmp_path))
+    found = first(tmp_path, LLAMA, 1)
+    assert torch.equal(found["final_norm.weight"], model["final_norm.weight"].detach())

@@ -72,7 +72,7 @@ def test_the_signature_of_a_models_url_reaches_neither_page_nor_name(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = explain_command.load_model("./tiny")
-    monkeypatch.setattr(explain_command, "load_model", lambda path, revision: trained)
+    monkeypatch.setattr(explain_command, "load_model", lambda *_, **__: trained)
     for signature in ("SECRETONE", "SECRETTWO"):
         url = f"https://store.example/models/tiny?X-Amz-Signature={signature}"
         assert explain("num_likeliest=2", f"model.path={url}") == 0
