@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from offline_wandb import history_of, read_records, summary_of
 from sacrebleu.metrics.chrf import CHRF
 from task_models import WORDS, read_lines, write_rows, write_task_model
 from torch import Tensor
@@ -103,12 +104,11 @@ def test_figures_do_not_depend_on_the_batch(run: Run, classifier: Path, language
     write_rows(Path("t.jsonl"), pairs)
     for model, task, file in ((classifier, "classification", "r"), (language_model, "translation", "t")):
         found = []
-        for size in (1, 3, 16):
+        for size in (1, 5):
             here = [f"model.path={model}", f"task={task}", f"data.path={file}.jsonl", f"batch_size={size}"]
             run("evaluate", *here, "data=files", "max_new_tokens=8", "split=all")
             found.append(measured(model, task))  # a batch decides nothing, so it is the same entry
         assert found[1] == pytest.approx(found[0], rel=1e-5)
-        assert found[2] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_translation_is_measured_by_what_the_model_writes_without_seeing_the_reference(
@@ -205,5 +205,52 @@ def test_a_prompt_that_the_model_has_not_learned_is_told(run: Run, tmp_path: Pat
     write_rows(Path("t.jsonl"), [{"source": "to be", "target": "sein"}])
     words = ["task=translation", "data=files", "data.path=t.jsonl", "max_new_tokens=2", "split=all"]
     said = run("evaluate", f"model.path={model}", *words)
-    assert "note: task.prompt='{source}\\n=> ': " in said
+    assert "note: task.prompt=" in said
     assert "was fine-tuned with 'en: {source} de:'" in said
+
+
+def test_a_dialogue_is_measured_on_the_assistants_turns_and_some_are_answered(run: Run, tmp_path: Path) -> None:
+    model = write_task_model(tmp_path / "chat")
+    turn = "{{ m.role }}\n{{ m.content }}{{ eos_token if m.role == 'assistant' }}\n"
+    asks = "{% if add_generation_prompt %}assistant\n{% endif %}"
+    (model / "chat_template.jinja").write_text(f"{{% for m in messages %}}{turn}{{% endfor %}}{asks}")
+    answers = ["to be", "arrows or not", "that"]
+    rows = [
+        {"messages": [{"role": "user", "content": "suffer"}, {"role": "assistant", "content": text}], "split": "test"}
+        for text in answers
+    ]
+    write_rows(Path("d.jsonl"), rows)
+    words = ["task=dialogue", "data=files", "data.path=d.jsonl", "max_new_tokens=4", "num_samples=2"]
+    said = run("evaluate", f"model.path={model}", *words)
+    trained, tokenizer = load_model(str(model)), tokenizer_of(model)
+    nats, targets = 0.0, 0
+    for text in answers:
+        asked = tokenizer.encode("user\nsuffer\nassistant\n")
+        ids = tokenizer.encode(f"user\nsuffer\nassistant\n{text}")
+        assert ids[: len(asked)] == asked
+        whole = torch.tensor([[*ids, tokenizer.end_of_text_id]])
+        with torch.no_grad():
+            logits = trained.model.head.logits(trained.model(whole))[0, len(asked) - 1 : -1]
+        nats += float(torch.nn.functional.cross_entropy(logits, whole[0, len(asked) :], reduction="sum"))
+        targets += len(ids) + 1 - len(asked)
+    found = measured(model, "dialogue")
+    assert found["dialogue/loss"] == pytest.approx(nats / targets, rel=1e-5)
+    assert found["dialogue/bits_per_byte"] == pytest.approx(nats / math.log(2) / len("".join(answers)), rel=1e-5)
+    assert [line for line in said.splitlines() if line.startswith("right: ")] == [f"right: {a}" for a in answers[:2]]
+
+
+def test_results_reach_the_wandb_run_of_the_training(run: Run) -> None:
+    model = write_task_model(Path("outputs/runs/tiny/model"), labels=LABELS)
+    home = model.parent
+    (home / "recipe.json").write_text("{}")
+    (home / "run.json").write_text(json.dumps({"wandb_run_id": "abc123"}))
+    (home / "config.yaml").write_text("tracking: {mode: offline, project: p}")
+    write_rows(Path("r.jsonl"), labelled(9))
+    said = run("evaluate", f"model.path={model}", "task=classification", "data=files", "data.path=r.jsonl")
+    assert "W&B data (offline): " in said
+    (file,) = home.glob("wandb/offline-run-*/run-abc123.wandb")
+    records = read_records(file)
+    figures = measured(model, "classification")
+    assert {name: summary_of(records)[name] for name in figures} == figures
+    plots = {name for row in history_of(records) for name in row if name.startswith("classification/")}
+    assert "classification/confusion_matrix_table" in {name.removesuffix("/_type") for name in plots}, plots
