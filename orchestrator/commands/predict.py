@@ -33,6 +33,8 @@ def run(config: PredictConfig) -> None:
     trained = load_model(config.model.path, config.model.revision)
     settings = config.task or task_of(trained, config.model.path)
     model = TaskModel(trained, settings, config, config.model.path)
+    if not isinstance(settings, ClassificationConfig):
+        model = model.prepared()
     for line in model.notes():
         print(f"note: {line}", file=sys.stderr)
     if config.text is not None:

@@ -138,6 +138,8 @@ def _tokens(
     samples: list[Sample] = []
     signatures: Mapping[str, str] = {}
     references: list[str] = []
+    if model.settings.name != "text_generation":
+        model = model.prepared()  # the losses are done
     if is_translation:
         samples = list(_answers(model, _Reader(model).all(rows), lambda done: progress(num_rows + done)))
         references = [str(sample.reference) for sample in samples]

@@ -1,6 +1,7 @@
 """A model that is asked what a task asks, in the same way by every command."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
@@ -71,6 +72,12 @@ class TaskModel:
             labels=self.labels,
             template=self._template,
         )
+
+    def prepared(self) -> "TaskModel":
+        """Return it prepared to write answers fast, and for nothing else; this one is not usable any more."""
+        ready = copy(self)
+        ready.trained = self.trained.prepared(None, prepack=True)
+        return ready
 
     def classified(self, questions: Sequence[Question]) -> list[list[float]]:
         """Return for each question the log probability of each class."""
