@@ -1,1 +1,1 @@
-"""How well does a model do what it is used for?"""
+"""Answers: how good is a model, and against which?"""
