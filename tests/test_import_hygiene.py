@@ -38,6 +38,14 @@ def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     )
 
 
+def test_tasks_import_neither_torch_nor_transformers() -> None:
+    script = (
+        "from importlib import import_module\nfrom modules.tasks.registry import TASKS\n"
+        "import modules.tasks.chat_files\nfor name in TASKS.values():\n    import_module(name)"
+    )
+    assert imported_by(script) & {*TRAINING_LIBRARIES, "transformers"} == set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "module",

@@ -16,6 +16,8 @@ from modules.tasks.tally import Tally
 from modules.tasks.task import Example, Question
 from modules.tasks.turns import Turns, TurnSample
 
+_EACH_TURN = "earlier turns are written or encoded otherwise once others follow, so each turn is an example"
+
 
 def build(inputs: TaskInputs) -> "Dialogue":
     """Return the task.
@@ -114,7 +116,7 @@ class Dialogue:
         writer = self._turns.writer(messages)
         samples = self._turns.samples(writer, writer.messages, learned)
         if len(samples) > 1:
-            self.tally.note("split", "the chat template writes earlier turns anew, so each is an example", location)
+            self.tally.note("split", _EACH_TURN, location)
         made: list[tuple[TurnSample, bool]] = []
         for number, sample in enumerate(samples):
             if len(sample.ids) <= self._length:

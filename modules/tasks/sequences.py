@@ -131,8 +131,10 @@ class SequenceBuilder:
 
         Each begins with the last token of the one before, so every token but the document's first is predicted once.
         """
-        ids = [*self.begin_ids, *self._encoded(text, location), self.tokenizer.end_of_text_id]
-        num_bytes = np.concatenate([[0] * len(self.begin_ids), self._bytes_by_token(text), [0]]).astype(np.int64)
+        encoded = self._encoded(text, location)
+        ids = [*self.begin_ids, *encoded, self.tokenizer.end_of_text_id]
+        by_token = self._bytes_by_token(text, encoded)
+        num_bytes = np.concatenate([[0] * len(self.begin_ids), by_token, [0]]).astype(np.int64)
         num_bytes[-1] = len(text.encode()) - num_bytes.sum()  # what no token stands for
         size = self.sequence_length
         starts = range(0, len(ids) - 1, size - 1) if size > 1 else range(0)
@@ -193,16 +195,16 @@ class SequenceBuilder:
         """Return the bytes of text for which the targets of a piece stand."""
         if not piece.is_cut and not is_first:
             return len(piece.part.text.encode())
-        sizes = self._bytes_by_token(piece.part.text)
-        sizes = np.append(sizes, np.zeros(len(piece.ids) - len(sizes), dtype=np.int64))  # an end token stands for none
+        sizes = self._bytes_by_token(piece.part.text, piece.ids)
         return int(sizes[piece.start + is_first : piece.stop].sum())
 
-    def _bytes_by_token(self, text: str) -> np.ndarray:
-        """Return the bytes of a text that each of its tokens stands for."""
-        encoded = self._encoder.encode([Passage(text, counts_bytes=True)])
-        num_bytes = encoded.num_bytes if self._table is None else self._table[encoded.tokens]
-        assert num_bytes is not None  # asked for, or in the table
-        return num_bytes.astype(np.int64)
+    def _bytes_by_token(self, text: str, ids: Sequence[int]) -> np.ndarray:
+        """Return the bytes of a text that each of its tokens stands for; an end token after them stands for none."""
+        if self._table is not None:
+            return self._table[np.array(ids, dtype=np.int64)].astype(np.int64)
+        counted = self._encoder.encode([Passage(text, counts_bytes=True)]).num_bytes
+        assert counted is not None  # it was asked for
+        return np.append(counted.astype(np.int64), np.zeros(len(ids) - len(counted), dtype=np.int64))
 
     def check_text(self, text: str, location: str) -> None:
         """Count what tokens do not give back of a text that others encode.

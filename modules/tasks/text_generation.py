@@ -27,8 +27,8 @@ class TextGeneration:
     def __init__(self, settings: TextGenerationConfig, inputs: TaskInputs):
         self._settings = settings
         self.tally = Tally()
-        self._cut = "left" if settings.too_long == "split" else settings.too_long
-        self._builder = SequenceBuilder(inputs.tokenizer, inputs.sequence_length, self._cut, self.tally)
+        too_long = "left" if settings.too_long == "split" else settings.too_long
+        self._builder = SequenceBuilder(inputs.tokenizer, inputs.sequence_length, too_long, self.tally)
         self._builder.check_end()
 
     @property

@@ -124,7 +124,7 @@ class Turns:
         answered = writer.text(messages[: place + 1])
         if not answered.startswith(asked):
             differs = next((n for n, (a, b) in enumerate(zip(asked, answered, strict=False)) if a != b), len(answered))
-            prompt, written = asked[differs:].strip(writer.marker), answered[differs:]
+            prompt, written = (text[differs:].replace(writer.marker, "") for text in (asked, answered))
             raise InputError(
                 f"the chat template asks for an answer with {prompt[:_SHOWN_CHARS]!r}, but writes the answer as "
                 f"{written[:_SHOWN_CHARS]!r}, so what it asks for is not what would be learned; {_REMEDY}"

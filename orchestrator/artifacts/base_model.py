@@ -84,7 +84,7 @@ def open_base_model(config: ModelConfig, needs_mask: bool, *, to_classify: bool 
         raise ConfigError(str(error)) from None
     if shape.lora is not None:
         check_target_layers(shape, shape.lora)
-    shape = _with_rows_for(shape, stored.vocab_size or 0, tokenizer.vocab_size)
+    shape = with_rows_for(shape, stored.vocab_size or 0, tokenizer.vocab_size, stored.vocab_size or 0)
     settings = _tokenizer_config(tokenizer, found, needs_mask)
     files |= tokenizer.files or {}
     return BaseModel(shape, settings, tokenizer, files, model_identity(config.path, found), stored.classifier)
@@ -119,12 +119,22 @@ def _path_for_workers(path: str, found: FoundModel) -> str:
     return path if found.commit or local is None else str(local)
 
 
-def _with_rows_for(shape: ModelConfig, num_stored: int, num_tokens: int) -> ModelConfig:
-    """Return the shape with a row for each token; those that the model lacks are trained beside its adapters."""
+def with_rows_for(shape: ModelConfig, num_stored: int, num_tokens: int, first_new: int) -> ModelConfig:
+    """Return the shape with a row for each token; those of new tokens are trained beside its adapters.
+
+    Args:
+        shape: The model's shape.
+        num_stored: Rows of its vocabulary so far.
+        num_tokens: Tokens of the tokenizer.
+        first_new: Number of the first token that the model does not know; its row may be there.
+
+    Raises:
+        InputError: `model.lora.trained_tokens` names a token that there is not.
+    """
     shape = shape.model_copy(update={"vocab_size": max(num_stored, num_tokens)})
     if shape.lora is None:
         return shape
-    tokens = tuple(sorted({*shape.lora.trained_tokens, *range(num_stored, num_tokens)}))
+    tokens = tuple(sorted({*shape.lora.trained_tokens, *range(first_new, num_tokens)}))
     if tokens and tokens[-1] >= max(num_stored, num_tokens):
         raise InputError(
             f"model.lora.trained_tokens={tokens[-1]}: the vocabulary ends at {max(num_stored, num_tokens) - 1}"

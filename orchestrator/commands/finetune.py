@@ -47,7 +47,7 @@ def prepared(config: FinetuneConfig, storage: Storage) -> tuple[FinetuneConfig, 
         examples = prepared_task(storage, wanted, progress)
     for line in examples.notes:
         print_line(line)
-    config = _fitted_to(config, examples)
+    config = _fitted_to(config, base, examples)
     _check_validation(config, examples)
     return config, base, examples
 
@@ -60,7 +60,7 @@ def _begun_from(config: FinetuneConfig) -> tuple[FinetuneConfig, "BaseModel"]:
     """
     from orchestrator.artifacts.base_model import open_base_model
 
-    base = open_base_model(config.model, needs_mask=False)
+    base = open_base_model(config.model, needs_mask=False, to_classify=config.task.name == "classification")
     config = config.model_copy(update={"model": base.config})
     if mistakes := sequence_mistakes(config):
         raise ConfigError("\n".join(mistakes))
@@ -68,10 +68,16 @@ def _begun_from(config: FinetuneConfig) -> tuple[FinetuneConfig, "BaseModel"]:
     return config, base
 
 
-def _fitted_to(config: FinetuneConfig, examples: PreparedExamples) -> FinetuneConfig:
+def _fitted_to(config: FinetuneConfig, base: "BaseModel", examples: PreparedExamples) -> FinetuneConfig:
     """Return the configuration with what follows from the examples: labels, rows for new tokens, number of steps."""
-    rows = max(config.model.vocab_size or 0, examples.vocab_size)
-    model = config.model.model_copy(update={"vocab_size": rows, "classifier": examples.classifier(config.task)})
+    from orchestrator.artifacts.base_model import with_rows_for
+
+    classifier = examples.classifier(config.task)
+    if classifier is not None and (note := base.score_note(classifier)):
+        print_line(note)
+    num_rows, first_new = config.model.vocab_size or 0, base.tokenizer.vocab_size
+    model = with_rows_for(config.model, num_rows, examples.vocab_size, first_new)
+    model = model.model_copy(update={"classifier": classifier})
     if config.finetune.weights == "random":
         model = model.model_copy(update={"path": None, "revision": None})
     config = config.model_copy(update={"model": model})

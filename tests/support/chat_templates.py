@@ -64,6 +64,7 @@ BEGINNING = "{{ bos_token }}" + PLAIN
 NAMES = {
     "gpt2": {"eos_token": "<|endoftext|>"},
     "llama3": {"bos_token": "<|begin|>", "eos_token": "<|end_of_text|>"},
+    "unigram": {"eos_token": "</s>", "unk_token": "<unk>"},
     "llama2": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
 CONTROL = ("<|im_start|>", "<|im_end|>")

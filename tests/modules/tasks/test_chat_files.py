@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from chat_templates import BEGINNING, CONTROL, DEFAULT_SYSTEM, ENDLESS, PLAIN, chat_model_files
 from foreign_tokenizers import foreign
-from model_files import as_json, written
+from model_files import as_json, model_files, written
 
 from modules.chat_template import find_chat_template
 from modules.data.pretrained_tokenizer import load_pretrained
@@ -20,11 +20,14 @@ TALK = [{"role": "user", "content": "to be"}, {"role": "assistant", "content": "
 CONFIG = {"model_type": "gpt2", "vocab_size": 500, "eos_token_id": 0, "bos_token_id": 0}
 
 
+NAMES = {"gpt2_holes": {"eos_token": "<|endoftext|>"}}
+
+
 def base_files(kind: str = "gpt2", **config: Any) -> dict[str, bytes]:
     """Return the files of a model that does not chat, with a row for each token."""
-    files = chat_model_files(None, kind, control=())
-    highest = max(load_pretrained(files, "m").id_of(name) or 0 for name in json.loads(foreign(kind))["model"]["vocab"])
-    given = CONFIG | {"vocab_size": highest + 1} | config
+    files = model_files(kind, **NAMES[kind]) if kind in NAMES else chat_model_files(None, kind, control=())
+    num_rows = max(json.loads(foreign(kind))["model"]["vocab"].values()) + 1
+    given = CONFIG | {"vocab_size": num_rows} | config
     return files | {"config.json": as_json(given), "generation_config.json": as_json({"eos_token_id": 0})}
 
 
@@ -38,8 +41,7 @@ def auto_of(folder: Path, files: Mapping[str, bytes]) -> Any:
 def test_new_tokens_template_and_end_are_read_alike_by_us_and_transformers(kind: str, tmp_path: Path) -> None:
     import transformers
 
-    names = {"gpt2_holes": {"eos_token": "<|endoftext|>"}}
-    before = base_files(kind) if kind not in names else base_files_with(kind, names[kind])
+    before = base_files(kind)
     files = chat_files(before, DialogueConfig(new_tokens=CONTROL), PLAIN)
     tokenizer, template = load_pretrained(files, "m"), find_chat_template(files, "m")
     old = load_pretrained(before, "m")
@@ -57,13 +59,6 @@ def test_new_tokens_template_and_end_are_read_alike_by_us_and_transformers(kind:
     assert transformers.GenerationConfig.from_pretrained(tmp_path).eos_token_id == [0, ids[1]]
     config = json.loads(files["config.json"])
     assert (config["eos_token_id"], config["vocab_size"]) == ([0, ids[1]], ids[1] + 1)
-
-
-def base_files_with(kind: str, names: dict[str, Any]) -> dict[str, bytes]:
-    config = as_json({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, **names})
-    rows = as_json(CONFIG | {"vocab_size": 505})
-    files = {"tokenizer.json": foreign(kind), "tokenizer_config.json": config}
-    return files | {"config.json": rows, "generation_config.json": as_json({"eos_token_id": 0})}
 
 
 def test_rows_that_a_model_has_to_spare_are_kept() -> None:

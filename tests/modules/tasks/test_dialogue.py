@@ -1,6 +1,7 @@
 """Conversations to examples and questions: what is learned of them, whatever the template, and what is refused."""
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,31 @@ def test_every_answer_is_learned_with_its_end_token_and_nothing_else(
         assert example.num_bytes == len(said.encode()) + (kind == "llama2")
     assert task.tally.num("split") == (len(examples) > 1)
     assert task.tally.num_examples == len(examples)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3", "llama2", "unigram"])
+@pytest.mark.parametrize("template", [PLAIN, STRIPPING, UNASKED, MERGING, REWRITING, BEGINNING])
+def test_before_each_answer_are_the_tokens_that_ask_for_it_whatever_is_said(template: str, kind: str) -> None:
+    chosen, task, (source, tokenizer) = random.Random(7), made(template, kind), chat_parts(template, kind)
+    pieces = ["\n", " ", "to", " be", "文", END, "<think>", "é", ":", "A", "  ", "\n\n", "\U000f0000"]
+    for _ in range(12):
+        talk = [
+            {"role": role, "content": "".join(chosen.choices(pieces, k=chosen.randint(1, 6))) + "b"}
+            for role in ("user", "assistant") * chosen.randint(1, 4)
+        ]
+        examples = task.examples(row(talk))
+        answers = list(range(1, len(talk), 2))
+        places = [[answers[number]] for number in range(len(examples))] if len(examples) > 1 else [answers]
+        for example, mine in zip(examples, places, strict=True):
+            flags = [False, *example.is_target]
+            starts = [n for n in range(len(example.ids)) if flags[n + 1] and not flags[n]]
+            assert len(starts) == len(mine)
+            for start, place in zip(starts, mine, strict=True):
+                assert example.ids[:start] == source.encode(tokenizer, talk[:place], add_generation_prompt=True)
+            assert example.ids[-1] == tokenizer.id_of(END)
+            if template != MERGING:
+                whole = source.encode(tokenizer, talk[: mine[-1] + 1])
+                assert example.ids == whole[: len(example.ids)] or len(mine) == 1
 
 
 @pytest.mark.parametrize(
