@@ -2,6 +2,7 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))))
 BIN := .venv/bin
 DEMO := outputs/runs/quickstart
+CLASSIFIER := outputs/runs/packages
 SMOLLM2 := outputs/models/smollm2-135m-instruct
 
 .PHONY: help
@@ -20,14 +21,17 @@ setup: .venv/.installed  ## Make .venv with the locked requirements and the comm
 	@touch $@
 
 .PHONY: demo
-demo: setup  ## Pretrain, evaluate and sample a small model, from nothing, in a few minutes
+demo: setup  ## Pretrain, evaluate, sample and fine-tune a small model, from nothing, in a few minutes
 	@$(BIN)/orchestrator pretrain +experiment=quickstart
 	@$(BIN)/orchestrator evaluate model.path=$(DEMO)/model
 	@$(BIN)/orchestrator generate model.path=$(DEMO)/model prompt="import os" num_sequences=5
+	@$(BIN)/orchestrator finetune +experiment=packages model.path=$(DEMO)/model
+	@$(BIN)/orchestrator evaluate task=classification data=stdlib model.path=$(CLASSIFIER)/model
 	@echo
-	@echo "model:    $(DEMO)/model"
-	@echo "metrics:  $(DEMO)/metrics.json"
-	@for data in $(DEMO)/wandb/*run-*; do [ ! -d $$data ] || echo "W&B data: $$data" \
+	@echo "model:      $(DEMO)/model"
+	@echo "classifier: $(CLASSIFIER)/model"
+	@echo "metrics:    $(DEMO)/metrics.json, $(CLASSIFIER)/metrics.json"
+	@for data in $(DEMO)/wandb/*run-* $(CLASSIFIER)/wandb/*run-*; do [ ! -d $$data ] || echo "W&B data:   $$data" \
 		"(look: $(BIN)/wandb leet $$data; upload: $(BIN)/wandb sync $$data)"; done
 
 .PHONY: smollm2
@@ -38,11 +42,11 @@ $(SMOLLM2)/config.json: | setup
 
 .PHONY: test
 test: setup  ## Run the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: test-fast
 test-fast: setup  ## Run the unit tests alone, in less than 90 seconds: no Ray, no workers, no broken runs
-	@$(BIN)/python -m pytest -m "not slow and not ray and not gpu and not long" --ignore=tests/faults
+	@$(BIN)/python -m pytest -m "not slow and not ray and not gpu and not long" --ignore=tests/faults -n 2 --dist loadgroup
 
 .PHONY: test-faults
 test-faults: setup  ## Run the long form of the fault tests: every strategy on every cluster, many times

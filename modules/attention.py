@@ -6,6 +6,7 @@ W width of a head; N positions of a row that holds examples one after another, C
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,32 +88,56 @@ class QueryKeyValue(Linear):
         return self._adapted(x, linear(x, self.weight, torch.cat([query, key.detach(), value])))
 
 
+class Examples:
+    """Lengths of the examples that a row holds. It is no list, because a model is compiled anew for other lists."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = lengths
+        self.runs = [(len(list(same)), length) for length, same in groupby(lengths)]
+        """Number and length of neighbours of equal length."""
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Return the position of each token in its example, int64 [N]."""
+        lengths = torch.tensor(self.lengths)
+        starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        return (torch.arange(len(starts)) - starts).to(device)
+
+
 class DotProduct(nn.Module):
     """`softmax(QK^T / sqrt(W)) V` by PyTorch's fused kernels. It is a module, so that hooks see queries and keys."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
+        self._uncompiled: Any = None
+
+    def compile_around_examples(self) -> None:
+        """Leave rows of examples out of what is compiled, because their lengths differ from row to row."""
+        # no decorator, because it would import the compiler wherever this module is imported
+        self._uncompiled = torch.compiler.disable(self._attend_examples)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, lengths: Sequence[int] | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, examples: Examples | None = None
     ) -> Tensor:
         """Return [B, H, T, W] for q [B, H, T, W], k and v [B, K, S, W]; H / K neighbouring heads share keys.
 
-        With `lengths`, B is 1 and the positions are those of examples of these lengths, each of which attends to itself
-        alone. All examples are computed in one call of this module, because ZeRO-3 expects the same calls in each step.
+        With `examples`, B is 1 and each example attends to itself alone. All are computed in one call of this module,
+        because ZeRO-3 expects the same calls in each step.
         """
-        if _float32_is_faster(q, 1 if lengths is None else len(lengths)):
+        if examples is not None:
+            return (self._uncompiled or self._attend_examples)(q, k, v, causal, examples)
+        if _float32_is_faster(q, q.shape[2]):
             with torch.autocast("cpu", enabled=False):
-                return self._attend(q.float(), k.float(), v.float(), mask, causal, lengths).to(q.dtype)
-        return self._attend(q, k, v, mask, causal, lengths)
+                return self._attend(q.float(), k.float(), v.float(), mask, causal).to(q.dtype)
+        return self._attend(q, k, v, mask, causal)
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, lengths: Sequence[int] | None
-    ) -> Tensor:
-        if lengths is None or len(lengths) == 1:
-            return self._fused(q, k, v, mask, causal)
-        runs = [(len(list(same)), length) for length, same in groupby(lengths)]
+    def _attend_examples(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, examples: Examples) -> Tensor:
+        if _float32_is_faster(q, q.shape[2] / len(examples.lengths)):
+            with torch.autocast("cpu", enabled=False):
+                return self._attend_runs(q.float(), k.float(), v.float(), causal, examples.runs).to(q.dtype)
+        return self._attend_runs(q, k, v, causal, examples.runs)
+
+    def _attend_runs(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, runs: Sequence[tuple[int, int]]) -> Tensor:
         sizes = [count * length for count, length in runs]
         qs, ks, vs = (x.transpose(1, 2).split(sizes, 1) for x in (q, k, v))
         pieces = zip(runs, qs, ks, vs, strict=True)
@@ -121,9 +146,9 @@ class DotProduct(nn.Module):
     def _attend_run(self, run: tuple[int, int], q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         """Return [C x T, H, W] for C neighbouring examples of T positions each, which are computed as a batch."""
         q, k, v = (x.view(*run, *x.shape[2:]).transpose(1, 2) for x in (q, k, v))
-        return self._fused(q, k, v, None, causal).transpose(1, 2).flatten(0, 1)
+        return self._attend(q, k, v, None, causal).transpose(1, 2).flatten(0, 1)
 
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         batch, num_heads, length, width = q.shape
         if length == 1 and num_heads != k.shape[1]:  # the heads that share keys, as so many positions
@@ -135,14 +160,14 @@ class DotProduct(nn.Module):
         )
 
 
-def _float32_is_faster(q: Tensor, num_examples: int) -> bool:
-    """Return whether to train the attention of bfloat16 queries in float32.
+def _float32_is_faster(q: Tensor, length: float) -> bool:
+    """Return whether to train the attention of bfloat16 queries in float32, by the (mean) length of the examples.
 
     On CPU its backward pass in bfloat16 takes 4 to 6 times as long as in float32 with 24 positions, 2.3 times with 128,
     and less from 512 on (torch 2.13.0 on an AMD EPYC with AVX-512).
     """
     in_training = q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return in_training and q.shape[2] < num_examples * _LONG_IN_BFLOAT16
+    return in_training and length < _LONG_IN_BFLOAT16
 
 
 class Attention(nn.Module):
@@ -170,13 +195,13 @@ class Attention(nn.Module):
         mask: Tensor | None,
         causal: bool,
         cache: KeyValueCache | None,
-        lengths: Sequence[int] | None = None,
+        examples: Examples | None = None,
     ) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = self._heads(x, rotations)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        out = self.dot_product(q, k, v, mask, causal, lengths)
+        out = self.dot_product(q, k, v, mask, causal, examples)
         return self.projection(out.transpose(1, 2).reshape(batch, length, -1))
 
     def _heads(self, x: Tensor, rotations: Rotations | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -45,9 +45,9 @@ def captured_attention(model: GPT) -> Iterator[list[Tensor]]:
     layers: list[Tensor] = []
 
     def capture(_: DotProduct, inputs: tuple[Any, ...]) -> None:
-        q, k, _, mask, causal, lengths = inputs
-        if lengths is not None:
-            mask = _same_example(lengths, q.device)
+        q, k, _, mask, causal, examples = inputs
+        if examples is not None:
+            mask = _same_example(examples.lengths, q.device)
         layers.append(attention_weights(q, k, mask, causal)[0])
 
     hooks = [module.register_forward_pre_hook(capture) for module in model.modules() if isinstance(module, DotProduct)]

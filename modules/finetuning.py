@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,8 +74,7 @@ class TokenFinetuning:
     def validation_sums(self, model: GPT, batch: Batch) -> Tensor:
         nats, correct = model.head.statistics(_hidden_of_targets(model, batch), batch["targets"])
         sums = (nats, batch["targets"].numel(), batch["num_bytes"], correct)
-        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=nats.device) for value in sums])
-        return stacked * (not batch["is_repeat"])
+        return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=nats.device) for value in sums])
 
     def validation_metrics(self, sums: Tensor) -> dict[str, float]:
         nats, targets, num_bytes, correct = sums.tolist()
@@ -117,16 +116,27 @@ class LabelFinetuning(TokenFinetuning):
 
     def validation_batches(self, share: Share, num_batches: int) -> Iterable[Batch] | None:
         batches = super().validation_batches(share, num_batches)
-        return None if batches is None else [weighted(batch, self._weights) for batch in batches]
+        return None if batches is None else _Weighted(batches, self._weights)
 
     def validation_sums(self, model: GPT, batch: Batch) -> Tensor:
-        return classification_sums(model, batch) * (not batch["is_repeat"])
+        return classification_sums(model, batch)
 
     def validation_metrics(self, sums: Tensor) -> dict[str, float]:
         return validation_metrics(sums.cpu())
 
     def prompts(self, number: int) -> Sequence[Sequence[int]]:
         return []
+
+
+@dataclass(frozen=True)
+class _Weighted(Iterable[Batch]):
+    """Batches with the weights of their examples' classes, made anew in each validation."""
+
+    batches: Iterable[Batch]
+    weights: Sequence[float]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (weighted(batch, self.weights) for batch in self.batches)
 
 
 def finetuning(data: ExampleData, training: TrainingConfig, seed: int, task: TaskConfig) -> TokenFinetuning:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.attention import Attention, KeyValueCache, Rotations, attention_mask
+from modules.attention import Attention, Examples, KeyValueCache, Rotations, attention_mask
 from modules.cross_entropy import linear_cross_entropy, linear_cross_entropy_stats
 from modules.initial_values import initial_values
 from modules.layers import Embedding, Linear, dropout, feed_forward, norm
@@ -41,9 +41,9 @@ class Block(nn.Module):
         mask: Tensor | None,
         causal: bool,
         cache: KeyValueCache | None,
-        lengths: Sequence[int] | None,
+        examples: Examples | None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotations, mask, causal, cache, lengths))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotations, mask, causal, cache, examples))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -106,6 +106,22 @@ class GPT(nn.Module):
         if config.lora is not None:
             add_adapters(self, config, config.lora)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the model as a whole, and for rows of examples block by block, around the attention.
+
+        A graph of the whole row would hold for one list of lengths alone.
+        """
+        super().compile(*args, **kwargs)
+        compiled: Any = self._compiled_call_impl
+        for block in (module for module in self.modules() if isinstance(module, Block)):
+            block.compile(*args, dynamic=True, **kwargs)
+            block.attention.dot_product.compile_around_examples()
+
+        def call(*inputs: Any, **settings: Any) -> Any:
+            return (compiled if settings.get("lengths") is None else self._call_impl)(*inputs, **settings)
+
+        self._compiled_call_impl = call
+
     def forward(
         self,
         input_ids: Tensor,
@@ -133,11 +149,13 @@ class GPT(nn.Module):
             [B, T, D]. Rows of padding hold meaningless numbers.
         """
         length, past = input_ids.shape[1], cache.length if cache is not None else 0
+        examples = None
         if lengths is None:
             positions = _positions(length, past, padding_mask, input_ids.device)
         else:
             _check_row(input_ids, lengths, document_ids, padding_mask, cache)
-            positions = _restarting_positions(lengths, input_ids.device)
+            examples = Examples(lengths)
+            positions = examples.positions(input_ids.device)
         x = self.token_embedding(input_ids)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
@@ -146,7 +164,7 @@ class GPT(nn.Module):
         mask = attention_mask(length, past, causal, document_ids, padding_mask, input_ids.device)
         fused_causal = causal and mask is None and length > 1
         for block in self.blocks:
-            x = block(x, rotations, mask, fused_causal, cache, lengths)
+            x = block(x, rotations, mask, fused_causal, cache, examples)
         if cache is not None:
             cache.length += length
         return self.final_norm(x)
@@ -182,13 +200,6 @@ def _positions(length: int, past: int, padding_mask: Tensor | None, device: torc
     if padding_mask is None:
         return torch.arange(past, past + length, device=device)
     return (padding_mask.long().cumsum(1) - 1).clamp_min(0)[:, past:]
-
-
-def _restarting_positions(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Return the position of each token in its example, int64 [N]."""
-    sizes = torch.tensor(lengths)
-    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-    return (torch.arange(len(starts)) - starts).to(device)
 
 
 def _check_row(input_ids: Tensor, lengths: Sequence[int], *others: Tensor | KeyValueCache | None) -> None:

@@ -75,6 +75,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs {needed} CUDA device{'s' if needed > 1 else ''}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests stay together where several processes run them: those that share what takes long to start."""
+    for item in items:
+        shares_pools = "pools" in getattr(item, "fixturenames", ())
+        group = "ray" if item.get_closest_marker("ray") else "pools" if shares_pools else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the number of skipped tests for each reason, since a skipped test has shown nothing."""
     reasons = Counter(

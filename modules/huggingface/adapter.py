@@ -19,15 +19,13 @@ from torch import Tensor
 
 from modules.errors import InputError
 from modules.huggingface.adapter_settings import read_settings, settings_of
-from modules.huggingface.folder import ModelFolder, read_bytes, stored
+from modules.huggingface.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFolder, read_bytes, stored
 from modules.huggingface.safetensors_header import StoredTensor, read_header
 from modules.huggingface.weights import parameter_shapes
 from modules.initial_values import VOCABULARY
 from modules.lora import parts_of, trained_rows_of, weights_of
 from modules.model_config import LoraConfig, ModelConfig
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _PREFIX = "base_model.model."
 _HEAD = "score.weight"

@@ -53,6 +53,7 @@ def settings_of(config: ModelConfig, names: Mapping[str, Any], base: str | None)
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if has_head else "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": config.revision,
         "inference_mode": True,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,

@@ -52,12 +52,11 @@ def save_huggingface(
         InputError: A weight is beyond the range of `dtype`.
         OSError: The disk is full, or refuses the files.
     """
-    tokens = {"bos_token_id": begin_id, "eos_token_id": end_ids[0] if len(end_ids) == 1 else list(end_ids) or None}
+    tokens = {"bos_token_id": begin_id, "eos_token_id": _one_or_all(end_ids)}
     type_name = str(dtype).removeprefix("torch.")
     settings = {**to_huggingface(config, vocab_size), **tokens, "dtype": type_name}
     if config.classifier is None:
-        known = {name: value for name, value in {**tokens, "pad_token_id": padding_id}.items() if value is not None}
-        _write_json(folder / GENERATION_CONFIG, known)
+        save_generation_config(folder, end_ids, begin_id, padding_id)
     else:
         settings["pad_token_id"] = _padding(padding_id)
     _write_json(folder / CONFIG, settings)
@@ -80,6 +79,16 @@ def _padding(padding_id: int | None) -> int:
     if padding_id is None:
         raise InputError("a classifier needs a token that fills up texts; name one as pad_token of its tokenizer")
     return padding_id
+
+
+def save_generation_config(folder: Path, end_ids: Sequence[int], begin_id: int | None, padding_id: int | None) -> None:
+    """Write generation_config.json; the arguments are those of `save_huggingface`."""
+    tokens = {"bos_token_id": begin_id, "eos_token_id": _one_or_all(end_ids), "pad_token_id": padding_id}
+    _write_json(folder / GENERATION_CONFIG, {name: value for name, value in tokens.items() if value is not None})
+
+
+def _one_or_all(ids: Sequence[int]) -> int | list[int] | None:
+    return ids[0] if len(ids) == 1 else list(ids) or None
 
 
 def shards_of(config: ModelConfig, vocab_size: int, dtype: torch.dtype, max_bytes: int) -> list[list[str]]:

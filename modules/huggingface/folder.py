@@ -22,6 +22,8 @@ OWN_WEIGHTS, OWN_INDEX = "classifier.safetensors", "classifier.safetensors.index
 """Of a model that `transformers` must not open: a class of it that is named by the user ignores the model_type."""
 HEAD_TENSORS = ("lm_head.", "score.")
 """Beginnings of the names of a head's tensors."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 

@@ -11,12 +11,13 @@ from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, read_config, w
 from modules.model_config import ClassifierConfig, ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.model_folders import FoundModel, StoredFolder, find_model, no_output_head, read_files
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.input_files import find_files
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
 _SHOWN_LABELS = 5
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class KeptModel:
     tokenizer: Tokenizer
     special_ids: dict[str, int]
     """The begin and the padding token that its settings name, by setting."""
+    dtype: str
+    """The type of its weights, as its settings name it; float32 if they name none."""
 
 
 def kept_model(storage: Storage, name: str) -> KeptModel | None:
@@ -111,7 +114,8 @@ def kept_model(storage: Storage, name: str) -> KeptModel | None:
     settings = {**read_json(files, CONFIG, name), **read_json(files, GENERATION_CONFIG, name)}
     named = {key: settings.get(key) for key in ("bos_token_id", "pad_token_id")}
     special_ids = {key: number for key, number in named.items() if isinstance(number, int)}
-    return KeptModel(load_pretrained(files, storage.url(name)), special_ids)
+    dtype = settings.get("dtype") or settings.get("torch_dtype")  # the latter of transformers before 5
+    return KeptModel(load_pretrained(files, storage.url(name)), special_ids, dtype if dtype in _DTYPES else "float32")
 
 
 def _path_for_workers(path: str, found: FoundModel) -> str:
@@ -147,6 +151,18 @@ def _verify(found: FoundModel) -> None:
     storage, name = found.folder.storage, found.folder.name
     if found.is_ours:
         (artifact.verify if storage.is_local else artifact.verify_sizes)(storage, name)
+
+
+def check_is_same(path: str, revision: str | None, identity: dict[str, Any]) -> None:
+    """Raise UserError unless the model at a path is the one of this identity, which a run has recorded.
+
+    Raises:
+        UserError: there is none, or another one.
+    """
+    if model_identity(path, find_model(path, revision)) != identity:
+        raise UserError(
+            f"{redact(path)}: is not the model any more beside which the run trained adapters; restore it there"
+        )
 
 
 def model_identity(path: str, found: FoundModel) -> dict[str, Any]:

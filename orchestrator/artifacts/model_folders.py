@@ -1,11 +1,20 @@
 """Where a model is: a directory of ours, a Hugging Face folder at any fsspec URL, or a hub name with a revision."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modules.data.pretrained_tokenizer import READ_FILES
-from modules.huggingface.folder import CONFIG, INDEX, OWN_INDEX, WEIGHTS, ModelFolder, read_bytes, read_config
+from modules.huggingface.folder import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    INDEX,
+    OWN_INDEX,
+    WEIGHTS,
+    ModelFolder,
+    read_bytes,
+    read_config,
+)
 from orchestrator.artifacts import artifact
 from orchestrator.errors import ArtifactError, UserError
 from orchestrator.storage.access import check_root, is_local, path_of
@@ -47,6 +56,8 @@ class FoundModel:
     """Whether it is committed by this program, with the digest of every file."""
     commit: str | None = None
     """Of a model from the hub."""
+    field: str = "model.path"
+    """The setting that named it."""
 
     @property
     def num_readers(self) -> int:
@@ -66,10 +77,10 @@ class FoundModel:
             copy = artifact.local_copy(storage, name, cache_folder() / "models")
         except ArtifactError as error:
             raise ArtifactError(
-                f"model.path={error}; restore it from a copy, or remove {storage.url(name)} and its run's "
+                f"{self.field}={error}; restore it from a copy, or remove {storage.url(name)} and its run's "
                 "metrics.json: the command that trained it then writes both anew from the last checkpoint"
             ) from None
-        return FoundModel(_local(copy), is_ours=True)
+        return replace(self, folder=_local(copy))
 
 
 def find_model(path: str, revision: str | None = None) -> FoundModel:
@@ -110,6 +121,19 @@ def no_output_head(path: str) -> UserError:
         f"model.path={redact(path)}: is a classifier, which predicts labels and no tokens; use it with orchestrator "
         "predict, or name a language model"
     )
+
+
+def find_adapter(path: str) -> FoundModel:
+    """Return the adapter that a user names: a directory of ours or one in PEFT's form, local or at any fsspec URL.
+
+    Raises:
+        UserError: there is none.
+    """
+    check_root(path)
+    folder = _folder(path)
+    if not folder.has(ADAPTER_CONFIG):
+        raise UserError(f"model.adapter={redact(path)}: no adapter there; name a folder with {ADAPTER_CONFIG}")
+    return FoundModel(folder, folder.has(artifact.COMMITTED), field="model.adapter")
 
 
 def _from_hub(name: str, revision: str | None) -> FoundModel:

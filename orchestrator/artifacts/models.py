@@ -13,11 +13,20 @@ from modules.cores import num_cores
 from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained
 from modules.data.tokenizer import Tokenizer
 from modules.generation.sampling import Sampling
+from modules.huggingface.adapter import read_adapter
 from modules.huggingface.folder import ModelFolder, read_bytes, read_config
 from modules.huggingface.weights import load_huggingface
 from modules.inference import prepare_for_inference
+from modules.lora import merge
 from modules.model import GPT
-from orchestrator.artifacts.model_folders import RECIPE, find_model, no_output_head, read_files
+from orchestrator.artifacts.model_folders import (
+    RECIPE,
+    FoundModel,
+    find_adapter,
+    find_model,
+    no_output_head,
+    read_files,
+)
 from orchestrator.errors import UserError
 from orchestrator.storage.redaction import redact
 
@@ -110,31 +119,54 @@ class TrainedModel:
         return torch.autocast(self.device.type, dtype) if dtype and not name.endswith("-true") else nullcontext()
 
 
-def load_model(path: str, revision: str | None = None, *, needs_head: bool = False) -> TrainedModel:
+def load_model(
+    path: str, revision: str | None = None, adapter: str | None = None, *, needs_head: bool = False
+) -> TrainedModel:
     """Load a model directory of ours or a Hugging Face folder (any fsspec URL), or a hub name at a revision.
 
     Args:
         path: Where it is.
         revision: Of a hub name; None takes the newest.
+        adapter: A folder of ours or of PEFT's (any fsspec URL), which is merged into the model in float32. What decides
+            how the model reads text comes from there where it is there, since an adapter may have brought new tokens.
         needs_head: Whether a classifier, which has no output head, is refused.
 
     Raises:
-        UserError: there is no such model, or it is of a kind that cannot be loaded.
-        ArtifactError: the model directory is damaged.
+        UserError, InputError: there is no such model or adapter, it is of a kind that cannot be loaded, or one does not
+            belong to the other.
+        ArtifactError: a directory of ours is damaged.
     """
     found = find_model(path, revision).checked()
     if needs_head and read_config(found.folder).classifier is not None:
         raise no_output_head(path)
+    beside = find_adapter(adapter).checked() if adapter is not None else None
     torch.set_num_threads(min(torch.get_num_threads(), num_cores()))  # torch does not see what a container is granted
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_huggingface(found.folder, device, found.num_readers).eval()
-    files = read_files(found.folder)
+    model = _loaded(found, beside, device).eval()
+    folders = [found.folder, *([beside.folder] if beside else [])]
+    files = {name: content for folder in folders for name, content in read_files(folder).items()}
     tokenizer = load_pretrained(files, f"model.path={redact(path)}")
-    recipe, training, objective = _recipe(found.folder)
+    recipe, training, objective = _recipe(_last_with(folders, RECIPE))
     if training is not None and training.precision.endswith("-true"):
         model = model.to(_half(training.precision, device) or torch.float32)
-    where = f"{found.folder.url}/{TOKENIZER_FILE}"
+    where = f"{_last_with(folders, TOKENIZER_FILE).url}/{TOKENIZER_FILE}"
     return TrainedModel(model, tokenizer, where, files, recipe, training, objective)
+
+
+def _loaded(found: FoundModel, beside: FoundModel | None, device: str) -> GPT:
+    if beside is None:
+        return load_huggingface(found.folder, device, found.num_readers)
+    config = read_config(found.folder)
+    adapter = read_adapter(beside.folder, config)
+    tensors = {name: values.to(device) for name, values in adapter.tensors.items()}
+    model = load_huggingface(found.folder, device, found.num_readers, adapter.vocab_size)
+    for name, parameter in model.named_parameters():
+        merge(config, name, parameter.detach(), tensors, adapter.scale, adapter.tokens)
+    return model
+
+
+def _last_with(folders: Sequence[ModelFolder], name: str) -> ModelFolder:
+    return next((folder for folder in reversed(folders) if folder.has(name)), folders[0])
 
 
 def _half(precision: str, device: str) -> torch.dtype | None:

@@ -1,7 +1,7 @@
 """The model directory of a checkpoint: whole tensors in Hugging Face form, with all that other tools need."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from modules.data.pretrained_tokenizer import SETTINGS_FILE, named_tokens
 from modules.data.tokenizer import Tokenizer
-from modules.huggingface.export import save_huggingface, shards_of
+from modules.huggingface.adapter import save_adapter
+from modules.huggingface.export import save_generation_config, save_huggingface, shards_of
 from modules.huggingface.weights import num_parameters, parameter_shapes, trained_shapes
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
@@ -23,10 +24,13 @@ from orchestrator.checkpoints.model_card import Card
 from orchestrator.checkpoints.parts import check_shapes
 from orchestrator.configuration.groups import ModelFilesConfig
 from orchestrator.distributed.training_state import MASTER, Fragment, StateReader
-from orchestrator.storage.redaction import without_secrets
+from orchestrator.storage.access import is_local
+from orchestrator.storage.redaction import redact, without_secrets
 from orchestrator.storage.store import Storage
 
 RECIPE = "recipe.json"
+_SPECIAL = ("bos_token", "pad_token")
+_GROUP_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Exportable:
     """Figures of this checkpoint on held-out text, by metric name; empty if none were measured."""
     base: StateReader | None = None
     """The frozen weights, if adapters were trained."""
+    base_dtype: str | None = None
+    """Their type."""
 
     @property
     def step(self) -> int:
@@ -80,24 +86,45 @@ def export_model(storage: Storage, name: str, source: Exportable, files: ModelFi
         InputError: a weight is beyond the range of `export.dtype`.
         StorageError: a store cannot be read or written.
     """
+    _check(source)
+    dtype = dtype_of(files, source.recipe, source.base_dtype)
+    facts = {"kind": "model", "dtype": dtype, "license": files.license}
+    _publish(storage, name, source, facts, lambda folder: _write(folder, source, files, dtype))
+
+
+def export_adapter(storage: Storage, name: str, source: Exportable) -> None:
+    """Publish the adapter directory `name` in the form of PEFT, with the tokenizer; as `export_model`."""
+    _check(source)
+    _publish(storage, name, source, {"kind": "adapter"}, lambda folder: _write_adapter(folder, source))
+
+
+def _check(source: Exportable) -> None:
     expected = {name: list(shape) for name, shape in trained_shapes(source.model, source.vocab_size).items()}
     check_shapes(source.checkpoint.shapes, expected, source.checkpoint.name)
-    dtype = dtype_of(files, source.recipe)
+
+
+def _publish(
+    storage: Storage, name: str, source: Exportable, facts: Mapping[str, Any], write: Callable[[Path], None]
+) -> None:
     is_there = artifact.is_committed(storage, name)
     if is_there and artifact.read_manifest(storage, name)["step"] == source.step:
         return
-    facts = {"kind": "model", "step": source.step, "dtype": dtype, "license": files.license}
+    facts = {**facts, "step": source.step}
     with staging_folder(storage, name) as folder:
-        _write(folder, source, files, dtype)
+        write(folder)
         manifest = (artifact.replace if is_there else artifact.publish)(storage, folder, name, facts)
     if not storage.is_local:  # in a local store the folder itself takes the place of the old one
         _remove_strays(storage, name, manifest)
 
 
-def dtype_of(files: ModelFilesConfig, recipe: Mapping[str, Any]) -> str:
-    """Return the name of the weights' type: the one that is set, else that of the training."""
+def dtype_of(files: ModelFilesConfig, recipe: Mapping[str, Any], base_dtype: str | None = None) -> str:
+    """Return the name of the weights' type: the one that is set, else the base model's, else that of the training.
+
+    Args:
+        base_dtype: That of the weights beside which adapters were trained; None without adapters.
+    """
     is_half = recipe.get("training", {}).get("precision") == "bf16-true"
-    return files.dtype or ("bfloat16" if is_half else "float32")
+    return files.dtype or base_dtype or ("bfloat16" if is_half else "float32")
 
 
 def recipe_to_show(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,25 +133,61 @@ def recipe_to_show(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(folder: Path, source: Exportable, files: ModelFilesConfig, dtype: str) -> None:
-    model, tokenizer = source.exported, source.tokenizer
-    tokenizer.save_for_transformers(folder, model.max_positions)
-    begin_id, padding_id = (_special_id(folder, source, name) for name in ("bos_token", "pad_token"))
-    if model.classifier is not None:
+    source.tokenizer.save_for_transformers(folder, source.model.max_positions)
+    begin_id, padding_id = (_special_id(folder, source, name) for name in _SPECIAL)
+    if source.exported.classifier is not None:
         padding_id = _named_padding(folder, source)
     save_huggingface(
         folder,
-        model,
+        source.exported,
         source.vocab_size,
         _tensors(source, getattr(torch, dtype), files.max_shard_bytes),
-        end_ids=tokenizer.end_ids,
+        end_ids=source.tokenizer.end_ids,
         begin_id=begin_id,
         padding_id=padding_id,
         dtype=getattr(torch, dtype),
         max_shard_bytes=files.max_shard_bytes,
     )
+    recipe = _write_recipe(folder, source)
+    (folder / "README.md").write_text(_card(source, files, dtype, recipe).text(), encoding="utf-8")
+
+
+def _write_adapter(folder: Path, source: Exportable) -> None:
+    source.tokenizer.save_for_transformers(folder, source.model.max_positions)
+    special_ids = (_special_id(folder, source, name) for name in _SPECIAL)
+    save_generation_config(folder, source.tokenizer.end_ids, *special_ids)
+    save_adapter(folder, source.model, source.checkpoint.shapes, _trained_tensors(source), _base_name(source))
+    _write_recipe(folder, source)
+
+
+def _base_name(source: Exportable) -> str | None:
+    """Return where others find the base model; None for a folder of this machine."""
+    path = source.model.path or ""
+    return source.recipe.get("base_model", {}).get("hub") or (None if is_local(path) else redact(path))
+
+
+def _write_recipe(folder: Path, source: Exportable) -> dict[str, Any]:
     recipe = recipe_to_show(source.recipe)
     (folder / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(source, files, dtype, recipe).text(), encoding="utf-8")
+    return recipe
+
+
+def _trained_tensors(source: Exportable) -> Iterator[tuple[str, Tensor]]:
+    """Yield all that was trained, read by groups, because one chunk of the checkpoint holds many small tensors."""
+    group: dict[str, Tensor] = {}
+    for name, shape in source.checkpoint.shapes.items():
+        group[name] = torch.empty(shape)
+        if sum(tensor.nbytes for tensor in group.values()) > _GROUP_BYTES:
+            yield from _filled(source, group)
+            group = {}
+    yield from _filled(source, group)
+
+
+def _filled(source: Exportable, group: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    source.checkpoint.reader.fill(
+        Fragment(name, MASTER, 0, tensor.numel(), tensor.view(-1)) for name, tensor in group.items()
+    )
+    yield from group.items()
 
 
 def _special_id(folder: Path, source: Exportable, role: str) -> int | None:
@@ -159,7 +222,7 @@ def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mappi
         vocab_size=source.vocab_size,
         num_parameters=num_parameters(source.exported, source.vocab_size),
         dtype=dtype,
-        is_rounded=dtype not in ("float32", dtype_of(ModelFilesConfig(), recipe)),
+        is_rounded=dtype not in ("float32", dtype_of(ModelFilesConfig(), recipe, source.base_dtype)),
         recipe=recipe,
         num_tokens=source.checkpoint.progress.tokens,
         data=source.data,

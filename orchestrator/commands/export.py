@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.base_model import kept_model
+from orchestrator.artifacts.base_model import check_is_same, kept_model
 from orchestrator.artifacts.data_facts import DataFacts, tokenizer_of
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from orchestrator.checkpoints.export import RECIPE, Exportable, dtype_of, export_model, recipe_to_show
+from orchestrator.checkpoints.export import RECIPE, Exportable, dtype_of, export_adapter, export_model, recipe_to_show
+from orchestrator.checkpoints.first_weights import BaseWeights
 from orchestrator.checkpoints.model_card import BIDIRECTIONAL
 from orchestrator.checkpoints.names import committed_steps, name_of
 from orchestrator.configuration.commands import ExportConfig
@@ -28,13 +29,15 @@ def run(config: ExportConfig) -> None:
     step = _step(config, storage, this_run)
     target, name = _place(config, storage, this_run, step)
     url = target.url(name)
-    if _is_there(config, target, name, this_run, step):
+    if _is_there(config, storage, target, name, this_run, step):
         print_line(f"model: {url} holds it already (step {step}); nothing was written")
         return
     with _remedy(storage, this_run.name, step):
         source = _exportable(storage, this_run, open_checkpoint(storage, name_of(this_run.name, step)))
         export_model(target, name, source, config.export)
-    print_line(f"model: {url} (step {step}, {dtype_of(config.export, this_run.recipe)})")
+        if source.base and (config.to, name) == (None, this_run.model_name):
+            export_adapter(target, this_run.adapter_name, source)
+    print_line(f"model: {url} (step {step}, {dtype_of(config.export, this_run.recipe, source.base_dtype)})")
     for line in _uses(source.model, url):
         print_line(line)
 
@@ -80,7 +83,7 @@ def _place(config: ExportConfig, storage: Storage, this_run: Run, step: int) -> 
     return storage, f"{this_run.folder}/exports/step_{step:08d}"
 
 
-def _is_there(config: ExportConfig, target: Storage, name: str, this_run: Run, step: int) -> bool:
+def _is_there(config: ExportConfig, storage: Storage, target: Storage, name: str, this_run: Run, step: int) -> bool:
     """Return whether the folder holds this very model.
 
     Raises:
@@ -99,7 +102,7 @@ def _is_there(config: ExportConfig, target: Storage, name: str, this_run: Run, s
             )
         return False
     try:
-        if other := _differences(config, target, name, this_run, step):
+        if other := _differences(config, storage, target, name, this_run, step):
             raise UserError(f"{where}: holds {other}, and nothing is overwritten; name a new folder in to=")
         artifact.verify_sizes(target, name)
     except ArtifactError as error:
@@ -107,7 +110,15 @@ def _is_there(config: ExportConfig, target: Storage, name: str, this_run: Run, s
     return True
 
 
-def _differences(config: ExportConfig, target: Storage, name: str, this_run: Run, step: int) -> str:
+def _base_dtype(storage: Storage, this_run: Run) -> str | None:
+    """Return the type of the weights beside which adapters were trained; None without adapters."""
+    if "lora" not in this_run.recipe.get("model", {}):
+        return None
+    kept = kept_model(storage, this_run.base_name)
+    return kept and kept.dtype
+
+
+def _differences(config: ExportConfig, storage: Storage, target: Storage, name: str, this_run: Run, step: int) -> str:
     """Return in which way a folder holds something else than the requested model; empty if it holds that."""
     manifest = artifact.read_manifest(target, name)
     if manifest.get("kind") != "model":
@@ -116,7 +127,8 @@ def _differences(config: ExportConfig, target: Storage, name: str, this_run: Run
         return "a model of another recipe"
     # what was exported by versions before this command was float32, and names no licence
     found = {"dtype": "float32", "license": None, **manifest}
-    wanted = {"step": step, "dtype": dtype_of(config.export, this_run.recipe), "license": config.export.license}
+    dtype = dtype_of(config.export, this_run.recipe, _base_dtype(storage, this_run))
+    wanted = {"step": step, "dtype": dtype, "license": config.export.license}
     other = [f"{key} {found[key]} instead of {value}" for key, value in wanted.items() if found[key] != value]
     return f"this run's model with {', '.join(other)}" if other else ""
 
@@ -134,16 +146,33 @@ def _exportable(storage: Storage, this_run: Run, checkpoint: Checkpoint) -> Expo
             f"{storage.url(data_name)}: the text that run {this_run.name} was trained on is not there, and with it its "
             "tokenizer; restore that folder, or run its `pretrain` again, which prepares it anew"
         )
+    tokenizer, base = kept.tokenizer if kept else tokenizer_of(storage, data_name), None
+    if model.lora is not None:
+        model = _with_base(storage, this_run, model)
+        base = BaseWeights(model, model.vocab_size or tokenizer.vocab_size)
     return Exportable(
         run_name=this_run.name,
         checkpoint=checkpoint,
         model=model,
-        tokenizer=kept.tokenizer if kept else tokenizer_of(storage, data_name),
+        tokenizer=tokenizer,
         special_ids=kept.special_ids if kept else {},
         recipe=recipe,
         data=DataFacts.read(storage, data_name),
         validation=_validation(storage, this_run, checkpoint.progress.step),
+        base=base,
+        base_dtype=_base_dtype(storage, this_run),
     )
+
+
+def _with_base(storage: Storage, this_run: Run, model: ModelConfig) -> ModelConfig:
+    """Return the configuration with the place of the model beside which adapters were trained.
+
+    Raises:
+        UserError: it is not where the run has read it, or is another one.
+    """
+    path, revision = this_run.base_place(storage)
+    check_is_same(path, revision, this_run.recipe["base_model"])
+    return model.model_copy(update={"path": path, "revision": revision})
 
 
 def _validation(storage: Storage, this_run: Run, step: int) -> dict[str, float]:

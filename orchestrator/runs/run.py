@@ -17,6 +17,7 @@ from orchestrator.configuration.schema import nearest, shown
 from orchestrator.errors import DamagedFileError, RunMismatchError, UserError
 from orchestrator.planning.continuation import is_same_but_for_length, obstacle
 from orchestrator.runs.json_files import read_object, write_object
+from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.redaction import without_secrets
 from orchestrator.storage.store import Storage
 
@@ -48,6 +49,11 @@ class Run:
         return f"{self.folder}/model"
 
     @property
+    def adapter_name(self) -> str:
+        """The exported adapter's artifact, if adapters were trained, relative to the storage root."""
+        return f"{self.folder}/adapter"
+
+    @property
     def base_name(self) -> str:
         """The small files of the model that is continued, if there is one, relative to the storage root."""
         return f"{self.folder}/base_model"
@@ -61,6 +67,19 @@ class Run:
     def metrics_name(self) -> str:
         """The file of the final metrics, relative to the storage root."""
         return f"{self.folder}/{_METRICS}"
+
+    def base_place(self, storage: Storage) -> tuple[str, str | None]:
+        """Return the path and the revision of the model that is continued.
+
+        Raises:
+            DamagedFileError: the configuration, which holds them, is damaged.
+        """
+        name = f"{self.folder}/{_CONFIG}"
+        try:
+            model = yaml.safe_load(storage.read_bytes(name))["model"]
+            return str(model["path"]), model["revision"]
+        except (NotFoundError, yaml.YAMLError, TypeError, KeyError) as error:
+            raise DamagedFileError(f"{storage.url(name)}: names no model ({error}); restore it from a copy") from error
 
     def metrics(self, storage: Storage) -> dict[str, float] | None:
         """Return the final metrics; None until the run is complete."""

@@ -9,7 +9,7 @@ from modules.objective import Objective
 from orchestrator.artifacts.base_model import kept_model
 from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.checkpoints import checkpoint
-from orchestrator.checkpoints.export import Exportable, export_model
+from orchestrator.checkpoints.export import Exportable, export_adapter, export_model
 from orchestrator.checkpoints.first_weights import BaseWeights
 from orchestrator.checkpoints.names import name_of
 from orchestrator.distributed.runtime import Runtime
@@ -62,7 +62,10 @@ def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: Even
         raise
     if runtime.rank == 0:
         job.attempt.check(storage)
-        export_model(storage, job.run.model_name, _exportable(job, storage, objective, fitted, results), config.export)
+        source = _exportable(job, storage, objective, fitted, results)
+        export_model(storage, job.run.model_name, source, config.export)
+        if source.base:
+            export_adapter(storage, job.run.adapter_name, source)
         results.finish(job.objective.data_name, fitted.step, fitted.exported_step, fitted.training_seconds)
 
 
@@ -80,6 +83,7 @@ def _exportable(job: Job, storage: Storage, objective: Objective, fitted: Fitted
         data=DataFacts.read(storage, job.objective.data_name),
         validation=results.metrics if is_last else results.validation_after(fitted.exported_step),
         base=BaseWeights(model, vocab_size) if model.lora else None,
+        base_dtype=kept.dtype if kept and model.lora else None,
     )
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny_models import GPT2, LLAMA, VOCAB, random_model
 from torch import Tensor
+from torch._dynamo.utils import counters
 
-from modules.attention import DotProduct, KeyValueCache
+from modules.attention import DotProduct, Examples, KeyValueCache
 from modules.explanation import captured_attention
 from modules.model import GPT
 from modules.model_config import ModelConfig
@@ -95,7 +96,7 @@ def test_attention_of_short_bfloat16_examples_is_trained_in_float32(length: int,
     exact = DotProduct(0.0)(q.float(), k.float(), v.float(), None, True).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = DotProduct(0.0)(q.clone().requires_grad_(), k, v, None, True)
-        in_two = DotProduct(0.0)(q.clone().requires_grad_(), k, v, None, True, [length // 2] * 2)
+        in_two = DotProduct(0.0)(q.clone().requires_grad_(), k, v, None, True, Examples([length // 2] * 2))
     assert torch.equal(found, exact) != is_rounded
     assert found.dtype == in_two.dtype == torch.bfloat16
 
@@ -125,6 +126,26 @@ def test_captured_attention_is_that_of_each_example_and_0_between_them(model: GP
         of_examples = alone[layer :: len(layers)]
         expected = torch.stack([torch.block_diag(*heads) for heads in zip(*of_examples, strict=True)])
         assert (weights - expected).abs().max() < 1e-6
+
+
+# Dynamo instantiates autograd functions and looks at gradients of tensors that have none; torch's own warnings.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+def test_a_compiled_model_is_not_compiled_again_for_other_lengths() -> None:
+    torch._dynamo.reset()
+    model = random_model(LLAMA.model_copy(update={"num_layers": 1}))
+    compiled = copy.deepcopy(model)
+    compiled.compile(backend="aot_eager")
+    num_graphs = set()
+    for lengths in ([5, 5, 9], [2], [1, 1, 7, 8, 12], [30, 4], [3, 3, 3]):
+        results = [packed(each, examples(lengths), True) for each in (compiled, model)]
+        assert difference(*results) < 1e-6
+        gradients = [
+            torch.autograd.grad(hidden.square().mean(), list(each.blocks.parameters()))
+            for hidden, each in zip(results, (compiled, model), strict=True)
+        ]
+        assert all(torch.allclose(*pair, rtol=1e-3, atol=1e-5) for pair in zip(*gradients, strict=True))
+        num_graphs.add(counters["stats"]["unique_graphs"])
+    assert len(num_graphs) == 1
 
 
 @pytest.mark.parametrize("lengths", [[3, 4], [3, 5, 1], [8, 0], []])

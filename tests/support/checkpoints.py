@@ -49,11 +49,17 @@ def begin_run(root: Path, model: Mapping[str, Any], num_steps: int = 20, **train
     return Storage(str(root / "outputs"))
 
 
-def continue_model(root: Path, base: Path, model: GPT) -> Storage:
-    """Begin the run `tiny` that continues a model folder, and commit a checkpoint of it, without training it."""
+def continue_model(root: Path, base: Path, model: GPT, lora: Mapping[str, Any] | None = None) -> Storage:
+    """Begin the run `tiny` that continues a model folder, and commit a checkpoint of it, without training it.
+
+    Args:
+        lora: The adapters in `model`, if it has any.
+    """
     storage = Storage(str(root / "outputs"))
-    config = ModelConfig(path=str(base), classifier=model.config.classifier)
-    found = open_base_model(config, needs_mask=False, to_classify=config.classifier is not None)
+    settings = {"path": str(base), "lora": lora, "classifier": model.config.classifier}
+    found = open_base_model(
+        ModelConfig.model_validate(settings), needs_mask=False, to_classify=model.config.classifier is not None
+    )
     text = write_text(root / "text.txt", 500)
     config = PretrainConfig(
         run=RunConfig(name="tiny"),
@@ -84,8 +90,8 @@ def random_model(shape: Mapping[str, Any]) -> GPT:
 def write_checkpoint(
     storage: Storage, step: int, model: GPT, num_ranks: int = 1, metrics: Mapping[str, float] | None = None
 ) -> None:
-    """Commit a checkpoint of the run `tiny` in which each rank has saved a range of each parameter, and moments."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """Commit a checkpoint of the run `tiny`: each rank has saved a range of each trained parameter, and moments."""
+    parameters = {name: values.detach() for name, values in model.named_parameters() if values.requires_grad}
     for rank in range(num_ranks):
         snapshot = Snapshot.of(
             fragment for name, values in parameters.items() for fragment in _owned(name, values, rank, num_ranks)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from modules.errors import InputError
-from modules.huggingface.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter, save_adapter
-from modules.huggingface.folder import LocalFolder, read_config
+from modules.huggingface.adapter import read_adapter, save_adapter
+from modules.huggingface.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LocalFolder, read_config
 from modules.huggingface.weights import load_huggingface, trained_shapes
 from modules.lora import merge
 from modules.model import GPT

@@ -87,7 +87,7 @@ CHOOSING = {
     "training": {"val_interval_steps": 1},
     "checkpoint": {"interval_steps": 1000, "keep_last": 1, "mode": "sync"},
 }
-TOO_FAST = {"optimizer": {"learning_rate": 0.3, "warmup_steps": 0, "schedule": "constant"}}
+TOO_FAST = {"optimizer": {"learning_rate": 1.0, "warmup_steps": 0, "schedule": "constant"}}
 """After a few steps the model gets worse."""
 
 
