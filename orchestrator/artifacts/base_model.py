@@ -64,7 +64,9 @@ def open_base_model(config: ModelConfig, needs_mask: bool) -> BaseModel:
         raise ConfigError(str(error)) from None
     shape = shape.model_copy(update={"vocab_size": max(stored.vocab_size or 0, tokenizer.vocab_size)})
     settings = _tokenizer_config(tokenizer, found, needs_mask)
-    return BaseModel(shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, _identity(config.path, found))
+    return BaseModel(
+        shape, settings, tokenizer, {**files, **(tokenizer.files or {})}, model_identity(config.path, found)
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def _verify(found: FoundModel) -> None:
         (artifact.verify if storage.is_local else artifact.verify_sizes)(storage, name)
 
 
-def _identity(path: str, found: FoundModel) -> dict[str, Any]:
+def model_identity(path: str, found: FoundModel) -> dict[str, Any]:
+    """Return what changes with the content of a model."""
     if found.commit:
         return {"hub": path, "commit": found.commit}
     storage, name = found.folder.storage, found.folder.name
