@@ -38,6 +38,8 @@ OF_FINETUNE = ("packages",)
 """Experiments of `finetune`."""
 REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"model": {"path": "x"}},
+    "compare": {"model": {"path": "x"}, "other": {"path": "x"}},
+    "predict": {"model": {"path": "x"}, "text": "x"},
     "generate": {"model": {"path": "x"}},
     "chat": {"model": {"path": "x"}},
     "explain": {"model": {"path": "x"}, "prompt": "x"},
@@ -45,7 +47,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "finetune": {"model": {"path": "x"}},
 }
 """What a command cannot do without."""
-CHOSEN = {"finetune": ["task=dialogue"]}
+CHOSEN = {"finetune": ["task=dialogue"], "compare": ["task=dialogue"]}
 """Groups of which an option must be chosen."""
 
 

@@ -48,7 +48,20 @@ def test_tasks_import_neither_torch_nor_transformers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["prepare", "pretrain", "evaluate", "generate", "chat", "explain", "export", "runs", "doctor"]
+    "module",
+    [
+        "prepare",
+        "pretrain",
+        "evaluate",
+        "compare",
+        "predict",
+        "generate",
+        "chat",
+        "explain",
+        "export",
+        "runs",
+        "doctor",
+    ],
 )
 def test_command_module_imports_neither_ray_nor_deepspeed_nor_wandb(module: str) -> None:
     loaded = imported_by(f"import orchestrator.commands.{module}")

@@ -88,7 +88,7 @@ def open_base_model(config: ModelConfig, needs_mask: bool, *, to_classify: bool 
     shape = with_rows_for(shape, stored.vocab_size or 0, tokenizer.vocab_size, stored.vocab_size or 0)
     settings = _tokenizer_config(tokenizer, found, needs_mask)
     files |= tokenizer.files or {}
-    return BaseModel(shape, settings, tokenizer, files, _identity(config.path, found), stored.classifier)
+    return BaseModel(shape, settings, tokenizer, files, model_identity(config.path, found), stored.classifier)
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,14 @@ def check_is_same(path: str, revision: str | None, identity: dict[str, Any]) -> 
     Raises:
         UserError: there is none, or another one.
     """
-    if _identity(path, find_model(path, revision)) != identity:
+    if model_identity(path, find_model(path, revision)) != identity:
         raise UserError(
             f"{redact(path)}: is not the model any more beside which the run trained adapters; restore it there"
         )
 
 
-def _identity(path: str, found: FoundModel) -> dict[str, Any]:
+def model_identity(path: str, found: FoundModel) -> dict[str, Any]:
+    """Return what changes with the content of a model."""
     if found.commit:
         return {"hub": path, "commit": found.commit}
     storage, name = found.folder.storage, found.folder.name

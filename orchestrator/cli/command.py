@@ -19,7 +19,11 @@ COMMANDS = {
     "prepare": Command("turn text into token shards, or rows into examples of a task", "PrepareConfig", makes=True),
     "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig", makes=True),
     "finetune": Command("teach a model a task", "FinetuneConfig", makes=True),
-    "evaluate": Command("measure how well a model predicts held-out text", "EvaluateConfig"),
+    "evaluate": Command(
+        "measure how well a model predicts held-out text, or does a task", "EvaluateConfig", makes=True
+    ),
+    "compare": Command("compare two models on the same rows of a task", "CompareConfig", makes=True),
+    "predict": Command("classify, translate or answer a text, or the rows of a data set", "PredictConfig"),
     "generate": Command("continue a prompt, or a file of prompts", "GenerateConfig"),
     "chat": Command("hold a conversation with a model", "ChatConfig"),
     "explain": Command("show what a model looks at in a prompt", "ExplainConfig", makes=True),

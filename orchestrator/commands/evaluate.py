@@ -1,21 +1,91 @@
-"""`orchestrator evaluate`: how well a model predicts held-out text."""
+"""`orchestrator evaluate`: how well a model predicts held-out text, or does a task."""
+
+from typing import Any
 
 from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from modules.data.shards import TokenData, TokenStream
 from modules.data.tokenizer import END_OF_TEXT
+from modules.tasks.settings import TaskConfig, TranslationConfig
+from modules.tasks.text_scores import check_sacrebleu
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.model_folders import find_model
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, local_data, prepared_data
+from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.configuration.commands import EvaluateConfig
-from orchestrator.display.progress import evaluate_progress, prepare_progress
-from orchestrator.display.results import show_evaluation
+from orchestrator.display.classification import show_classification
+from orchestrator.display.confusion_picture import confusion_picture
+from orchestrator.display.progress import evaluate_progress, prepare_progress, rows_progress
+from orchestrator.display.results import show_answers, show_evaluation, show_measurement
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import UserError
+from orchestrator.evaluation.measurement import Measurement
+from orchestrator.evaluation.record import Evaluation, record
+from orchestrator.evaluation.task_evaluation import evaluated, measured
+from orchestrator.evaluation.tracked_run import run_of, track
+from orchestrator.runs.tracking import Tracker
+from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 from orchestrator.training.evaluation import Windows, compression, evaluate
 
 
 def run(config: EvaluateConfig) -> None:
+    """Measure a model on a task, or on how well it predicts text."""
+    if config.task is not None:
+        _measure_on_rows(config, config.task)
+    else:
+        _evaluate_text(config)
+
+
+def _measure_on_rows(config: EvaluateConfig, task: TaskConfig) -> None:
+    """Measure a model on the rows of a task, and show, write and track the figures."""
+    assert config.data is not None  # a rule between the settings
+    if isinstance(task, TranslationConfig):
+        check_sacrebleu()
+    path, revision, root = config.model.path, config.model.revision, Storage(config.storage.root)
+    found, settings = find_model(path, revision), evaluated(config)
+    limits = {"limit": config.max_sequences, "num_samples": config.num_samples}
+    with rows_progress() as progress:
+        figures = measured(config, config.data, task, path, revision, progress, **limits)
+    _show(figures, f"{redact(path)}: {task.name}, {config.split} split, {len(figures.places):,} rows")
+    entry = Evaluation(task.name, settings, figures.metrics, _details(figures), _picture(figures, settings))
+    print_line(f"evaluation: {record(path, found, root, [entry])}")
+    run = run_of(found.folder, root)
+    if run is not None:
+        for line in track(run, root, figures.metrics, print_line, lambda tracker: _log_confusion(tracker, figures)):
+            print_line(line)
+
+
+def _show(figures: Measurement, title: str) -> None:
+    for line in figures.notes:
+        print_line(line)
+    show_answers(figures.samples)
+    if figures.confusion is not None:
+        show_classification(figures.labels, figures.confusion)
+    show_measurement(title, figures.metrics, figures.signatures)
+
+
+def _details(figures: Measurement) -> dict[str, Any]:
+    details: dict[str, Any] = {"rows": len(figures.places), **figures.signatures}
+    if figures.confusion is not None:
+        details |= {"labels": list(figures.labels), "confusion": figures.confusion.astype(int).tolist()}
+    return details
+
+
+def _picture(figures: Measurement, settings: dict[str, Any]) -> dict[str, bytes]:
+    """Return the confusion matrix as a picture, by the name of its file, which another measurement does not have."""
+    if figures.confusion is None:
+        return {}
+    name = f"confusion-{fingerprint(settings)[:8]}.png"
+    return {name: confusion_picture(figures.labels, figures.confusion)}
+
+
+def _log_confusion(tracker: Tracker, figures: Measurement) -> None:
+    if figures.confusion is not None:
+        tracker.log_confusion(f"{figures.task}/confusion_matrix", figures.labels, figures.confusion.tolist())
+
+
+def _evaluate_text(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
     trained = load_model(config.model.path, config.model.revision, needs_head=True)
     stream = _text(config, trained)

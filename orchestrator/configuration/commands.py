@@ -7,6 +7,7 @@ from pydantic import Field
 from modules.config import (
     Config,
     Count,
+    CountOrZero,
     DataConfig,
     Identity,
     Input,
@@ -16,6 +17,7 @@ from modules.config import (
     OptimizerConfig,
     Probability,
     Runtime,
+    Seed,
     Sequences,
     Steps,
     TokenizerConfig,
@@ -23,7 +25,7 @@ from modules.config import (
 )
 from modules.model_config import ModelConfig
 from modules.tasks.settings import TaskConfig
-from orchestrator.configuration.decoding import ContinuationConfig, SamplingConfig
+from orchestrator.configuration.decoding import AnswerConfig, ContinuationConfig, MeasureConfig, SamplingConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.groups import (
     BegunRun,
@@ -113,25 +115,77 @@ class FinetuneConfig(TrainingRunConfig):
     training: TrainingConfig = TrainingConfig(sequence_length=512, global_batch_size=16, val_batches=1000)
 
 
-class EvaluateConfig(Config):
-    """`orchestrator evaluate`: how well a model predicts held-out text."""
+class EvaluateConfig(MeasureConfig):
+    """`orchestrator evaluate`: how well a model predicts held-out text, or does a task."""
 
     model: ModelPath
     storage: StorageConfig = StorageConfig()
+    task: TaskConfig | None = None
+    """The task on which the model is measured; null measures how well it predicts text."""
     data: DataConfig | None = None
-    """Null takes the data that the model was trained on, from its recipe."""
+    """Rows of the task; without a task, null takes the data that the model was trained on, from its recipe."""
     part: Identity[Literal["held_out", "all"]] = "held_out"
     """`held_out`: what data.val_fraction holds out; `all`: the whole text, for a test set of its own."""
     sequence_length: Identity[Annotated[Length, Field(gt=1)] | None] = None
-    """Tokens in a window; null takes the length that the model was trained with."""
+    """Tokens in a window, or most tokens of a task's example; null takes the length that the model was trained with."""
     batch_size: Runtime[Sequences] = 16
-    """Windows computed at once."""
+    """Windows or examples computed at once."""
     max_sequences: Identity[Count | None] = None
-    """Stop after this many windows; null reads all held-out text."""
+    """Stop after this many windows, or rows of a task; null reads all."""
+    num_samples: Runtime[CountOrZero] = 3
+    """Translations or answers that are shown."""
     mlm_probability: Identity[Probability | None] = None
     """Share of positions masked for masked accuracy; null takes the model's training value."""
     seed: Identity[Annotated[int, Field(ge=0, lt=2**63)] | None] = None
     """Decides which positions are masked; null takes the model's training seed, as its validation does."""
+
+
+class OtherModel(Config):
+    """What a model is compared with: another model, or what another program has predicted."""
+
+    path: Input[str | None] = None
+    """The other model: a model directory or Hugging Face folder (any fsspec URL), or a hub name."""
+    revision: Input[str | None] = None
+    """A commit, tag or branch of a hub name; null takes the newest state."""
+    predictions: Input[str | None] = None
+    """Instead: a .jsonl (any fsspec URL) with the field `prediction`, a line for each row that is read, in order."""
+
+
+class CompareConfig(MeasureConfig):
+    """`orchestrator compare`: two models on the same rows of a task."""
+
+    model: ModelPath
+    other: OtherModel = OtherModel()
+    task: TaskConfig
+    """The task on which they are compared."""
+    data: DataConfig = DataConfig()
+    max_rows: Identity[Count | None] = None
+    """Stop after this many rows; null reads all."""
+    num_resamples: Identity[Annotated[int, Field(gt=0, le=10**7)]] = 1000
+    """Draws of as many rows as there are, from which intervals and p-values come."""
+    seed: Identity[Seed] = 12345
+    """Decides which rows are drawn; the same as in sacrebleu."""
+    storage: StorageConfig = StorageConfig()
+
+
+class PredictConfig(AnswerConfig):
+    """`orchestrator predict`: what a model makes of a text, or of each row of a data set."""
+
+    model: ModelPath
+    task: TaskConfig | None = None
+    """What the model does; null takes the task that it was fine-tuned for, or that its config.json says."""
+    text: Identity[str | None] = None
+    """The text to classify, to translate or to answer."""
+    pair: Identity[str | None] = None
+    """The second text, for a classification of pairs."""
+    data: DataConfig | None = None
+    """Instead of text: the rows; they need no label and no translation."""
+    split: Identity[Literal["test", "val", "train", "all"]] = "all"
+    """The rows of data that are read: those of one split, or `all` whatever their split."""
+    output: Runtime[str | None] = None
+    """A .jsonl that the predictions of data are written to (any URL), as they are made; null prints its lines."""
+    max_rows: Identity[Count | None] = None
+    """Stop after this many rows; null reads all."""
 
 
 class GenerateConfig(ContinuationConfig):

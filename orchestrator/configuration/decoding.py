@@ -4,7 +4,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from modules.config import Config, Count, Factor, Identity, Input, Paths, Probability, Runtime, Seed, Sequences, Small
+from modules.config import (
+    Config,
+    Count,
+    Factor,
+    Identity,
+    Input,
+    Length,
+    Paths,
+    Probability,
+    Runtime,
+    Seed,
+    Sequences,
+    Small,
+)
 from orchestrator.configuration.schema import shown
 from orchestrator.storage.redaction import without_query
 
@@ -67,6 +80,30 @@ class ContinuationConfig(SamplingConfig):
     """Above 1, beam search with so many beams, which draws nothing."""
     length_penalty: Identity[Annotated[float, Field(ge=-100, le=100)]] = 1.0
     """Of beam search: above 0 prefers long texts, below 0 short ones."""
+
+
+class AnswerConfig(Config):
+    """How a model is asked the questions of a task."""
+
+    sequence_length: Identity[Annotated[Length, Field(gt=1)] | None] = None
+    """Most tokens of an example, its answer included; null takes the length that the model was trained with."""
+    batch_size: Runtime[Sequences] = 16
+    """Examples computed at once."""
+    max_new_tokens: Identity[Count] = 256
+    """Longest translation or answer in tokens."""
+    num_beams: Identity[Annotated[int, Field(gt=0, le=2**16)]] = 1
+    """Above 1, translations and answers come from beam search with so many beams; 1 takes the likeliest tokens."""
+    stop: Identity[Annotated[Paths, AfterValidator(_none_is_empty)]] = ()
+    """A translation or an answer ends before any of these; one text or a list."""
+
+
+class MeasureConfig(AnswerConfig):
+    """On which rows of a task a model is measured, and how."""
+
+    split: Identity[Literal["test", "val", "train", "all"]] = "test"
+    """The rows of a task that are read: those of one split, or `all` whatever their split."""
+    bleu_tokenizer: Identity[Literal["13a", "intl", "char", "zh", "none"]] = "13a"
+    """How BLEU divides a translation into words: by sacrebleu's name; `zh` for Chinese, `char` for Japanese."""
 
 
 def one_source_of_prompts(config: ContinuationConfig) -> list[str]:

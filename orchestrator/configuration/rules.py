@@ -4,13 +4,25 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from modules.config import Config, ObjectiveConfig, TokenizerConfig, TrainingConfig, divisors
-from orchestrator.configuration.commands import FinetuneConfig, PrepareConfig, PretrainConfig, TrainingRunConfig
+from orchestrator.configuration.commands import (
+    FinetuneConfig,
+    PredictConfig,
+    PrepareConfig,
+    PretrainConfig,
+    TrainingRunConfig,
+)
 from orchestrator.configuration.decoding import (
     beam_search_draws_nothing,
     length_penalty_needs_beams,
     one_source_of_prompts,
     output_suits_the_prompts,
     sequences_are_beams,
+)
+from orchestrator.configuration.evaluation_rules import (
+    one_other,
+    one_source_of_questions,
+    output_suits_the_rows,
+    text_or_a_task,
 )
 from orchestrator.configuration.faults import fault_mistakes
 from orchestrator.configuration.schema import shown
@@ -152,8 +164,8 @@ def _precision_suits_the_strategy(config: TrainingRunConfig) -> list[str]:
 
 def _splits_belong_to_a_task(config: Any) -> list[str]:
     data = config.data
-    # without data, evaluate takes that of the model
-    if data is None or getattr(config, "task", None) is not None:
+    # without data, evaluate takes that of the model; and predict knows the task of a model itself
+    if data is None or getattr(config, "task", None) is not None or isinstance(config, PredictConfig):
         return []
     fields = type(data).model_fields
     given = [name for name in _SPLIT_SETTINGS if getattr(data, name) != fields[name].default]
@@ -259,5 +271,9 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"num_beams", "length_penalty"}), length_penalty_needs_beams),
     (frozenset({"num_beams", "temperature", "top_k", "top_p", "min_p"}), beam_search_draws_nothing),
     (frozenset({"num_beams", "num_sequences"}), sequences_are_beams),
+    (frozenset({"task", "part", "data"}), text_or_a_task),
+    (frozenset({"other"}), one_other),
+    (frozenset({"text", "pair", "data"}), one_source_of_questions),
+    (frozenset({"text", "output"}), output_suits_the_rows),
 )
 """Each rule with the groups or fields that it reads; it applies to every command that has them all."""

@@ -222,6 +222,25 @@ def evaluate_progress(num_windows: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def rows_progress() -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """Yield a function that takes the number of rows, and returns what takes the rows done; shown on a terminal only.
+
+    It is shown on standard error, because predictions may go to standard output.
+    """
+    console = new_console(stderr=True)
+    if not console.is_interactive:
+        yield lambda _: lambda _: None
+        return
+    with _bar(console, "{task.completed:,.0f}/{task.total:,.0f} rows", transient=True) as live:
+
+        def begin(num_rows: int) -> Callable[[int], None]:
+            task = live.add_task("rows", total=num_rows, text="")
+            return lambda done: live.update(task, completed=done)
+
+        yield begin
+
+
+@contextmanager
 def generate_progress(num_prompts: int) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that takes the prompts done so far and the tokens since the last call.
 

@@ -3,14 +3,23 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
+from modules.tasks.bootstrap import Difference
 from orchestrator.display.terminal import loss, new_console, new_table, print_line, write_text
 from orchestrator.display.units import count, duration, percent, size
 from orchestrator.runs.goodput import Goodput
 
+_MOST_LABELS = 20
+
+
+def _score(value: float) -> str:
+    return f"{value:,.2f}"
+
+
 _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "val/bits_per_byte": ("validation bits per byte", loss),
-    "val/perplexity": ("validation perplexity", lambda value: f"{value:,.2f}"),
+    "val/perplexity": ("validation perplexity", _score),
     "val/loss_clm": ("validation loss, causal (nats)", loss),
     "val/loss_mlm": ("validation loss, masked (nats)", loss),
     "val/mlm_accuracy": ("validation accuracy, masked", percent),
@@ -18,6 +27,20 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "val/accuracy": ("validation accuracy", percent),
     "val/macro_f1": ("validation macro F1", percent),
     "val/loss_classification": ("validation loss (nats)", loss),
+    "classification/accuracy": ("accuracy", percent),
+    "classification/macro_f1": ("macro F1", percent),
+    "classification/loss": ("loss (nats)", loss),
+    "translation/chrf": ("chrF", _score),
+    "translation/bleu": ("BLEU", _score),
+    **{
+        f"{task}/{name}": (label, shown)
+        for task in ("translation", "dialogue", "text_generation")
+        for name, label, shown in (
+            ("loss", "loss of a token (nats)", loss),
+            ("perplexity", "perplexity", _score),
+            ("bits_per_byte", "bits per byte", loss),
+        )
+    },
     "train/loss": ("training loss", loss),
     "train/loss_clm": ("training loss, causal", loss),
     "train/loss_mlm": ("training loss, masked", loss),
@@ -74,6 +97,77 @@ def show_evaluation(model_path: str, metrics: Mapping[str, float], compression: 
         table.add_row(name, f"{bits:.4f}", style="bold" if name == "this model" else "")
     if len(rows) > 1:
         console.print(table)
+
+
+def show_measurement(title: str, metrics: Mapping[str, float], signatures: Mapping[str, str]) -> None:
+    """Show how well a model does a task.
+
+    Args:
+        title: What was measured.
+        metrics: By metric name.
+        signatures: How sacrebleu computed a metric, by its name.
+    """
+    new_console().print(_figures_table(title, metrics))
+    for name, signature in signatures.items():
+        print_line(f"{name}: {signature}")
+
+
+def show_comparison(title: str, differences: Mapping[str, Difference], signatures: Mapping[str, str]) -> None:
+    """Show metrics of two models, A and B, and how sure their differences are.
+
+    Args:
+        title: What was measured.
+        differences: By metric name.
+        signatures: How sacrebleu computed a metric, by its name.
+    """
+    table = new_table(title)
+    table.add_column("figure", overflow="fold")
+    for head in ("A", "B", "A - B", "95 % interval", "p"):
+        table.add_column(head, justify="right")
+    for name in [name for name in _FIGURES if name in differences]:
+        (label, shown), found = _FIGURES[name], differences[name]
+        interval = f"{_signed(found.low, shown)} to {_signed(found.high, shown)}"
+        values = (shown(found.first), shown(found.second), _signed(found.difference, shown), interval)
+        # sacrebleu gives two answers that are the same throughout the smallest p-value that there is
+        p_value = "same" if found.low == found.high == 0 else f"{found.p_value:.3f}"
+        table.add_row(label, *values, p_value, style="bold" if found.is_sure else "")
+    new_console().print(table)
+    for name, signature in signatures.items():
+        print_line(f"{name}: {signature}")
+
+
+def _signed(value: float, shown: Callable[[float], str]) -> str:
+    return f"{'-' if value < 0 else '+'}{shown(abs(value))}"
+
+
+def show_probabilities(probabilities: Mapping[str, float]) -> None:
+    """Show the labels of a text with their probabilities, the likeliest first."""
+    table = new_table("")
+    table.add_column("label", overflow="fold")
+    table.add_column("probability", justify="right")
+    order = sorted(probabilities.items(), key=lambda item: -item[1])
+    for number, (label, probability) in enumerate(order[:_MOST_LABELS]):
+        table.add_row(Text(label), percent(probability), style="" if number else "bold")
+    new_console().print(table)
+    if len(order) > _MOST_LABELS:
+        print_line(f"and {len(order) - _MOST_LABELS:,} labels that are less likely")
+
+
+def show_answers(answers: Sequence[tuple[str, str | None, str]]) -> None:
+    """Show questions with what a model has answered to each, and the right answer where it is known.
+
+    Args:
+        answers: Question, right answer or None, answer.
+    """
+    console = new_console()
+    for number, (question, reference, answer) in enumerate(answers, start=1):
+        console.rule(f"answer {number} of {len(answers)}", align="left", style="dim", characters="-")
+        write_text(console, f"{question}\n", style="bold")
+        write_text(console, f"{answer}\n")
+        if reference is not None:
+            write_text(console, f"right: {reference}\n", style="dim")
+    if answers:
+        console.rule(style="dim", characters="-")
 
 
 def show_samples(prompt: str, samples: Sequence[str]) -> None:

@@ -37,6 +37,15 @@ class Tracker(Protocol):
     def log_samples(self, samples: Sequence[str], step: int) -> None:
         """Log generated texts as a table."""
 
+    def log_confusion(self, name: str, labels: Sequence[str], confusion: Sequence[Sequence[float]]) -> None:
+        """Log how examples were classified as W&B's own plot of a confusion matrix.
+
+        Args:
+            name: The plot's name, as of a metric.
+            labels: Names of the classes.
+            confusion: For each class, how many of its examples were taken for each class.
+        """
+
     def link(
         self, name: str, kind: Literal["dataset", "model"], url: str, version: str, metadata: Mapping[str, Any]
     ) -> None:
@@ -65,6 +74,9 @@ class NullTracker:
         return
 
     def log_samples(self, *_: Any, **__: Any) -> None:
+        return
+
+    def log_confusion(self, *_: Any, **__: Any) -> None:
         return
 
     def link(self, *_: Any, **__: Any) -> None:
@@ -196,6 +208,23 @@ class WandbTracker:
             return {"samples": wandb.Table(columns=["step", "number", "text"], data=rows)}
 
         self._log_values(table, step)
+
+    def log_confusion(self, name: str, labels: Sequence[str], confusion: Sequence[Sequence[float]]) -> None:
+        def send(run: Any) -> None:
+            import wandb
+
+            # what `wandb.plot.confusion_matrix` makes, which wants every single example instead of the counts
+            fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
+            rows: list[Any] = [
+                [label, predicted, count]
+                for label, counts in zip(labels, confusion, strict=True)
+                for predicted, count in zip(labels, counts, strict=True)
+            ]
+            table = wandb.Table(columns=list(fields), data=rows)
+            run.log({name: wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": name})})
+
+        if self._open:
+            self._safely(send, f"logging {name}")
 
     def link(
         self, name: str, kind: Literal["dataset", "model"], url: str, version: str, metadata: Mapping[str, Any]

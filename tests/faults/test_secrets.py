@@ -77,6 +77,8 @@ PLANTED = {
     "s3_keys": f"s3://AKIA{SECRET}:{SECRET}/x@bucket/x.txt",
 }
 """URLs that cannot be read, so that the error of the connection, which holds the whole URL, comes into play."""
+_ROWS = ("data=files", "data.path=x.jsonl")
+_PAIR = ("model.path=x/y", "other.path=x/z")
 PATH_FIELDS = {
     "prepare": {"data.path": ["data=files"], "tokenizer.path": ["tokenizer=file"], "storage.root": []},
     "pretrain": {
@@ -85,7 +87,32 @@ PATH_FIELDS = {
         "storage.root": [],
         "model.path": [],
     },
-    "evaluate": {"model.path": [], "storage.root": ["model.path=x/y"], "data.path": ["model.path=x/y", "data=files"]},
+    "evaluate": {
+        "model.path": [],
+        "storage.root": ["model.path=x/y"],
+        "data.path": ["model.path=x/y", "data=files"],
+        "data.val_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "data.test_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "task.chat_template": ["model.path=x/y", *_ROWS, "task=dialogue"],
+    },
+    "compare": {
+        "model.path": ["other.path=x/y", *_ROWS, "task=translation"],
+        "other.path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "other.predictions": ["model.path=x/y", *_ROWS, "task=translation"],
+        "storage.root": [*_PAIR, *_ROWS, "task=translation"],
+        "data.path": [*_PAIR, "data=files", "task=translation"],
+        "data.val_path": [*_PAIR, *_ROWS, "task=translation"],
+        "data.test_path": [*_PAIR, *_ROWS, "task=translation"],
+        "task.chat_template": [*_PAIR, *_ROWS, "task=dialogue"],
+    },
+    "predict": {
+        "model.path": ["text=x"],
+        "data.path": ["model.path=x/y", "data=files"],
+        "data.val_path": ["model.path=x/y", *_ROWS],
+        "data.test_path": ["model.path=x/y", *_ROWS],
+        "output": ["model.path=x/y", *_ROWS],
+        "task.chat_template": ["model.path=x/y", "text=x", "task=dialogue"],
+    },
     "generate": {
         "model.path": [],
         "prompts_file": ["model.path=x/y"],

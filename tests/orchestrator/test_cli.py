@@ -84,9 +84,9 @@ def test_command_help_shows_fields_with_their_explanations(command: str, capsys:
     assert main([command, "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert COMMANDS[command].summary in said
-    assert (
-        "storage.root outputs" if command in ("runs", "doctor", "evaluate", "explain", "export") else "seed 1234"
-    ) in said
+    with_root = ("runs", "doctor", "evaluate", "compare", "explain", "export")
+    others = {"predict": "split all", **dict.fromkeys(with_root, "storage.root outputs")}
+    assert others.get(command, "seed 1234") in said
 
 
 def test_command_help_shows_groups_their_options_and_the_present_one(capsys: pytest.CaptureFixture[str]) -> None:

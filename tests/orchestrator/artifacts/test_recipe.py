@@ -23,7 +23,7 @@ RUNTIME_FIELDS = {
         "batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
-    *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack"),
+    *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack", "num_samples"),
 }
 INPUT_FIELDS = {
     "data.path",
@@ -34,6 +34,9 @@ INPUT_FIELDS = {
     "model.path",
     "model.revision",
     "step",
+    "other.path",
+    "other.revision",
+    "other.predictions",
     "prompts_file",
     "chat_template",
     "task.chat_template",

@@ -1,0 +1,1 @@
+"""Answers: how good is a model, and against which?"""
