@@ -13,6 +13,8 @@ _OF_A_TASK = (
     *(set(MeasureConfig.model_fields) - set(AnswerConfig.model_fields)),
     "num_samples",
 )
+TEXT_OR_TASK = frozenset({"task", "data", *_OF_TEXT, *_OF_A_TASK})
+"""What `text_or_a_task` reads."""
 
 
 def text_or_a_task(config: EvaluateConfig) -> list[str]:

@@ -19,6 +19,7 @@ from orchestrator.configuration.decoding import (
     sequences_are_beams,
 )
 from orchestrator.configuration.evaluation_rules import (
+    TEXT_OR_TASK,
     one_other,
     one_source_of_questions,
     output_suits_the_rows,
@@ -271,7 +272,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"num_beams", "length_penalty"}), length_penalty_needs_beams),
     (frozenset({"num_beams", "temperature", "top_k", "top_p", "min_p"}), beam_search_draws_nothing),
     (frozenset({"num_beams", "num_sequences"}), sequences_are_beams),
-    (frozenset({"task", "part", "data"}), text_or_a_task),
+    (TEXT_OR_TASK, text_or_a_task),
     (frozenset({"other"}), one_other),
     (frozenset({"text", "pair", "data"}), one_source_of_questions),
     (frozenset({"text", "output"}), output_suits_the_rows),

@@ -7,9 +7,11 @@ import pytest
 
 from modules.tasks.settings import DialogueConfig
 from orchestrator.configuration.commands import (
+    CompareConfig,
     EvaluateConfig,
     FinetuneConfig,
     GenerateConfig,
+    PredictConfig,
     PrepareConfig,
     PretrainConfig,
 )
@@ -118,6 +120,9 @@ def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any
         ContinuationConfig(**prompts, num_beams=2, num_sequences=3, length_penalty=2),
         FinetuneConfig(task=DialogueConfig(), finetune=FinetuneSettings(metric="val/accuracy")),
         PrepareConfig(task=DialogueConfig()),
+        EvaluateConfig.model_validate({"model": {"path": "x"}}),
+        PredictConfig.model_validate({"model": {"path": "x"}, "output": "x.jsonl", "pair": "b"}),
+        CompareConfig.model_validate({"model": {"path": "x"}, "task": {"name": "dialogue"}}),
     )
     everything = next(config for config in every_kind if groups <= set(type(config).model_fields))
 
