@@ -89,6 +89,7 @@ PATH_FIELDS = {
     },
     "evaluate": {
         "model.path": [],
+        "model.adapter": ["model.path=x/y"],
         "storage.root": ["model.path=x/y"],
         "data.path": ["model.path=x/y", "data=files"],
         "data.val_path": ["model.path=x/y", *_ROWS, "task=translation"],
@@ -97,7 +98,9 @@ PATH_FIELDS = {
     },
     "compare": {
         "model.path": ["other.path=x/y", *_ROWS, "task=translation"],
+        "model.adapter": [*_PAIR, *_ROWS, "task=translation"],
         "other.path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "other.adapter": [*_PAIR, *_ROWS, "task=translation"],
         "other.predictions": ["model.path=x/y", *_ROWS, "task=translation"],
         "storage.root": [*_PAIR, *_ROWS, "task=translation"],
         "data.path": [*_PAIR, "data=files", "task=translation"],
@@ -107,6 +110,7 @@ PATH_FIELDS = {
     },
     "predict": {
         "model.path": ["text=x"],
+        "model.adapter": ["model.path=x/y", "text=x"],
         "data.path": ["model.path=x/y", "data=files"],
         "data.val_path": ["model.path=x/y", *_ROWS],
         "data.test_path": ["model.path=x/y", *_ROWS],
@@ -115,12 +119,14 @@ PATH_FIELDS = {
     },
     "generate": {
         "model.path": [],
+        "model.adapter": ["model.path=x/y"],
         "prompts_file": ["model.path=x/y"],
         "output": ["model.path=x/y", "prompts_file=prompts.txt"],
     },
-    "chat": {"model.path": [], "chat_template": ["model.path=x/y"]},
+    "chat": {"model.path": [], "model.adapter": ["model.path=x/y"], "chat_template": ["model.path=x/y"]},
     "explain": {
         "model.path": ["prompt=x"],
+        "model.adapter": ["model.path=x/y", "prompt=x"],
         "to": ["model.path=x/y", "prompt=x"],
         "storage.root": ["model.path=x/y", "prompt=x"],
     },
