@@ -24,6 +24,7 @@ def prepare_for_inference(model: GPT, dtype: torch.dtype | None = None, *, prepa
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and child is not score:
+                assert child.adapter is None, f"{name} has an adapter, which must be merged before"
                 module.add_module(name, PreparedLinear(child.weight, child.bias, dtype, prepack))
     if score is None:
         model.add_module("head", PreparedHead(model.head, dtype, prepack))

@@ -179,11 +179,16 @@ def vocabulary_of(rows: str) -> str | None:
 
 def trained_beside(config: ModelConfig, name: str, num_rows: int) -> list[str]:
     """Return the names of what may have been trained of a frozen parameter: adapters of its parts, rows of tokens."""
+    adapters = (other for pair in _adapters_beside(config, name, num_rows).values() for other in pair)
+    return [trained_rows_of(name), *adapters]
+
+
+def _adapters_beside(config: ModelConfig, name: str, num_rows: int) -> dict[Part, tuple[str, str]]:
+    """Return the names of the weights that an adapter of each part of a parameter has; none outside of the blocks."""
     layer = name.removesuffix(".weight")
-    if layer == name:
-        return []
-    parts = parts_of(config, layer, num_rows)
-    return [trained_rows_of(name), *(other for part in parts for other in weights_of(layer, part))]
+    if layer == name or not name.startswith("blocks."):
+        return {}
+    return {part: weights_of(layer, part) for part in parts_of(config, layer, num_rows)}
 
 
 def merge(
@@ -200,9 +205,8 @@ def merge(
     """
     if name in trained:
         weight[: len(trained[name])] = trained[name]
-    layer = name.removesuffix(".weight")
-    for part in parts_of(config, layer, len(weight)) if layer != name else []:
-        a, b = (trained.get(other) for other in weights_of(layer, part))
+    for part, names in _adapters_beside(config, name, len(weight)).items():
+        a, b = map(trained.get, names)
         if a is not None and b is not None:
             weight[part.start : part.stop] += b @ a * scale
     rows = trained.get(trained_rows_of(name))

@@ -12,7 +12,7 @@ from modules.model import decayed_parameter_names
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Return two groups, matrices with weight decay and all others without; a shared parameter appears once.
 
-    Frozen parameters are in none, and a group of none is left out: DeepSpeed cannot divide it among workers.
+    Frozen parameters are in none, and a group without parameters is left out.
     """
     decayed = decayed_parameter_names(model)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

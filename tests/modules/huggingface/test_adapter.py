@@ -12,7 +12,7 @@ import torch
 from published_models import write_published
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from modules.errors import InputError
 from modules.huggingface.adapter import read_adapter, save_adapter
@@ -107,6 +107,20 @@ def test_peft_opens_our_adapter_with_equal_logits(bases: Path, tmp_path: Path, k
     torch.testing.assert_close(logits(opened, ids), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(logits(opened.merge_and_unload(), ids), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(logits(merged(bases / kind, folder), ids), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_head_of_classes_goes_with_the_adapter(bases: Path, tmp_path: Path, kind: str) -> None:
+    config, model = trained(bases / kind, rank=2, target_layers=["c_attn" if kind == "gpt2" else "v_proj"])
+    shapes, weights = trained_shapes(config, NUM_ROWS), dict(model.named_parameters())
+    score = torch.randn(3, 32, generator=torch.Generator().manual_seed(5))
+    (tmp_path / "a").mkdir()
+    given = ((name, score if name == "score.weight" else weights[name]) for name in [*shapes, "score.weight"])
+    save_adapter(tmp_path / "a", config, {**shapes, "score.weight": (3, 32)}, given)
+    base = AutoModelForSequenceClassification.from_pretrained(bases / kind, num_labels=3)
+    opened = peft.PeftModel.from_pretrained(base, tmp_path / "a").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(opened(IDS).logits, model(IDS)[:, -1] @ score.t(), rtol=0, atol=1e-6)
 
 
 def by_peft(base: Path, folder: Path, num_rows: int = NUM_ROWS, **settings: Any) -> Any:

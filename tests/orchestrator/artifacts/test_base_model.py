@@ -11,7 +11,7 @@ from tiny_models import LLAMA, random_model
 
 from modules.errors import InputError
 from modules.huggingface.export import save_huggingface
-from modules.model_config import ClassifierConfig, ModelConfig
+from modules.model_config import ClassifierConfig, LoraConfig, ModelConfig
 from orchestrator.artifacts.base_model import open_base_model
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.store import Storage
@@ -155,3 +155,19 @@ def test_labels_that_are_lost_are_told(folder: Path) -> None:
     assert note is not None
     assert "classifies by causal attention with the labels a, b, c, d, e, …, which are other ones" in note
     assert "its score begins anew from the seed" in note
+
+
+def test_an_unknown_layer_and_a_token_beyond_the_vocabulary_are_refused_before_anything_is_written(
+    folder: Path,
+) -> None:
+    with pytest.raises(InputError, match=r"target_layers=query: .* there are q_proj, .*, and all-linear for all"):
+        opened(folder, lora=LoraConfig(target_layers=("q_proj", "query")))
+    with pytest.raises(InputError, match="trained_tokens=299: the vocabulary ends at 298"):
+        opened(folder, lora=LoraConfig(trained_tokens=(4, 299)))
+
+
+def test_the_row_of_a_token_that_is_new_is_trained_beside_adapters(folder: Path) -> None:
+    lora = LoraConfig(trained_tokens=(7, 4))
+    assert opened(folder, lora=lora).config.lora.trained_tokens == (4, 7)
+    assert opened(folder, lora=lora, needs_mask=True).config.lora.trained_tokens == (4, 7, 299)
+    assert opened(folder, needs_mask=True).config.lora is None

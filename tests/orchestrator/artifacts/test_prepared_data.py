@@ -204,7 +204,7 @@ def test_hub_data_that_was_prepared_without_a_revision_is_still_found(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
-        earlier.setattr("orchestrator.artifacts.prepared_data._with_commit", lambda data: data)
+        earlier.setattr("orchestrator.artifacts.prepared_data.with_commit", lambda data: data)
         assert main(hub_words(tmp_path)) == 0
     before = names(tmp_path)
     hub.is_away = True

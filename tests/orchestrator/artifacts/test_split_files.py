@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from modules.config import DataConfig
+from modules.data.stdlib_rows import PACKAGES
 from modules.errors import InputError
 from orchestrator.artifacts.split_files import find_split_files
 from orchestrator.errors import UserError
@@ -38,10 +39,14 @@ def test_a_file_in_two_splits_is_refused(folder: Path, val_path: str) -> None:
 def test_what_holds_no_rows_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"plain.txt: plain text has no rows with fields"):
         found(folder, path="train", test_path="plain.txt")
-    with pytest.raises(InputError, match=r"^data.source=stdlib: plain text has no rows with fields; name files"):
-        find_split_files(DataConfig())
     with pytest.raises(UserError, match="missing.jsonl: matches no file"):
         found(folder, path="train", val_path="missing.jsonl")
+
+
+def test_rows_of_the_standard_library_say_their_split_themselves() -> None:
+    files = find_split_files(DataConfig())
+    assert list(files) == ["train"]
+    assert {file.name.partition("/")[0] for file in files["train"]} == set(PACKAGES)
 
 
 def test_a_hub_data_set_has_no_files_of_its_own_here() -> None:
