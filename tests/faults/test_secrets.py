@@ -80,9 +80,26 @@ PLANTED = {
 _ROWS = ("data=files", "data.path=x.jsonl")
 _PAIR = ("model.path=x/y", "other.path=x/z")
 PATH_FIELDS = {
-    "prepare": {"data.path": ["data=files"], "tokenizer.path": ["tokenizer=file"], "storage.root": []},
+    "prepare": {
+        "data.path": ["data=files"],
+        "data.val_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "data.test_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "tokenizer.path": ["tokenizer=file"],
+        "storage.root": [],
+        "task.chat_template": ["model.path=x/y", *_ROWS, "task=dialogue"],
+    },
+    "finetune": {
+        "model.path": [*_ROWS, "task=translation"],
+        "data.path": ["model.path=x/y", "data=files", "task=translation"],
+        "data.val_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "data.test_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "storage.root": ["model.path=x/y", *_ROWS, "task=translation"],
+        "task.chat_template": ["model.path=x/y", *_ROWS, "task=dialogue"],
+    },
     "pretrain": {
         "data.path": ["data=files"],
+        "data.val_path": list(_ROWS),
+        "data.test_path": list(_ROWS),
         "tokenizer.path": ["tokenizer=file"],
         "storage.root": [],
         "model.path": [],
