@@ -5,7 +5,7 @@ from modules.conversation import Conversation, system_message
 from modules.data.pretrained_tokenizer import named_tokens
 from modules.generation.window import window_size
 from modules.huggingface.weights import num_parameters
-from orchestrator.artifacts.model_folders import check_output_head, find_model, read_files
+from orchestrator.artifacts.model_folders import check_output_head, find_adapter, find_model, read_files
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.artifacts.template_file import read_template
 from orchestrator.configuration.commands import ChatConfig
@@ -26,7 +26,9 @@ def run(config: ChatConfig) -> None:
     template = _template(config)
     # what no message can be written with is refused before the weights are loaded
     template.render([*system_message(config.system), {"role": "user", "content": "Hello"}], add_generation_prompt=True)
-    trained = load_model(config.model.path, config.model.revision).prepared(config.precision, config.prepack)
+    trained = load_model(config.model.path, config.model.revision, config.model.adapter).prepared(
+        config.precision, config.prepack
+    )
     sampling = trained.sampling(config.stop, **config.drawn(default_temperature=1.0))
     conversation = Conversation(trained.model, trained.tokenizer, template, sampling, config.stop)
     with trained.precision():
@@ -39,6 +41,8 @@ def run(config: ChatConfig) -> None:
 def _template(config: ChatConfig) -> ChatTemplate:
     where = f"model.path={redact(config.model.path)}"
     files = read_files(find_model(config.model.path, config.model.revision).folder)
+    if config.model.adapter is not None:  # which may have learned to chat
+        files |= read_files(find_adapter(config.model.adapter).folder)
     if config.chat_template is None:
         return find_chat_template(files, where)
     text = read_template(config.chat_template, "chat_template")

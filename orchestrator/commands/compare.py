@@ -7,7 +7,7 @@ from modules.tasks.settings import TranslationConfig
 from modules.tasks.text_scores import check_sacrebleu
 from orchestrator.artifacts.base_model import model_identity
 from orchestrator.artifacts.model_folders import find_model
-from orchestrator.configuration.commands import CompareConfig
+from orchestrator.configuration.commands import CompareConfig, ModelPath
 from orchestrator.display.progress import rows_progress
 from orchestrator.display.results import show_comparison
 from orchestrator.display.terminal import print_line
@@ -15,7 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.evaluation.measurement import Measurement
 from orchestrator.evaluation.predictions import measured_predictions, predictions_file
 from orchestrator.evaluation.record import Evaluation, record
-from orchestrator.evaluation.task_evaluation import evaluated, measured
+from orchestrator.evaluation.task_evaluation import adapter_identity, evaluated, measured
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
@@ -28,7 +28,7 @@ def run(config: CompareConfig) -> None:
         check_sacrebleu()
     found, other = find_model(config.model.path, config.model.revision), _other(config)
     about = {**evaluated(config), "other": other}
-    first = _measured(config, config.model.path, config.model.revision)
+    first = _measured(config, config.model)
     second = _second(config, first)
     _check_same_rows(first, second)
     pairs = {name: (first.scorers[name], second.scorers[name]) for name in _comparable(first, second)}
@@ -48,22 +48,24 @@ def _other(config: CompareConfig) -> dict[str, Any]:
     if config.other.path is None:
         file = predictions_file(str(config.other.predictions), config.task)
         return {"predictions": [file.name, file.identity()]}
-    return model_identity(config.other.path, find_model(config.other.path, config.other.revision))
+    adapter = {} if config.other.adapter is None else {"adapter": adapter_identity(config.other.adapter)}
+    return {**model_identity(config.other.path, find_model(config.other.path, config.other.revision)), **adapter}
 
 
 def _second(config: CompareConfig, first: Measurement) -> Measurement:
     if config.other.path is not None:
-        return _measured(config, config.other.path, config.other.revision)
+        other = config.other
+        return _measured(config, ModelPath(path=config.other.path, revision=other.revision, adapter=other.adapter))
     file = predictions_file(str(config.other.predictions), config.task)
     return measured_predictions(file, config.data, first, config.bleu_tokenizer)
 
 
-def _measured(config: CompareConfig, path: str, revision: str | None) -> Measurement:
+def _measured(config: CompareConfig, model: ModelPath) -> Measurement:
     """Return how well one model does; it is out of memory then."""
     with rows_progress() as progress:
-        found = measured(config, config.data, config.task, path, revision, progress, limit=config.max_rows)
+        found = measured(config, config.data, config.task, model, progress, limit=config.max_rows)
     for line in found.notes:
-        print_line(f"{redact(path)}: {line}")
+        print_line(f"{redact(model.path)}: {line}")
     return found
 
 

@@ -42,15 +42,16 @@ def _measure_on_rows(config: EvaluateConfig, task: TaskConfig) -> None:
     assert config.data is not None  # a rule between the settings
     if isinstance(task, TranslationConfig):
         check_sacrebleu()
-    path, revision, root = config.model.path, config.model.revision, Storage(config.storage.root)
-    found, settings = find_model(path, revision), evaluated(config)
+    path, root = config.model.path, Storage(config.storage.root)
+    found, settings = find_model(path, config.model.revision), evaluated(config)
     limits = {"limit": config.max_sequences, "num_samples": config.num_samples}
     with rows_progress() as progress:
-        figures = measured(config, config.data, task, path, revision, progress, **limits)
+        figures = measured(config, config.data, task, config.model, progress, **limits)
     _show(figures, f"{redact(path)}: {task.name}, {config.split} split, {len(figures.places):,} rows")
     entry = Evaluation(task.name, settings, figures.metrics, _details(figures), _picture(figures, settings))
     print_line(f"evaluation: {record(path, found, root, [entry])}")
-    run = run_of(found.folder, root)
+    # a model with an adapter is another one than its run has trained
+    run = None if config.model.adapter else run_of(found.folder, root)
     if run is not None:
         for line in track(run, root, figures.metrics, print_line, lambda tracker: _log_confusion(tracker, figures)):
             print_line(line)
@@ -87,7 +88,7 @@ def _log_confusion(tracker: Tracker, figures: Measurement) -> None:
 
 def _evaluate_text(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
-    trained = load_model(config.model.path, config.model.revision, needs_head=True)
+    trained = load_model(config.model.path, config.model.revision, config.model.adapter, needs_head=True)
     stream = _text(config, trained)
     length = config.sequence_length or trained.validation_length
     if length > trained.model.config.max_positions:

@@ -23,7 +23,7 @@ _PAGE = "explanation.html"
 def run(config: ExplainConfig) -> None:
     """Show the explanation, and write it as a page and as a picture of each layer."""
     storage, name = _place(config)
-    trained = load_model(config.model.path, config.model.revision, needs_head=True)
+    trained = load_model(config.model.path, config.model.revision, config.model.adapter, needs_head=True)
     ids = _prompt_ids(config, trained)
     with trained.precision():
         explanation = explain(trained.model, ids, config.num_likeliest)

@@ -26,7 +26,7 @@ def run(config: GenerateConfig) -> None:
     """Read the prompts, load the model and show or write the continuations; a single one is shown as it comes."""
     output = NewFile(config.output, "output=") if config.output else None
     texts = _texts(config)
-    trained = load_model(config.model.path, config.model.revision, needs_head=True)
+    trained = load_model(config.model.path, config.model.revision, config.model.adapter, needs_head=True)
     trained = trained.prepared(config.precision, config.prepack)
     prompts = _prompts(config, trained, texts)
     continuer = _continuer(config, trained)

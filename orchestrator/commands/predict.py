@@ -30,7 +30,7 @@ class _Asked(NamedTuple):
 def run(config: PredictConfig) -> None:
     """Load the model, and show what it makes of the text, or write what it makes of each row as it is found."""
     output = NewLines(config.output, "output=") if config.output else None
-    trained = load_model(config.model.path, config.model.revision)
+    trained = load_model(config.model.path, config.model.revision, config.model.adapter)
     settings = config.task or task_of(trained, config.model.path)
     model = TaskModel(trained, settings, config, config.model.path)
     if not isinstance(settings, ClassificationConfig):

@@ -81,6 +81,8 @@ class ModelPath(Config):
     """A model directory or Hugging Face folder (any fsspec URL), or a hub name."""
     revision: Input[str | None] = None
     """A commit, tag or branch of a hub name; null takes the newest state."""
+    adapter: Input[str | None] = None
+    """A folder with an adapter of that model, of ours or of PEFT's form (any fsspec URL); null takes none."""
 
 
 class NoModelPath(Config):
@@ -147,6 +149,8 @@ class OtherModel(Config):
     """The other model: a model directory or Hugging Face folder (any fsspec URL), or a hub name."""
     revision: Input[str | None] = None
     """A commit, tag or branch of a hub name; null takes the newest state."""
+    adapter: Input[str | None] = None
+    """A folder with an adapter of that model, of ours or of PEFT's form (any fsspec URL); null takes none."""
     predictions: Input[str | None] = None
     """Instead: a .jsonl (any fsspec URL) with the field `prediction`, a line for each row that is read, in order."""
 

@@ -39,8 +39,9 @@ def one_other(config: CompareConfig) -> list[str]:
         return ["other.path: must be given, the model to compare with; or other.predictions, a .jsonl of predictions"]
     if other.path is not None and other.predictions is not None:
         return [f"other.predictions={shown(other.predictions)}: other.path is given, too; give one of the two"]
-    if other.path is None and other.revision is not None:
-        return [f"other.revision={other.revision}: belongs to a hub name in other.path; leave it out"]
+    if other.path is None:
+        given = [(name, value) for name in ("revision", "adapter") if (value := getattr(other, name)) is not None]
+        return [f"other.{name}={shown(value)}: belongs to other.path; leave it out" for name, value in given]
     return []
 
 

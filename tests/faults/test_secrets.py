@@ -80,15 +80,33 @@ PLANTED = {
 _ROWS = ("data=files", "data.path=x.jsonl")
 _PAIR = ("model.path=x/y", "other.path=x/z")
 PATH_FIELDS = {
-    "prepare": {"data.path": ["data=files"], "tokenizer.path": ["tokenizer=file"], "storage.root": []},
+    "prepare": {
+        "data.path": ["data=files"],
+        "data.val_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "data.test_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "tokenizer.path": ["tokenizer=file"],
+        "storage.root": [],
+        "task.chat_template": ["model.path=x/y", *_ROWS, "task=dialogue"],
+    },
+    "finetune": {
+        "model.path": [*_ROWS, "task=translation"],
+        "data.path": ["model.path=x/y", "data=files", "task=translation"],
+        "data.val_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "data.test_path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "storage.root": ["model.path=x/y", *_ROWS, "task=translation"],
+        "task.chat_template": ["model.path=x/y", *_ROWS, "task=dialogue"],
+    },
     "pretrain": {
         "data.path": ["data=files"],
+        "data.val_path": list(_ROWS),
+        "data.test_path": list(_ROWS),
         "tokenizer.path": ["tokenizer=file"],
         "storage.root": [],
         "model.path": [],
     },
     "evaluate": {
         "model.path": [],
+        "model.adapter": ["model.path=x/y"],
         "storage.root": ["model.path=x/y"],
         "data.path": ["model.path=x/y", "data=files"],
         "data.val_path": ["model.path=x/y", *_ROWS, "task=translation"],
@@ -97,7 +115,9 @@ PATH_FIELDS = {
     },
     "compare": {
         "model.path": ["other.path=x/y", *_ROWS, "task=translation"],
+        "model.adapter": [*_PAIR, *_ROWS, "task=translation"],
         "other.path": ["model.path=x/y", *_ROWS, "task=translation"],
+        "other.adapter": [*_PAIR, *_ROWS, "task=translation"],
         "other.predictions": ["model.path=x/y", *_ROWS, "task=translation"],
         "storage.root": [*_PAIR, *_ROWS, "task=translation"],
         "data.path": [*_PAIR, "data=files", "task=translation"],
@@ -107,6 +127,7 @@ PATH_FIELDS = {
     },
     "predict": {
         "model.path": ["text=x"],
+        "model.adapter": ["model.path=x/y", "text=x"],
         "data.path": ["model.path=x/y", "data=files"],
         "data.val_path": ["model.path=x/y", *_ROWS],
         "data.test_path": ["model.path=x/y", *_ROWS],
@@ -115,12 +136,14 @@ PATH_FIELDS = {
     },
     "generate": {
         "model.path": [],
+        "model.adapter": ["model.path=x/y"],
         "prompts_file": ["model.path=x/y"],
         "output": ["model.path=x/y", "prompts_file=prompts.txt"],
     },
-    "chat": {"model.path": [], "chat_template": ["model.path=x/y"]},
+    "chat": {"model.path": [], "model.adapter": ["model.path=x/y"], "chat_template": ["model.path=x/y"]},
     "explain": {
         "model.path": ["prompt=x"],
+        "model.adapter": ["model.path=x/y", "prompt=x"],
         "to": ["model.path=x/y", "prompt=x"],
         "storage.root": ["model.path=x/y", "prompt=x"],
     },

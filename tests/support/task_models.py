@@ -10,9 +10,12 @@ from foreign_models import tokenizer_of
 from foreign_tokenizers import foreign
 from model_files import as_json
 
+from modules.huggingface.adapter import save_adapter
 from modules.huggingface.export import save_huggingface
+from modules.huggingface.folder import LocalFolder, read_config
+from modules.huggingface.weights import trained_shapes
 from modules.model import GPT
-from modules.model_config import ClassifierConfig, ModelConfig
+from modules.model_config import ClassifierConfig, LoraConfig, ModelConfig
 
 SHAPE = ModelConfig(num_layers=1, num_heads=2, hidden_dim=16, max_positions=64)
 END = 2
@@ -33,6 +36,17 @@ def write_task_model(folder: Path, *, labels: Sequence[str] = (), seed: int = 0)
     save_huggingface(folder, shape, num_rows, model.named_parameters(), end_ids=[END], padding_id=END)
     (folder / "tokenizer.json").write_bytes(foreign("llama2"))
     (folder / "tokenizer_config.json").write_bytes(as_json({"bos_token": "<s>", "eos_token": "</s>"}))
+    return folder
+
+
+def write_task_adapter(folder: Path, base: Path) -> Path:
+    """Write an adapter of low rank with random weights for a model of `write_task_model`."""
+    folder.mkdir()
+    config = read_config(LocalFolder(base)).model_copy(update={"lora": LoraConfig(rank=2)})
+    generator = torch.Generator().manual_seed(1)
+    shapes = trained_shapes(config, config.vocab_size or 0)
+    weights = ((name, torch.randn(shape, generator=generator) * 0.3) for name, shape in shapes.items())
+    save_adapter(folder, config, shapes, weights)
     return folder
 
 

@@ -36,6 +36,8 @@ INPUT_FIELDS = {
     "step",
     "other.path",
     "other.revision",
+    "other.adapter",
+    "model.adapter",
     "other.predictions",
     "prompts_file",
     "chat_template",

@@ -21,7 +21,11 @@ ROWS = {"data": {"source": "files", "path": "x.jsonl"}}
         ("Evaluate", {**TASK, "part": "all"}, ["part=all: belongs to text", "data: must be given with a task"]),
         ("Compare", {**TASK}, ["other.path: must be given"]),
         ("Compare", {**TASK, "other": {"path": "y", "predictions": "z"}}, ["other.predictions=z: other.path is given"]),
-        ("Compare", {**TASK, "other": {"predictions": "z", "revision": "a"}}, ["other.revision=a: belongs to a hub"]),
+        (
+            "Compare",
+            {**TASK, "other": {"predictions": "z", "revision": "a"}},
+            ["other.revision=a: belongs to"],
+        ),
         ("Predict", {}, ["text: must be given, or rows"]),
         ("Predict", {**ROWS, "text": "a"}, ["text=a: data has the texts"]),
         ("Predict", {**ROWS, "pair": "a"}, ["pair=a: is the second text"]),

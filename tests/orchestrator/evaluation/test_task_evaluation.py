@@ -12,7 +12,7 @@ import pytest
 import torch
 from offline_wandb import history_of, read_records, summary_of
 from sacrebleu.metrics.chrf import CHRF
-from task_models import WORDS, read_lines, write_rows, write_task_model
+from task_models import WORDS, read_lines, write_rows, write_task_adapter, write_task_model
 from torch import Tensor
 
 from modules import example_scores
@@ -237,6 +237,27 @@ def test_a_dialogue_is_measured_on_the_assistants_turns_and_some_are_answered(ru
     assert found["dialogue/loss"] == pytest.approx(nats / targets, rel=1e-5)
     assert found["dialogue/bits_per_byte"] == pytest.approx(nats / math.log(2) / len("".join(answers)), rel=1e-5)
     assert [line for line in said.splitlines() if line.startswith("right: ")] == [f"right: {a}" for a in answers[:2]]
+
+
+def test_an_adapter_is_measured_as_the_model_that_it_is_merged_into(run: Run, language_model: Path) -> None:
+    adapter = write_task_adapter(Path("adapter"), language_model)
+    write_rows(Path("d.jsonl"), [{"text": text} for text in texts(6)])
+    words = ["task=text_generation", "data=files", "data.path=d.jsonl", "split=all"]
+    run("evaluate", f"model.path={language_model}", f"model.adapter={adapter}", *words)
+    with_adapter = measured(language_model, "text_generation")
+    (language_model / "evaluation.json").unlink()
+    run("evaluate", f"model.path={language_model}", *words)
+    alone = measured(language_model, "text_generation")
+    assert with_adapter["text_generation/loss"] != pytest.approx(alone["text_generation/loss"], rel=1e-3)
+    merged = load_model(str(language_model), adapter=str(adapter)).model
+    tokenizer, nats, targets = tokenizer_of(language_model), 0.0, 0
+    for text in texts(6):
+        whole = torch.tensor([[*tokenizer.begin_ids, *tokenizer.encode(text), tokenizer.end_of_text_id]])
+        with torch.no_grad():
+            logits = merged.head.logits(merged(whole))[0, :-1]
+        nats += float(torch.nn.functional.cross_entropy(logits, whole[0, 1:], reduction="sum"))
+        targets += whole.shape[1] - 1
+    assert with_adapter["text_generation/loss"] == pytest.approx(nats / targets, rel=1e-5)
 
 
 def test_results_reach_the_wandb_run_of_the_training(run: Run) -> None:
