@@ -42,6 +42,11 @@ class ChatTemplate:
         self._sources, self._special_tokens, self._where = sources, special_tokens, where
         self._compiled: dict[str, jinja2.Template] = {}
 
+    @property
+    def text(self) -> str:
+        """The Jinja text that writes conversations without tools."""
+        return self._source(False)
+
     def render(
         self,
         messages: Sequence[Message],

@@ -4,19 +4,27 @@ from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from modules.data.shards import TokenData, TokenStream
 from modules.data.tokenizer import END_OF_TEXT
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.model_folders import find_model
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, local_data, prepared_data
 from orchestrator.configuration.commands import EvaluateConfig
-from orchestrator.display.progress import evaluate_progress, prepare_progress
-from orchestrator.display.results import show_evaluation
+from orchestrator.display.progress import evaluate_progress, prepare_progress, requests_progress
+from orchestrator.display.results import show_evaluation, show_task_figures
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import UserError
+from orchestrator.evaluation.harness.environment import prepare_harness
+from orchestrator.evaluation.record import record
+from orchestrator.evaluation.tracked_run import run_of, track
+from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 from orchestrator.training.evaluation import Windows, compression, evaluate
 
 
 def run(config: EvaluateConfig) -> None:
-    """Load the model, find or prepare the text, and show the metrics."""
+    """Load the model, find or prepare the text, and show the metrics; or measure it on tasks of lm-eval."""
+    if config.harness.tasks:
+        _measure_on_tasks(config)
+        return
     trained = load_model(config.model.path, config.model.revision)
     stream = _text(config, trained)
     length = config.sequence_length or trained.validation_length
@@ -32,6 +40,25 @@ def run(config: EvaluateConfig) -> None:
     if "val/bits_per_byte" not in metrics:
         print_line("bits per byte are not known: the text was prepared by a version that did not count its bytes")
     show_evaluation(config.model.path, metrics, compression(trained, windows))
+
+
+def _measure_on_tasks(config: EvaluateConfig) -> None:
+    """Check the tasks, load the model, show its figures and keep them beside it and in W&B."""
+    prepare_harness()
+    from orchestrator.evaluation.harness.run import measure
+    from orchestrator.evaluation.harness.tasks import load_tasks
+
+    tasks = load_tasks(config.harness)
+    found, root = find_model(config.model.path, config.model.revision), Storage(config.storage.root)
+    trained = load_model(config.model.path, config.model.revision)
+    with requests_progress() as progress:
+        measured = measure(trained, tasks, config.harness, f"model.path={redact(config.model.path)}", progress)
+    figures = ((one.task, one.num_fewshot, one.metric, one.value, one.stderr) for one in measured.figures)
+    show_task_figures(config.model.path, figures)
+    print_line(f"evaluation:  {record(config.model.path, found, root, measured.evaluations)}")
+    run = run_of(found.folder, root)
+    for line in track(run, root, measured.metrics, print_line) if run else ():
+        print_line(line)
 
 
 def _text(config: EvaluateConfig, trained: TrainedModel) -> TokenStream:

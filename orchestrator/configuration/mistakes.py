@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from modules.config import Config
-from orchestrator.configuration.commands import TrainingRunConfig
+from orchestrator.configuration.commands import EvaluateConfig, TrainingRunConfig
 from orchestrator.configuration.decoding import ContinuationConfig
 from orchestrator.configuration.rules import cross_group_mistakes
 from orchestrator.configuration.schema import (
@@ -114,7 +114,7 @@ def _cross_group(known: Mapping[str, Any], kind: type[Config]) -> list[str]:
 
 def _can_be_ruled(kind: type, unusable: Collection[str]) -> bool:
     """Return whether a class has rules between its fields, and a default for each that cannot be used."""
-    if not issubclass(kind, TrainingRunConfig | ContinuationConfig):
+    if not issubclass(kind, TrainingRunConfig | ContinuationConfig | EvaluateConfig):
         return False
     return not any(field.is_required() and name in unusable for name, field in kind.model_fields.items())
 

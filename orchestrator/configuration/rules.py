@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from modules.config import Config, ObjectiveConfig, TokenizerConfig, divisors
-from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
+from modules.model_config import ModelConfig
+from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig, TrainingRunConfig
 from orchestrator.configuration.decoding import (
     beam_search_draws_nothing,
     length_penalty_needs_beams,
@@ -13,6 +14,9 @@ from orchestrator.configuration.decoding import (
     sequences_are_beams,
 )
 from orchestrator.configuration.faults import fault_mistakes
+
+_OF_A_TEXT = ("data", "part", "sequence_length", "batch_size", "max_sequences", "mlm_probability", "seed")
+"""Settings of `evaluate` that say which text is measured, and how."""
 
 
 def worker_counts(config: TrainingRunConfig) -> list[int]:
@@ -117,8 +121,8 @@ def _tokenizer_is_the_models(config: PretrainConfig) -> list[str]:
     ]
 
 
-def _classifier_comes_from_its_task(config: TrainingRunConfig) -> list[str]:
-    if config.model.classifier is None:
+def _classifier_comes_from_its_task(config: TrainingRunConfig | EvaluateConfig) -> list[str]:
+    if not isinstance(config.model, ModelConfig) or config.model.classifier is None:
         return []
     return ["model.classifier: follows from the task that a model is fine-tuned for; leave it out"]
 
@@ -172,6 +176,12 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
     ]
 
 
+def _harness_tasks_have_their_own_text(config: EvaluateConfig) -> list[str]:
+    given = [name for name in _OF_A_TEXT if getattr(config, name) != EvaluateConfig.model_fields[name].default]
+    rule = "belongs to a text, and harness.tasks have rows of their own; give one of the two"
+    return [f"{name}: {rule}" for name in given] if config.harness.tasks else []
+
+
 RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
     (frozenset({"training", "cluster"}), _batch_can_be_shared_out),
     (frozenset({"training", "model"}), _sequence_fits),
@@ -186,5 +196,6 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"num_beams", "length_penalty"}), length_penalty_needs_beams),
     (frozenset({"num_beams", "temperature", "top_k", "top_p", "min_p"}), beam_search_draws_nothing),
     (frozenset({"num_beams", "num_sequences"}), sequences_are_beams),
+    (frozenset({"harness", *_OF_A_TEXT}), _harness_tasks_have_their_own_text),
 )
 """Each rule with the groups or fields that it reads; it applies to every command that has them all."""

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, PretrainConfig
+from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, ModelPath, PretrainConfig
 from orchestrator.configuration.decoding import ContinuationConfig
 from orchestrator.configuration.faults import FaultsConfig
+from orchestrator.configuration.groups import HarnessConfig
 from orchestrator.configuration.mistakes import mistakes_in, validated
 from orchestrator.configuration.rules import RULES_BETWEEN_GROUPS
 from orchestrator.configuration.schema import leaves
@@ -107,7 +108,9 @@ def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any
     training = PretrainConfig(faults=FaultsConfig(kind="kill_rank", at_step=1))
     prompts = {"prompt": "a", "prompts_file": "b.txt", "output": "c.jsonl"}
     continuation = ContinuationConfig(**prompts, num_beams=2, num_sequences=3, length_penalty=2)
-    everything = training if groups <= set(PretrainConfig.model_fields) else continuation
+    evaluation = EvaluateConfig(model=ModelPath(path="x"), harness=HarnessConfig(tasks=("x",)))
+    every = (training, continuation, evaluation)
+    everything = next(config for config in every if groups <= set(type(config).model_fields))
 
     class Spy:
         def __getattr__(self, name: str) -> Any:
