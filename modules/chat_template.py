@@ -47,6 +47,11 @@ class ChatTemplate:
         self._compiled: dict[str, jinja2.Template] = {}
         self._literals: dict[str, list[str]] = {}
 
+    @property
+    def text(self) -> str:
+        """The Jinja text that writes conversations without tools."""
+        return self._source(False)
+
     def render(
         self,
         messages: Sequence[Message],

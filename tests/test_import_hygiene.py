@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING_LIBRARIES = {"torch", "ray", "deepspeed", "wandb"}
+TRAINING_LIBRARIES = {"torch", "ray", "deepspeed", "wandb", "lm_eval"}
 
 
 def imported_by(script: str) -> set[str]:
@@ -65,7 +65,7 @@ def test_tasks_import_neither_torch_nor_transformers() -> None:
 )
 def test_command_module_imports_neither_ray_nor_deepspeed_nor_wandb(module: str) -> None:
     loaded = imported_by(f"import orchestrator.commands.{module}")
-    assert loaded & {"ray", "deepspeed", "wandb", "hydra"} == set()
+    assert loaded & {"ray", "deepspeed", "wandb", "hydra", "lm_eval"} == set()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "modules").rglob("*.py")), ids=lambda file: file.stem)

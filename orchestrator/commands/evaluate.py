@@ -15,10 +15,11 @@ from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.configuration.commands import EvaluateConfig
 from orchestrator.display.classification import show_classification
 from orchestrator.display.confusion_picture import confusion_picture
-from orchestrator.display.progress import evaluate_progress, prepare_progress, rows_progress
-from orchestrator.display.results import show_answers, show_evaluation, show_measurement
+from orchestrator.display.progress import evaluate_progress, prepare_progress, requests_progress, rows_progress
+from orchestrator.display.results import show_answers, show_evaluation, show_measurement, show_task_figures
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import UserError
+from orchestrator.evaluation.harness.environment import prepare_harness
 from orchestrator.evaluation.measurement import Measurement
 from orchestrator.evaluation.record import Evaluation, record
 from orchestrator.evaluation.task_evaluation import evaluated, measured
@@ -30,8 +31,10 @@ from orchestrator.training.evaluation import Windows, compression, evaluate
 
 
 def run(config: EvaluateConfig) -> None:
-    """Measure a model on a task, or on how well it predicts text."""
-    if config.task is not None:
+    """Measure a model on a task, on tasks of lm-evaluation-harness, or on how well it predicts text."""
+    if config.harness.tasks:
+        _measure_on_harness(config)
+    elif config.task is not None:
         _measure_on_rows(config, config.task)
     else:
         _evaluate_text(config)
@@ -103,6 +106,25 @@ def _evaluate_text(config: EvaluateConfig) -> None:
     if "val/bits_per_byte" not in metrics:
         print_line("bits per byte are not known: the text was prepared by a version that did not count its bytes")
     show_evaluation(config.model.path, metrics, compression(trained, windows))
+
+
+def _measure_on_harness(config: EvaluateConfig) -> None:
+    """Check the tasks, load the model, show its figures and keep them beside it and in W&B."""
+    prepare_harness()
+    from orchestrator.evaluation.harness.run import measure
+    from orchestrator.evaluation.harness.tasks import load_tasks
+
+    tasks = load_tasks(config.harness)
+    found, root = find_model(config.model.path, config.model.revision), Storage(config.storage.root)
+    trained = load_model(config.model.path, config.model.revision, config.model.adapter, needs_head=True)
+    with requests_progress() as progress:
+        measured = measure(trained, tasks, config.harness, f"model.path={redact(config.model.path)}", progress)
+    figures = ((one.task, one.num_fewshot, one.metric, one.value, one.stderr) for one in measured.figures)
+    show_task_figures(config.model.path, figures)
+    print_line(f"evaluation:  {record(config.model.path, found, root, measured.evaluations)}")
+    run = run_of(found.folder, root)
+    for line in track(run, root, measured.metrics, print_line) if run else ():
+        print_line(line)
 
 
 def _text(config: EvaluateConfig, trained: TrainedModel) -> TokenStream:

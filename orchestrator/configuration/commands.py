@@ -33,6 +33,7 @@ from orchestrator.configuration.groups import (
     ClusterConfig,
     FinetuneSettings,
     GuardConfig,
+    HarnessConfig,
     ModelFilesConfig,
     RunConfig,
     StorageConfig,
@@ -140,6 +141,7 @@ class EvaluateConfig(MeasureConfig):
     """Share of positions masked for masked accuracy; null takes the model's training value."""
     seed: Identity[Annotated[int, Field(ge=0, lt=2**63)] | None] = None
     """Decides which positions are masked; null takes the model's training seed, as its validation does."""
+    harness: HarnessConfig = HarnessConfig()
 
 
 class OtherModel(Config):

@@ -3,9 +3,24 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from modules.config import Config, Count, CountOrZero, Identity, Input, NumBytes, Runtime, Seconds, Seed, Small, Steps
+from modules.config import (
+    Config,
+    Count,
+    CountOrZero,
+    Identity,
+    Input,
+    Length,
+    NumBytes,
+    Paths,
+    Runtime,
+    Seconds,
+    Seed,
+    Sequences,
+    Small,
+    Steps,
+)
 
 StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 _PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types", "communication_data_type"}
@@ -234,3 +249,36 @@ class TrackingConfig(Config):
     """Group of the W&B run."""
     num_samples: Runtime[CountOrZero] = 3
     """Texts that are generated and logged after each validation."""
+
+
+class HarnessConfig(Config):
+    """Tasks of lm-evaluation-harness (the extra `eval`)."""
+
+    tasks: Identity[Paths] = ()
+    """Tasks or groups by name, which are measured in place of a text; empty measures none."""
+    include_path: Input[str | None] = None
+    """A folder with tasks of your own, YAML files of lm-eval; Python functions that they name there are run."""
+    num_fewshot: Identity[CountOrZero | None] = None
+    """Solved examples before each question; null takes what each task says."""
+    limit: Identity[Count | None] = None
+    """Measure only the first rows of each task, so many; null takes all."""
+    batch_size: Runtime[Sequences] = 16
+    """Sequences computed at once."""
+    max_length: Identity[Annotated[Length, Field(gt=1)] | None] = None
+    """Tokens that the model sees at once; null takes all its positions, as lm-eval does."""
+    precision: Identity[Annotated[Literal["32", "bf16"], BeforeValidator(str)]] = "32"
+    """Of the matrix products."""
+    apply_chat_template: Identity[bool] = False
+    """Write questions as turns of a conversation, by the model's chat template."""
+
+    @model_validator(mode="after")
+    def _settings_belong_to_tasks(self) -> Self:
+        others = [name for name in self.model_fields_set - {"tasks"} if getattr(self, name) != _default(self, name)]
+        if others and not self.tasks:
+            name = min(others)
+            raise ValueError(f"{name} belongs to harness.tasks; name tasks there, or leave it out")
+        return self
+
+
+def _default(config: Config, name: str) -> Any:
+    return type(config).model_fields[name].default

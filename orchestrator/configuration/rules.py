@@ -5,6 +5,7 @@ from typing import Any
 
 from modules.config import Config, ObjectiveConfig, TokenizerConfig, TrainingConfig, divisors
 from orchestrator.configuration.commands import (
+    EvaluateConfig,
     FinetuneConfig,
     PredictConfig,
     PrepareConfig,
@@ -27,6 +28,9 @@ from orchestrator.configuration.evaluation_rules import (
 )
 from orchestrator.configuration.faults import fault_mistakes
 from orchestrator.configuration.schema import shown
+
+_OF_A_TEXT = ("data", "part", "sequence_length", "batch_size", "max_sequences", "mlm_probability", "seed")
+"""Settings of `evaluate` that say which text is measured, and how."""
 
 
 def worker_counts(config: TrainingRunConfig) -> list[int]:
@@ -252,6 +256,14 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
 
 
 _SPLIT_SETTINGS = ("val_path", "test_path", "split_field", "hub_val_split", "hub_test_split")
+
+
+def _harness_tasks_have_their_own_text(config: EvaluateConfig) -> list[str]:
+    given = [name for name in _OF_A_TEXT if getattr(config, name) != EvaluateConfig.model_fields[name].default]
+    rule = "belongs to a text, and harness.tasks have rows of their own; give one of the two"
+    return [f"{name}: {rule}" for name in given] if config.harness.tasks else []
+
+
 RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], ...] = (
     (frozenset({"training", "cluster"}), _batch_can_be_shared_out),
     (frozenset({"training", "model"}), _sequence_fits),
@@ -275,6 +287,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (TEXT_OR_TASK, text_or_a_task),
     (frozenset({"other"}), one_other),
     (frozenset({"text", "pair", "data"}), one_source_of_questions),
-    (frozenset({"text", "output"}), output_suits_the_rows),
+    (frozenset({"data", "output"}), output_suits_the_rows),
+    (frozenset({"harness", *_OF_A_TEXT}), _harness_tasks_have_their_own_text),
 )
 """Each rule with the groups or fields that it reads; it applies to every command that has them all."""

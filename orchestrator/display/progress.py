@@ -241,6 +241,18 @@ def rows_progress() -> Iterator[Callable[[int], Callable[[int], None]]]:
 
 
 @contextmanager
+def requests_progress() -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes the requests done and all of them, once for each kind; shown on a terminal only."""
+    console = new_console(stderr=True)  # what a library prints on standard output is taken from it meanwhile
+    if not console.is_interactive:
+        yield lambda *_: None
+        return
+    with _bar(console, "{task.completed:,.0f}/{task.total:,.0f} requests", transient=True) as live:
+        task = live.add_task("evaluate", total=1, text="")
+        yield lambda done, total: live.update(task, completed=done, total=total)
+
+
+@contextmanager
 def generate_progress(num_prompts: int) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that takes the prompts done so far and the tokens since the last call.
 

@@ -170,6 +170,28 @@ def show_answers(answers: Sequence[tuple[str, str | None, str]]) -> None:
         console.rule(style="dim", characters="-")
 
 
+def show_task_figures(model_path: str, rows: Iterable[tuple[str, int | None, str, float, float | None]]) -> None:
+    """Show what a model reaches on tasks.
+
+    Args:
+        model_path: The path as the user wrote it.
+        rows: Task, number of solved examples before each question, metric, value and its standard error; None stands
+            for what is not known.
+    """
+    table = new_table(f"Evaluation of {model_path}")
+    table.add_column("task", overflow="fold")
+    table.add_column("shots", justify="right")
+    table.add_column("metric", overflow="fold")
+    table.add_column("value", justify="right")
+    table.add_column("± standard error", justify="right")
+    before = None
+    for task, num_fewshot, metric, value, stderr in rows:
+        first = ("", "") if task == before else (task, "" if num_fewshot is None else str(num_fewshot))
+        table.add_row(*first, metric, f"{value:.4f}", "" if stderr is None else f"{stderr:.4f}")
+        before = task
+    new_console().print(table)
+
+
 def show_samples(prompt: str, samples: Sequence[str]) -> None:
     """Show continuations of a prompt, numbered.
 

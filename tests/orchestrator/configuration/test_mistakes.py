@@ -120,7 +120,7 @@ def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any
         ContinuationConfig(**prompts, num_beams=2, num_sequences=3, length_penalty=2),
         FinetuneConfig(task=DialogueConfig(), finetune=FinetuneSettings(metric="val/accuracy")),
         PrepareConfig(task=DialogueConfig()),
-        EvaluateConfig.model_validate({"model": {"path": "x"}}),
+        EvaluateConfig.model_validate({"model": {"path": "x"}, "harness": {"tasks": ["x"]}}),
         PredictConfig.model_validate({"model": {"path": "x"}, "output": "x.jsonl", "pair": "b"}),
         CompareConfig.model_validate({"model": {"path": "x"}, "task": {"name": "dialogue"}}),
     )
