@@ -127,6 +127,8 @@ def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any
     everything = next(config for config in every_kind if groups <= set(type(config).model_fields))
 
     class Spy:
+        model_fields = type(everything).model_fields
+
         def __getattr__(self, name: str) -> Any:
             read.add(name)
             return getattr(everything, name)
