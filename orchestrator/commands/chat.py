@@ -9,7 +9,6 @@ from orchestrator.artifacts.model_folders import check_output_head, find_adapter
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.artifacts.template_file import read_template
 from orchestrator.configuration.commands import ChatConfig
-from orchestrator.configuration.schema import shown
 from orchestrator.display.chat import converse
 from orchestrator.display.units import count
 from orchestrator.errors import UserError
@@ -46,7 +45,7 @@ def _template(config: ChatConfig) -> ChatTemplate:
     if config.chat_template is None:
         return find_chat_template(files, where)
     text = read_template(config.chat_template, "chat_template")
-    return ChatTemplate({"default": text}, named_tokens(files, where), f"chat_template={shown(config.chat_template)}")
+    return ChatTemplate({"default": text}, named_tokens(files, where), f"chat_template={redact(config.chat_template)}")
 
 
 def _title(config: ChatConfig, trained: TrainedModel) -> str:

@@ -112,6 +112,7 @@ PATH_FIELDS = {
         "data.val_path": ["model.path=x/y", *_ROWS, "task=translation"],
         "data.test_path": ["model.path=x/y", *_ROWS, "task=translation"],
         "task.chat_template": ["model.path=x/y", *_ROWS, "task=dialogue"],
+        "harness.include_path": ["model.path=x/y", "harness.tasks=[x]"],
     },
     "compare": {
         "model.path": ["other.path=x/y", *_ROWS, "task=translation"],

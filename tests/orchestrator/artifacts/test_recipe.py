@@ -21,6 +21,7 @@ RUNTIME_FIELDS = {
         "guard.max_consecutive",
         "guard.max_rollbacks",
         "batch_size",
+        "harness.batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
     *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack", "num_samples"),
@@ -42,6 +43,7 @@ INPUT_FIELDS = {
     "prompts_file",
     "chat_template",
     "task.chat_template",
+    "harness.include_path",
 }
 
 
