@@ -45,7 +45,7 @@ test: setup  ## Run the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: test-fast
-test-fast: setup  ## Run the unit tests alone, in less than 90 seconds: no Ray, no workers, no broken runs
+test-fast: setup  ## Run the unit tests alone, in two minutes: no Ray, no workers, no broken runs
 	@$(BIN)/python -m pytest -m "not slow and not ray and not gpu and not long" --ignore=tests/faults -n 2 --dist loadgroup
 
 .PHONY: test-faults
