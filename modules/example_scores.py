@@ -9,13 +9,12 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from modules.classifier import class_logits
-from modules.cross_entropy import chunk_rows
 from modules.errors import InputError
 from modules.model import GPT
+from modules.scoring import target_likelihoods
 from modules.tasks.task import Example
 
 
@@ -63,19 +62,9 @@ def example_losses(model: GPT, examples: Sequence[Example]) -> list[ExampleLoss]
     row, lengths = _row(model, [inputs[number] for number in order])
     hidden = model(row, lengths=lengths)[0]
     places, targets, counts = _targets([examples[number] for number in order])
-    found = _token_losses(model, hidden, torch.tensor(places), torch.tensor(targets))
-    nats = torch.stack([losses.double().sum() for losses in found.split(counts)]).tolist()
+    found, _ = target_likelihoods(model, hidden, torch.tensor(places), torch.tensor(targets))
+    nats = [-float(values.sum()) for values in found.split(counts)]
     return [one for _, one in sorted(zip(order, map(ExampleLoss, nats, counts), strict=True))]
-
-
-def _token_losses(model: GPT, hidden: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-    """Return the losses [M] of targets [M] from the hidden states [N, D] at places [M], with few logits in memory."""
-    size = chunk_rows(model.vocab_size, hidden.device.type)
-    losses = []
-    for some, numbers in zip(places.split(size), targets.to(hidden.device).split(size), strict=True):
-        logits = model.head.logits(hidden[some.to(hidden.device)])
-        losses.append(F.cross_entropy(logits.float(), numbers, reduction="none"))
-    return torch.cat(losses)
 
 
 def _targets(examples: Sequence[Example]) -> tuple[list[int], list[int], list[int]]:

@@ -62,13 +62,20 @@ def likelihoods(model: GPT, wanted: Sequence[TargetTokens]) -> list[Likelihood]:
     numbers = [len(one.target_ids) for one in wanted]
     positions = [place for stop, number in zip(stops, numbers, strict=True) for place in range(stop - number, stop)]
     targets = list(chain.from_iterable(one.target_ids for one in wanted))
-    values, is_highest = _predicted(model, hidden, torch.tensor(positions), torch.tensor(targets))
+    values, is_highest = target_likelihoods(model, hidden, torch.tensor(positions), torch.tensor(targets))
     pieces = zip(values.split(numbers), is_highest.split(numbers), strict=True)
     return [Likelihood(float(one.sum()), bool(highest.all())) for one, highest in pieces]
 
 
-def _predicted(model: GPT, hidden: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-likelihood of each target, float64 [P], and whether it is the most likely token, bool [P]."""
+def target_likelihoods(model: GPT, hidden: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-likelihood of each target, float64 [P], and whether it is the most likely token, bool [P].
+
+    Args:
+        model: A language model, in evaluation mode.
+        hidden: Hidden states [N, D] of a row.
+        positions: [P], int64, those of it that predict a target; few logits are in memory at once.
+        targets: [P], int64.
+    """
     num_positions = max(1, _MOST_LOGITS // model.vocab_size)
     values, is_highest = [], []
     for places, numbers in zip(positions.split(num_positions), targets.split(num_positions), strict=True):

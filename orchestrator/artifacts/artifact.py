@@ -8,14 +8,13 @@ A file that the manifest does not list is never read, so it does no harm.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +24,7 @@ from orchestrator.artifacts.node_cache import fetch_file
 from orchestrator.artifacts.staging import STAGING_PREFIX, staging_folder
 from orchestrator.errors import ArtifactError
 from orchestrator.storage.errors import NotFoundError, explain
-from orchestrator.storage.local import sync
+from orchestrator.storage.local import locked, sync
 from orchestrator.storage.store import Storage
 
 MANIFEST = "manifest.json"
@@ -79,7 +78,7 @@ def replace(storage: Storage, local_folder: Path, name: str, extra: Mapping[str,
     manifest = commit(Storage(str(local_folder)), "", files, extra)
     with _explained(storage, name):
         _sync_folder(local_folder)
-        with _locked(place.parent), _set_aside(place):
+        with locked(place.parent), _set_aside(place):
             _move(storage, local_folder, name, place)
         sync(place.parent)
     return manifest
@@ -248,7 +247,7 @@ def _publish_by_rename(
         _sync_folder(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         if not _is_moved(storage, folder, name, place):
-            with _locked(place.parent):
+            with locked(place.parent):
                 if is_committed(storage, name):
                     return read_manifest(storage, name)
                 with _set_aside(place):
@@ -284,17 +283,6 @@ def _explained(storage: Storage, name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise explain(error, "write", storage.url(name)) from None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _move(storage: Storage, folder: Path, name: str, place: Path) -> None:

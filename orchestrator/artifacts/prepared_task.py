@@ -156,12 +156,12 @@ def _make(
     """Write the examples into an empty folder; return lines for the user on what was dropped or cut."""
     tokenizer = load_pretrained(request.files, "model.path")
     settings, length = request.task, request.sequence_length
-    unlabelled = build_task(settings, tokenizer, length, labels=(), template=_template(request))
+    template = _template(request)
+    unlabelled = build_task(settings, tokenizer, length, labels=(), template=template)
     rows = SplitRows(files_of, request.data, fields_of(settings, unlabelled.fields, unlabelled.optional_fields))
     labels = _labels(settings, rows)
     tasks: dict[Split, Task] = {
-        split: build_task(settings, tokenizer, length, labels=labels, template=_template(request))
-        for split in PATH_SETTINGS
+        split: build_task(settings, tokenizer, length, labels=labels, template=template) for split in PATH_SETTINGS
     }
     description = {"task": identity(settings)}
     examples = _examples(rows, tasks, progress)

@@ -7,6 +7,7 @@ from orchestrator.cluster.launchers import launcher_for
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import FinetuneConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
+from orchestrator.configuration.signatures import without_signatures
 from orchestrator.display.progress import prepare_progress
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import ConfigError
@@ -30,7 +31,7 @@ def run(config: FinetuneConfig) -> None:
     for line in notes(config):
         print_line(line)
     recipe = training_recipe(config, examples.name, base.identity, command="finetune")
-    config = _without_signatures(config)
+    config = without_signatures(config)
     this_run = complete_run(storage, launcher, config, recipe, examples.files, TaskExamples(examples.name, config))
     show_run(storage, this_run, _try_it(config, storage.url(this_run.model_name)))
 
@@ -108,12 +109,6 @@ def _check_validation(config: FinetuneConfig, examples: PreparedExamples) -> Non
             f"finetune.keep={config.finetune.keep}: the data has no validation row by which the best step is chosen; "
             "set data.val_fraction above 0, or finetune.keep=last and finetune.patience=null"
         )
-
-
-def _without_signatures(config: FinetuneConfig) -> FinetuneConfig:
-    """Return the configuration without the signatures of URLs from which no more is read."""
-    paths = {name: tuple(map(redact, getattr(config.data, name))) for name in ("path", "val_path", "test_path")}
-    return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
 def _try_it(config: FinetuneConfig, model: str) -> str:

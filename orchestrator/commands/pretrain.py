@@ -7,6 +7,7 @@ from orchestrator.cluster.launchers import launcher_for
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
+from orchestrator.configuration.signatures import without_signatures
 from orchestrator.display.progress import prepare_progress
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import ConfigError
@@ -36,7 +37,7 @@ def run(config: PretrainConfig) -> None:
     for line in data_notes(storage, data_name):
         print_line(line)
     recipe = training_recipe(config, data_name, base and base.identity)
-    config = _without_signatures(config)
+    config = without_signatures(config)
     source = PreparedText(data_name, config)
     this_run = complete_run(storage, launcher, config, recipe, base.files if base else {}, source)
     model = storage.url(this_run.model_name)
@@ -59,10 +60,3 @@ def _continued(config: PretrainConfig) -> tuple[PretrainConfig, "BaseModel | Non
         raise ConfigError("\n".join(mistakes))
     print_line(f"continues from {redact(base.config.path or '')}")
     return config, base
-
-
-def _without_signatures(config: PretrainConfig) -> PretrainConfig:
-    """Return the configuration without the signatures of URLs from which no more is read."""
-    data = config.data.model_copy(update={"path": tuple(map(redact, config.data.path))})
-    tokenizer = config.tokenizer.model_copy(update={"path": config.tokenizer.path and redact(config.tokenizer.path)})
-    return config.model_copy(update={"data": data, "tokenizer": tokenizer})

@@ -7,11 +7,9 @@ The first key says what was measured, the second is the fingerprint of model and
 replaces another; the same one done again replaces itself.
 """
 
-import fcntl
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +19,7 @@ from orchestrator.artifacts.model_folders import FoundModel
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.errors import RefusedError
 from orchestrator.runs.json_files import read_object, write_object
+from orchestrator.storage.local import locked
 from orchestrator.storage.redaction import redact, without_secrets
 from orchestrator.storage.store import Storage
 
@@ -98,7 +97,9 @@ def _merged(
         storage.write_bytes(f"{folder}/.keep", b"")
         storage.remove(f"{folder}/.keep")
     _write(storage, folder, files)
-    with _locked(storage, folder):
+    place = storage.local_path(folder)
+    assert place is not None
+    with locked(place):
         content = read_object(storage, name, _REMEDY) or {}
         for subject, number, entry in entries:
             content[subject] = {**content.get(subject, {}), number: entry}
@@ -109,14 +110,3 @@ def _merged(
 def _write(storage: Storage, folder: str, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         storage.write_bytes(f"{folder}/{name}", content)
-
-
-@contextmanager
-def _locked(storage: Storage, folder: str) -> Iterator[None]:
-    descriptor = os.open(str(storage.local_path(folder)), os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,10 +1,12 @@
 """Files on a local disk, written atomically: whole or not at all."""
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,15 @@ def cache_folder() -> Path:
     """Return where this machine keeps copies of remote artifacts."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "gpt-orchestrator"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a local folder for this process alone, as far as its file system knows locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -11,25 +11,13 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_file import MemoryFile
 
 from modules.config import DataConfig
 from modules.data.documents import PIECE_CHARS, Piece, cut_pieces, read_documents
 from modules.data.rows import TextField
 from modules.data.source_files import check_formats
 from modules.errors import InputError
-
-
-@dataclass(frozen=True)
-class MemoryFile:
-    name: str
-    content: bytes
-
-    @property
-    def num_bytes(self):
-        return len(self.content)
-
-    def open(self):
-        return io.BytesIO(self.content)
 
 
 def texts(name, content, field="text", **settings):

@@ -6,13 +6,13 @@ import io
 import json
 import sys
 import types
-from dataclasses import dataclass
 from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
+from memory_file import MemoryFile
 
 from modules.config import DataConfig
 from modules.data.hub import read_hub_rows
@@ -23,19 +23,6 @@ from modules.errors import InputError
 FIELDS = Fields({"text": "task.text_field", "label": "task.label_field"}, {"meta.id": "task.id_field"})
 MESSAGES = Fields({"messages": "task.messages_field"})
 TURNS = [{"role": "user", "content": "Grüß dich 😀"}, {"role": "assistant", "content": ""}]
-
-
-@dataclass(frozen=True)
-class MemoryFile:
-    name: str
-    content: bytes
-
-    @property
-    def num_bytes(self):
-        return len(self.content)
-
-    def open(self):
-        return io.BytesIO(self.content)
 
 
 def rows(name, content, fields=FIELDS, **settings):

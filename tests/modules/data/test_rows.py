@@ -5,31 +5,18 @@ import io
 import json
 import random
 import tracemalloc
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
+from memory_file import MemoryFile
 
 from modules.config import DataConfig
 from modules.data import csv_rows, json_rows, lines
 from modules.data.documents import read_documents
 from modules.data.rows import Fields, TextField
 from modules.errors import InputError
-
-
-@dataclass(frozen=True)
-class MemoryFile:
-    name: str
-    content: bytes
-
-    @property
-    def num_bytes(self):
-        return len(self.content)
-
-    def open(self):
-        return io.BytesIO(self.content)
 
 
 def read(name, content, **settings):
