@@ -19,7 +19,7 @@ ENDLESS = ("temperature=0", "max_new_tokens=1000000")
 FIVE = ("temperature=0", "max_new_tokens=5")
 ROOT = Path(__file__).resolve().parents[3]
 CTRL_C, CTRL_D = "\x03", "\x04"
-_UNTIL_READLINE_HEARS = 0.5
+_UNTIL_READLINE_HEARS = 2.0
 """Seconds: Python's readline hears no signal between the prompt that it shows and its wait for a key."""
 
 
