@@ -209,13 +209,26 @@ def find_chat_template(files: Mapping[str, bytes], where: str, setting: str = "c
     Raises:
         InputError: It has none, or one that cannot be read.
     """
-    sources = _in_files(files, where) or _in_settings(read_json(files, SETTINGS_FILE, where).get("chat_template"))
+    sources = _sources_in(files, where)
     if not sources:
         raise InputError(
             f"{where}: the model came without a chat template, so how its turns are written is not known; "
             f"name a file with one in {setting}=, or use a model that was trained to chat"
         )
     return ChatTemplate(sources, named_tokens(files, where), where, setting)
+
+
+def has_chat_template(files: Mapping[str, bytes], where: str) -> bool:
+    """Return whether a model folder has a chat template; arguments as of `find_chat_template`.
+
+    Raises:
+        InputError: It has one that cannot be read.
+    """
+    return bool(_sources_in(files, where))
+
+
+def _sources_in(files: Mapping[str, bytes], where: str) -> dict[str, str]:
+    return _in_files(files, where) or _in_settings(read_json(files, SETTINGS_FILE, where).get("chat_template"))
 
 
 def _in_files(files: Mapping[str, bytes], where: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modules.chat_template import ChatTemplate, find_chat_template
+from modules.chat_template import ChatTemplate, find_chat_template, has_chat_template
 from modules.data.pretrained_tokenizer import (
     SETTINGS_FILE,
     TEMPLATE_FILE,
@@ -13,13 +13,20 @@ from modules.data.pretrained_tokenizer import (
     named_tokens,
     read_json,
 )
-from modules.data.tokenizer import Tokenizer
+from modules.data.tokenizer import CHAT_ROLES, Tokenizer
 from modules.data.tokenizer_file import read_tokenizer_file, with_all_special
 from modules.tasks.settings import DialogueConfig
 from modules.tasks.turns import find_end_token
 
 SETTING = "task.chat_template"
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
+_OWN_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|' + message.role + '|>\\n' + message.content + '<|end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
+"""
+"""Writes turns with CHAT_ROLES, which every tokenizer made here has; Phi-3's form."""
 _FLAGS = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False) | {"special": True}
 
 
@@ -34,7 +41,8 @@ def chat_files(
     Args:
         files: The folder's files of READ_FILES by name.
         settings: New tokens, and the token that ends a turn, if it is named.
-        template_text: The chat template; None keeps the one that came with the model.
+        template_text: The chat template; None keeps the one that came with the model, or takes ours if there is none
+            and the tokenizer has CHAT_ROLES.
         where: What a message calls the folder.
 
     Raises:
@@ -42,6 +50,8 @@ def chat_files(
     """
     made = _with_tokens(files, settings.new_tokens, where) if settings.new_tokens else dict(files)
     tokenizer = load_pretrained(made, where)
+    if template_text is None and not has_chat_template(made, where) and _knows_roles(tokenizer):
+        template_text = _OWN_TEMPLATE
     if template_text is not None:
         made = _with_template(made, template_text, where)
         if not _begins(find_chat_template(made, SETTING, SETTING), tokenizer):
@@ -69,6 +79,10 @@ def _with_tokens(files: Mapping[str, bytes], names: Sequence[str], where: str) -
     if isinstance(config.get("vocab_size"), int):
         changed[_CONFIG] = _json(config | {"vocab_size": max(config["vocab_size"], *(ids[name] + 1 for name in names))})
     return {**files, **changed}
+
+
+def _knows_roles(tokenizer: Tokenizer) -> bool:
+    return all(tokenizer.id_of(name) is not None for name in CHAT_ROLES)
 
 
 def _with_template(files: Mapping[str, bytes], text: str, where: str) -> dict[str, bytes]:

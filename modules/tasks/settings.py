@@ -73,7 +73,7 @@ class DialogueConfig(Config):
     messages_field: Identity[FieldPath] = "messages"
     """Field of the conversation: a list of {role, content} with the roles system, user and assistant."""
     chat_template: Input[str | None] = None
-    """A Jinja file (any fsspec URL) that writes the conversation; null takes the template that came with the model."""
+    """A Jinja file (any fsspec URL) that writes the conversation; null: the model's own, or ours if made here."""
     new_tokens: Identity[tuple[str, ...]] = ()
     """Control tokens of that template which the model does not have; each gets a row of its own, which is learned."""
     end_token: Identity[str | None] = None

@@ -11,10 +11,13 @@ from foreign_tokenizers import foreign
 from model_files import as_json, model_files, written
 
 from modules.chat_template import find_chat_template
+from modules.config import TokenizerConfig
 from modules.data.pretrained_tokenizer import load_pretrained
+from modules.data.tokenizer import build_tokenizer
 from modules.errors import InputError
 from modules.tasks.chat_files import chat_files
 from modules.tasks.settings import DialogueConfig
+from modules.tasks.turns import find_end_token
 
 TALK = [{"role": "user", "content": "to be"}, {"role": "assistant", "content": "or not"}]
 CONFIG = {"model_type": "gpt2", "vocab_size": 500, "eos_token_id": 0, "bos_token_id": 0}
@@ -104,6 +107,26 @@ def test_a_given_template_writes_the_token_that_begins_texts_once(
     if bos:
         again = chat_files(before, DialogueConfig(new_tokens=CONTROL), BEGINNING)
         assert again["chat_template.jinja"].decode() == BEGINNING
+
+
+def test_a_model_made_here_that_never_chatted_gets_turns_of_the_tokens_that_its_tokenizer_keeps_for_them(
+    tmp_path: Path,
+) -> None:
+    made = build_tokenizer(TokenizerConfig(kind="byte"), lambda: iter(()), None)
+    made.save_for_transformers(tmp_path, 64)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    files = chat_files(before, DialogueConfig(), None)
+    tokenizer, template = load_pretrained(files, "m"), find_chat_template(files, "m")
+    talk = [{"role": "system", "content": "short"}, *TALK]
+    ids = template.encode(tokenizer, talk)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == (
+        "<|system|>\nshort<|end|>\n<|user|>\nto be<|end|>\n<|assistant|>\nor not<|end|>\n"
+    )
+    assert find_end_token(template, tokenizer, None) == "<|end|>"
+    assert ids == auto_of(tmp_path, files).apply_chat_template(talk, return_dict=False)
+    prompt = template.encode(tokenizer, TALK[:1], add_generation_prompt=True)
+    assert template.encode(tokenizer, TALK)[: len(prompt)] == prompt
+    assert chat_files(files, DialogueConfig(), None) == files
 
 
 def test_what_shows_no_end_is_refused() -> None:
