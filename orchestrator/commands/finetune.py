@@ -90,7 +90,8 @@ def _lengths(config: FinetuneConfig, examples: PreparedExamples) -> dict[str, An
     settings, training, optimizer = config.finetune, config.training, config.optimizer
     if settings.num_epochs is not None:
         num_steps = examples.num_steps(settings.num_epochs, training.global_batch_size)
-        print_line(f"{settings.num_epochs:g} epochs: {num_steps:,} steps")
+        plural = "" if settings.num_epochs == 1 else "s"
+        print_line(f"{settings.num_epochs:g} epoch{plural}: {num_steps:,} steps")
         training = training.model_copy(update={"num_steps": num_steps})
     if settings.warmup_fraction is not None:
         warmup_steps = round(settings.warmup_fraction * training.num_steps)
