@@ -2,11 +2,12 @@
 
 The peer is what `Trainer` does at its best setting: batches grouped by length and padded to their longest example,
 attention by `sdpa`, fused AdamW, clipped gradients. Ours are rows without padding, of which only positions with a
-target enter the output head. Rates count real tokens. Both take turns on one thread, timed by the processor time of the
-process, because on a busy machine two threads wait for each other. Peak memory is the growth of the largest resident
-size (VmHWM) over the size before the model is made, each in a process of its own, in two steps on the largest batch.
+target enter the output head. Rates count real tokens. Both take turns, on one thread by the processor time of the
+process, because on a busy machine two threads wait for each other; with more threads by the clock, alone on a machine.
+Peak memory is the growth of the largest resident size (VmHWM) over the size before the model is made, each in a process
+of its own, in two steps on the largest batch.
 
-Run: python tests/benchmarks/bench_finetuning.py [--batches 6] [--precision 32 bf16]
+Run: python tests/benchmarks/bench_finetuning.py [--batches 6] [--precision 32 bf16] [--threads 1]
 """
 
 import argparse
@@ -85,15 +86,16 @@ WORKS = {
 }
 
 
-def main(num_batches: int = 6, precisions: Sequence[str] = ("32", "bf16")) -> list[Row]:
+def main(num_batches: int = 6, precisions: Sequence[str] = ("32", "bf16"), threads: int = 1) -> list[Row]:
     """Real tokens per second and peak memory of each task in each precision."""
-    return [row for precision in precisions for name in WORKS for row in work_rows(name, precision, num_batches)]
+    works = [(name, precision) for precision in precisions for name in WORKS]
+    return [row for name, precision in works for row in work_rows(name, precision, num_batches, threads)]
 
 
-def work_rows(name: str, precision: str, num_batches: int) -> list[Row]:
+def work_rows(name: str, precision: str, num_batches: int, threads: int) -> list[Row]:
     """The two rows of a task."""
     peaks = [peak_in_child(side, name, precision) for side in SIDES]
-    rates = tokens_per_second([side(WORKS[name], precision) for side in SIDES.values()], num_batches)
+    rates = tokens_per_second([side(WORKS[name], precision) for side in SIDES.values()], num_batches, threads)
     rows = [
         (f"fine-tuning, {name}, {precision} ({unit}", *pair, pair[0] / pair[1])
         for unit, pair in (("tokens/s)", rates), ("peak MiB)", peaks))
@@ -201,18 +203,19 @@ def padded(split: ExampleSplit, examples: np.ndarray) -> dict[str, Tensor]:
     return {name: torch.from_numpy(x) for name, x in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
 
 
-def tokens_per_second(sides: Sequence[Side], num_batches: int) -> list[float]:
-    """Real tokens per second of processor time, over batches spread evenly from the largest to the smallest."""
-    torch.set_num_threads(1)
+def tokens_per_second(sides: Sequence[Side], num_batches: int, threads: int) -> list[float]:
+    """Real tokens per second, over batches spread evenly from the largest to the smallest."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     seconds, tokens = [0.0] * len(sides), [0] * len(sides)
     places = (np.arange(num_batches) + 0.5) * GROUPED_BATCHES / num_batches
     for turn, place in enumerate([GROUPED_BATCHES - 1, *places.astype(int)]):  # the first warms up
         for number in (0, 1) if turn % 2 else (1, 0):
             side = sides[number]
-            start = time.process_time()
+            start = clock()
             side.step(side.batches[place])
             if turn:
-                seconds[number] += time.process_time() - start
+                seconds[number] += clock() - start
                 tokens[number] += side.num_tokens(side.batches[place])
     return [count / time for count, time in zip(tokens, seconds, strict=True)]
 
@@ -249,5 +252,6 @@ if __name__ == "__main__":
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("--batches", type=int, default=6)
         parser.add_argument("--precision", nargs="+", default=["32", "bf16"])
+        parser.add_argument("--threads", type=int, default=1)
         parsed = parser.parse_args()
-        main(parsed.batches, parsed.precision)
+        main(parsed.batches, parsed.precision, parsed.threads)
