@@ -3,6 +3,7 @@
 The channel is torch's own key-value store at MASTER_ADDR:MASTER_PORT, over which workers find one another as well.
 """
 
+import base64
 import os
 import pickle
 import socket
@@ -11,8 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
-import torch.distributed as distributed
+from torch.distributed import DistNetworkError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from modules.errors import InputError
 from orchestrator.errors import MachineError, StoppedError, UserError, exit_code
@@ -48,9 +50,9 @@ class JobChannel:
         self._store = self._open()
         self._store.set(_place(rank), socket.gethostname())
 
-    def _open(self) -> distributed.Store:
+    def _open(self) -> Store:
         try:
-            store = distributed.TCPStore(
+            store = TCPStore(
                 os.environ["MASTER_ADDR"],
                 int(os.environ["MASTER_PORT"]),
                 self._world_size,
@@ -67,7 +69,7 @@ class JobChannel:
             raise MachineError(text) from None
         # the agent's store outlives the processes, which torchrun may start anew
         attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
-        return distributed.PrefixStore(f"orchestrator/{attempt}", store)
+        return PrefixStore(f"orchestrator/{attempt}", store)
 
     @contextmanager
     def driven(self) -> Iterator[None]:
@@ -97,7 +99,7 @@ class JobChannel:
 
     def _tell_end(self, code: int) -> None:
         """Tell the others the exit code; where the store ends with this process, stay until they have read it."""
-        self._store.set(_MESSAGE, pickle.dumps(code))
+        self._store.set(_MESSAGE, _text_of(code))
         if not self._holds_store:
             return
         # after a notice of termination nobody else comes any more
@@ -122,7 +124,7 @@ class JobChannel:
                 raise MachineError(self._absence(self._missing()))
             time.sleep(_POLL_SECONDS)
         self._has_sent = True
-        self._store.set(_MESSAGE, pickle.dumps((job, self._new_meeting_port())))
+        self._store.set(_MESSAGE, _text_of((job, self._new_meeting_port())))
 
     def _new_meeting_port(self) -> int | None:
         """Return the port of a store of this attempt alone, where the workers find one another; None without an agent.
@@ -132,7 +134,7 @@ class JobChannel:
         """
         if self._holds_store:
             return None
-        self._meeting = distributed.TCPStore(
+        self._meeting = TCPStore(
             os.environ["MASTER_ADDR"], 0, is_master=True, multi_tenant=True, wait_for_workers=False
         )
         _meet_at(self._meeting.port)
@@ -155,9 +157,9 @@ class JobChannel:
         """
         try:
             self._wait_for_message()
-            message = pickle.loads(self._store.get(_MESSAGE))  # noqa: S301  # of this run, as torch's own objects are
+            message = pickle.loads(base64.b64decode(self._store.get(_MESSAGE)))  # noqa: S301  # of this run, as torch's own objects are
             self._store.add(_NUM_READ, 1)
-        except distributed.DistNetworkError:
+        except DistNetworkError:
             raise self._no_sign("it has ended") from None
         if isinstance(message, int):
             raise SystemExit(message)
@@ -186,6 +188,11 @@ class JobChannel:
 
 def _meet_at(port: int) -> None:
     os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="False")
+
+
+def _text_of(message: Any) -> str:
+    """Return plain data as the text that the store takes."""
+    return base64.b64encode(pickle.dumps(message)).decode()
 
 
 def _place(rank: int) -> str:
