@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
@@ -34,12 +35,20 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
         ArtifactError: manifest or state is missing or damaged.
         OtherCheckpointError: another version of this program has written it.
     """
+    return _opened(storage, name, *_description(storage, name))
+
+
+def _description(storage: Storage, name: str) -> tuple[dict[str, Any], bytes]:
+    """Return the manifest and the state as they are stored."""
     manifest = artifact.read_manifest(storage, name)
     check_format(manifest, storage.url(name))
     try:
-        state = storage.read_bytes(f"{name}/{STATE}")
+        return manifest, storage.read_bytes(f"{name}/{STATE}")
     except NotFoundError:
         raise ArtifactError(f"{storage.url(name)}: {STATE} is missing") from None
+
+
+def _opened(storage: Storage, name: str, manifest: dict[str, Any], state: bytes) -> Checkpoint:
     if digest_bytes(state) != artifact.file_entries(manifest).get(STATE):
         raise ArtifactError(f"{storage.url(name)}: {STATE} is damaged (its digest is not the one in the manifest)")
     try:
@@ -59,7 +68,8 @@ def restore(
 ) -> Progress | None:
     """Fill `state` from the newest complete checkpoint; all ranks call this together.
 
-    Each rank reads and verifies what it needs. If one rank finds damage, all ranks use the previous checkpoint.
+    Rank 0 reads the manifest for all; each rank reads and verifies what it needs of the files. If one rank finds
+    damage, all ranks use the previous checkpoint.
 
     Args:
         notify: Receives a message for each checkpoint that is skipped, with the reason.
@@ -96,7 +106,8 @@ def _load(
     storage: Storage, name: str, state: TrainingState, shapes: Shapes
 ) -> tuple[Progress | None, OrchestratorError | None]:
     try:
-        opened = open_checkpoint(storage, name)
+        # the manifest grows with the number of workers: if each read it, the store would send the square of that
+        opened = _opened(storage, name, *from_rank_0(lambda: _description(storage, name)))
         check_shapes(opened.shapes, shapes, storage.url(name))
         state.load(opened.reader, opened.progress.optimizer_steps)
     except OrchestratorError as error:

@@ -18,11 +18,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from modules.cores import num_cores
 from modules.errors import InputError
 from orchestrator.cluster import fork_server
 from orchestrator.cluster.base import check_device, is_final, restart_event
 from orchestrator.cluster.notices import ended_after_grace, forward_notices
+from orchestrator.cluster.placed_worker import placed_runtime, take_share_of_cores
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.display.progress import ProgressDisplay
@@ -149,16 +149,9 @@ def _end_with_driver() -> None:
 def _train(job: Job, use_gpu: bool) -> None:
     from orchestrator.training.train import train
 
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    runtime = Runtime(
-        rank=rank,
-        world_size=int(os.environ["WORLD_SIZE"]),
-        local_rank=local_rank,
-        node_rank=int(os.environ["GROUP_RANK"]),
-        device=f"cuda:{local_rank}" if use_gpu else "cpu",
-    )
-    torch.set_num_threads(max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    if rank:
+    runtime = placed_runtime(use_gpu)
+    take_share_of_cores()
+    if runtime.rank:
         train(job, runtime)
         return
     with ProgressDisplay() as display:

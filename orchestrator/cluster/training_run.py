@@ -44,7 +44,11 @@ def complete_run(
     this_run = runs.open_run(storage, config, recipe)
     if not this_run.is_complete(storage):
         keep = partial(runs.keep, storage, this_run, config)
-        with lease(storage, this_run.name, on_renewal=keep) as attempt, ProgressDisplay() as display:
+        wait_seconds = config.cluster.lease_wait_seconds
+        with (
+            lease(storage, this_run.name, on_renewal=keep, wait_seconds=wait_seconds) as attempt,
+            ProgressDisplay() as display,
+        ):
             runs.begin(storage, this_run, config, base_files)
             events = EventLog(storage, this_run.folder, DRIVER_KINDS)
             events.record({"kind": "launch", "host": socket.gethostname(), "pid": os.getpid()})

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, prepared_task
-from orchestrator.cluster.launchers import launcher_for
+from orchestrator.cluster.base import Launcher
+from orchestrator.cluster.launchers import drive_run
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import FinetuneConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 
 def run(config: FinetuneConfig) -> None:
     """Prepare the examples, train and show the results; for a complete run only show them."""
+    drive_run(config, _drive)
+
+
+def _drive(config: FinetuneConfig, launcher: Launcher) -> None:
     storage = Storage(config.storage.root)
-    launcher = launcher_for(config)
     check_environment(config.tracking)
     config, base, examples = prepared(config, storage)
     for line in notes(config):

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, prepared_data
-from orchestrator.cluster.launchers import launcher_for
+from orchestrator.cluster.base import Launcher
+from orchestrator.cluster.launchers import drive_run
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 
 def run(config: PretrainConfig) -> None:
     """Prepare the data, train and show the results; for a complete run only show them."""
+    drive_run(config, _drive)
+
+
+def _drive(config: PretrainConfig, launcher: Launcher) -> None:
     storage = Storage(config.storage.root)
-    launcher = launcher_for(config)
     check_environment(config.tracking)
     for line in notes(config):
         print_line(line)

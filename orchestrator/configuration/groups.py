@@ -122,8 +122,8 @@ class StrategyConfig(Config):
 class ClusterConfig(Config):
     """Which processes train, and who starts them."""
 
-    name: Runtime[Literal["local", "ray"]] = "local"
-    """`local`: this machine; `ray`: Ray Train, embedded or on an existing cluster."""
+    name: Runtime[Literal["local", "ray", "torchrun"]] = "local"
+    """`local`: this machine; `ray`: Ray Train; `torchrun`: processes that torchrun or srun has started."""
     num_workers: Runtime[Workers | tuple[Workers, Workers]] = 1
     """Training processes; `[min,max]` is elastic (Ray only), with the numbers that can share out the global batch."""
     cpus_per_worker: Runtime[Annotated[float, Field(gt=0, le=2**16)]] = 1
@@ -138,6 +138,8 @@ class ClusterConfig(Config):
     """With `[min,max]`, how often to check whether the cluster has room for another number of workers."""
     hang_timeout_seconds: Runtime[Seconds] = 600
     """A worker that finishes no step for this long is considered hung; it must outlast a save and a validation."""
+    lease_wait_seconds: Runtime[Annotated[float, Field(ge=0, le=1e6)]] = 0
+    """How long to wait for another driver of the run to end; 0 refuses at once. 90 suits automatic restarts."""
     address: Runtime[str | None] = None
     """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
 
@@ -150,9 +152,9 @@ class ClusterConfig(Config):
 
     @model_validator(mode="after")
     def _elastic_needs_ray(self) -> Self:
-        if self.name == "local" and isinstance(self.num_workers, tuple):
-            raise ValueError("num_workers=[min,max] needs cluster=ray; a local run takes one number")
-        if self.name == "local" and self.address is not None:
+        if self.name != "ray" and isinstance(self.num_workers, tuple):
+            raise ValueError(f"num_workers=[min,max] needs cluster=ray; cluster={self.name} takes one number")
+        if self.name != "ray" and self.address is not None:
             raise ValueError("address needs cluster=ray")
         return self
 

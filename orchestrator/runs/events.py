@@ -82,10 +82,17 @@ class EventLog:
 
         return record_and_emit
 
-    def read(self, *kinds: str) -> list[Event]:
-        """Return the events in order of time, all or only those of some kinds; files of other kinds are not read."""
+    def read(self, *kinds: str, last: tuple[str, int] | None = None) -> list[Event]:
+        """Return the events in order of time, all or only those of some kinds; files of other kinds are not read.
+
+        Args:
+            last: A kind and a number: so many of the newest events of that kind, and no event before them.
+        """
         found = (re.fullmatch(r"\d+-(\w+)-\w+\.json", name) for name in self._storage.list(self._folder))
         files = [name[0] for name in found if name and (not kinds or name[1] in kinds)]
+        if last:
+            starts = [number for number, name in enumerate(files) if f"-{last[0]}-" in name][-last[1] :]
+            files = files[starts[0] :] if starts else files
         # a long run has thousands of events, and each read costs a round trip to a remote store
         with ThreadPoolExecutor(_NUM_READERS) as pool:
             events = [*pool.map(self._read_one, files)]

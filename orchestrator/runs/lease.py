@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 RENEWAL_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
 """A lease that was not renewed for this long is free; the clocks of the hosts must differ by less."""
+_RETRY_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 """Where a store cannot create exclusively, a driver waits this long for the lease of another one to appear."""
 
@@ -43,17 +44,19 @@ def lease(
     run_name: str,
     on_loss: Callable[[], Any] | None = None,
     on_renewal: Callable[[], Any] = lambda: None,
+    wait_seconds: float = 0,
 ) -> Iterator[Attempt]:
     """Hold the lease of a run, and yield the attempt that it admits.
 
     Args:
         on_loss: Called when another driver has taken over; None ends this process and its children at once.
         on_renewal: Called after each renewal and at the end, to write what somebody has removed from the run's folder.
+        wait_seconds: How long to wait for another driver: the one before a restart may hold it until it expires.
 
     Raises:
         LeaseError: another driver holds it.
     """
-    attempt, taken = _take(storage, run_name), time.time()
+    attempt, taken = _taken_within(storage, run_name, wait_seconds), time.time()
     renewal = _Watch(lambda: _renew(storage, attempt, taken, on_renewal), on_loss or _end_at_once)
     renewal.start()
     try:
@@ -126,6 +129,17 @@ def _renew(storage: Storage, attempt: Attempt, taken: float, on_renewal: Callabl
     else:
         storage.write_bytes(attempt.lease_name, data)
     on_renewal()
+
+
+def _taken_within(storage: Storage, run_name: str, seconds: float) -> Attempt:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return _take(storage, run_name)
+        except LeaseError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(min(_RETRY_SECONDS, seconds))
 
 
 def _take(storage: Storage, run_name: str) -> Attempt:

@@ -33,12 +33,15 @@ def command(text: Path, root: Path, *others: str) -> list[str]:
 class BrokenRun:
     """A run in a process of its own, whose progress can be waited for."""
 
+    program = ["orchestrator"]
+    """The module that is started, with what comes before the command."""
+
     def __init__(self, command: list[str], largest_file_bytes: int | None = None, nohup: bool = False) -> None:
         """Start it; the system refuses to let any of its files grow beyond `largest_file_bytes`."""
         path = os.pathsep.join(filter(None, [RECORDING, os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *command],
+            [sys.executable, "-m", *self.program, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -25,8 +25,9 @@ class RayNodes:
         for _ in range(num_nodes):
             self.add()
 
-    def add(self) -> None:
-        self.nodes.append(self._cluster.add_node(num_cpus=1))
+    def add(self, **environment: str) -> None:
+        """Add a node; its processes, the workers among them, have these variables."""
+        self.nodes.append(self._cluster.add_node(num_cpus=1, env_vars=environment or None))
 
     def remove(self, node: Any) -> None:
         """Remove a node as its owner does: its processes are asked to end."""

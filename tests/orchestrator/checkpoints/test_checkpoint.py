@@ -194,6 +194,20 @@ def test_older_checkpoint_of_another_version_disturbs_no_newer_one(storage: Stor
     assert committed_steps(storage, RUN) == [10, 20]
 
 
+def test_only_rank_0_reads_the_manifest_which_grows_with_the_number_of_workers(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(storage, 10)
+    answers: list[Any] = []
+    with monkeypatch.context() as rank_0:
+        rank_0.setattr(checkpoint, "from_rank_0", lambda action: answers.append(action()) or answers[-1])
+        assert restored(storage) == 10
+    for file in (artifact.MANIFEST, artifact.COMMITTED, "state.json"):
+        storage.remove(f"{name_of(RUN, 10)}/{file}")
+    monkeypatch.setattr(checkpoint, "from_rank_0", lambda action: answers.pop(0))
+    assert restored(storage) == 10
+
+
 def test_progress_survives_its_file(storage: Storage) -> None:
     committed(storage, 10)
     assert checkpoint.open_checkpoint(storage, name_of(RUN, 10)).progress == Progress(10, 100)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -237,3 +238,24 @@ def test_damaged_lease_holds_until_it_expires(storage: Storage, damage: bytes, m
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", -1.0)
     with lease(storage, RUN):
         assert storage.list(f"runs/{RUN}/lease") == ["0000000002.json"]
+
+
+def test_restart_waits_for_the_lease_of_the_driver_before_it(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    with ExitStack() as held:
+        held.enter_context(lease(storage, RUN))
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 3:
+                held.close()
+
+        monkeypatch.setattr(leases.time, "sleep", sleep)
+        with lease(storage, RUN, wait_seconds=60) as attempt:
+            assert attempt.number == 2
+    assert len(waited) == 3
+
+
+def test_waiting_for_a_lease_has_an_end(storage: Storage) -> None:
+    with lease(storage, RUN), pytest.raises(LeaseError), lease(storage, RUN, wait_seconds=0.01):
+        pass
