@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, prepared_task
 from orchestrator.cluster.launchers import launcher_for
+from orchestrator.cluster.strategy_choice import with_strategy
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import FinetuneConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
@@ -29,6 +30,9 @@ def run(config: FinetuneConfig) -> None:
     check_environment(config.tracking)
     config, base, examples = prepared(config, storage)
     for line in notes(config):
+        print_line(line)
+    config, line = with_strategy(config, lambda: examples.vocab_size)
+    if line:
         print_line(line)
     recipe = training_recipe(config, examples.name, base.identity, command="finetune")
     config = without_signatures(config)
