@@ -16,11 +16,9 @@ from modules.initial_values import initial_values
 from modules.layers import Embedding, Linear, dropout, feed_forward, norm
 from modules.linear import linear
 from modules.lora import LowRank, add_adapters
-from modules.model_config import ModelConfig
+from modules.model_config import ModelConfig, padded_vocab_size
 from modules.rotary import Rotary
 from modules.token_rows import TrainedRows
-
-_VOCAB_MULTIPLE = 64
 
 
 class Block(nn.Module):
@@ -168,11 +166,6 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length += length
         return self.final_norm(x)
-
-
-def padded_vocab_size(vocab_size: int) -> int:
-    """Return the number of embedding rows: the next multiple of 64, for which matrix kernels are fast."""
-    return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 def decayed_parameter_names(model: nn.Module) -> set[str]:

@@ -37,6 +37,7 @@ class RopeScaling(Config):
 
 
 MOST_LABELS = 4096
+_VOCAB_MULTIPLE = 64
 
 
 class ClassifierConfig(Config):
@@ -190,6 +191,11 @@ class ModelConfig(Config):
     @property
     def feed_forward_dim(self) -> int:
         return self.mlp_dim or 4 * self.hidden_dim
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """Return the number of embedding rows: the next multiple of 64, for which matrix kernels are fast."""
+    return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 def _not_dividing(name: str, value: int, whole_name: str, whole: int) -> str:

@@ -17,6 +17,7 @@ from orchestrator.configuration import commands as config
 from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig, TrainingRunConfig
 from orchestrator.configuration.faults import FaultKind
 from orchestrator.configuration.mistakes import validated
+from orchestrator.configuration.planning import PlanSettings
 from orchestrator.configuration.rules import micro_batch_size
 from orchestrator.configuration.schema import leaves
 
@@ -36,6 +37,10 @@ NEEDS = {
 }
 OF_FINETUNE = ("packages",)
 """Experiments of `finetune`."""
+PLANNED = {"plan": "pretrain"}
+"""Commands that have the fields of another one."""
+OF_PLAN = ("device", "link")
+"""Groups that `plan` alone has."""
 REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"model": {"path": "x"}},
     "compare": {"model": {"path": "x"}, "other": {"path": "x"}},
@@ -90,6 +95,7 @@ def test_there_is_an_option_of_every_group() -> None:
 def test_option_composes_and_validates(group: str, option: str) -> None:
     needs = NEEDS.get((group, option), [])
     command = "finetune" if group == "task" or option in OF_FINETUNE else "pretrain"
+    command = "plan" if group in OF_PLAN else command
     made = composed(command, f"{group}={option}", *needs)
     assert isinstance(made, TrainingRunConfig)
     if group in ("strategy", "cluster", "task"):
@@ -112,12 +118,23 @@ def test_defaults_in_conf_are_those_of_the_classes(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_has_a_line_of_explanation(command: str) -> None:
-    files = [file for file in CONF.glob("*.yaml") if file.stem == "shared" or file.stem == command]
+    files = [file for file in CONF.glob("*.yaml") if file.stem in ("shared", command, PLANNED.get(command))]
     told = {path for file in [*files, *CONF.glob("*/*.yaml")] for path in explained(file)}
+    told |= {f"device.{path}" for path in told if path.startswith("link.")}  # a device names one of these
     kind = getattr(config, COMMANDS[command].config)
     fields = list(leaves(kind))
     assert [path for path, _ in fields if path not in told] == []
     assert [path for path, field in fields if not field.description] == []
+
+
+def test_plan_of_a_finetuning_has_the_defaults_of_finetune_and_those_of_plan() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        raw = OmegaConf.to_container(compose("plan_finetune", ["task=dialogue", "model.path=x"]), resolve=True)
+    assert isinstance(raw, dict)
+    values = {str(key): value for key, value in raw.items()}
+    own = {name: values.pop(name, None) for name in ("plan", *OF_PLAN)}
+    assert config.FinetuneConfig.model_validate(values) == composed("finetune", "task=dialogue", "model.path=x")
+    assert own == {"plan": PlanSettings().model_dump(), "device": None, "link": None}
 
 
 def test_every_option_says_what_it_is_in_its_first_comment() -> None:

@@ -38,6 +38,11 @@ def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     )
 
 
+def test_plan_imports_no_training_library() -> None:
+    script = "from orchestrator.cli import main; assert main(['plan', 'pretrain', 'device=h100', 'strategy=auto']) == 0"
+    assert imported_by(script) & TRAINING_LIBRARIES == set()
+
+
 def test_tasks_import_neither_torch_nor_transformers() -> None:
     script = (
         "from importlib import import_module\nfrom modules.tasks.registry import TASKS\n"
@@ -52,6 +57,7 @@ def test_tasks_import_neither_torch_nor_transformers() -> None:
     [
         "prepare",
         "pretrain",
+        "plan",
         "evaluate",
         "compare",
         "predict",

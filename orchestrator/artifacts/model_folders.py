@@ -1,6 +1,7 @@
 """Where a model is: a directory of ours, a Hugging Face folder at any fsspec URL, or a hub name with a revision."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from modules.huggingface.folder import (
     read_bytes,
     read_config,
 )
+from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.errors import ArtifactError, UserError
 from orchestrator.storage.access import check_root, is_local, path_of
@@ -100,9 +102,21 @@ def find_model(path: str, revision: str | None = None) -> FoundModel:
         if revision is not None:
             raise UserError(f"model.revision={revision}: belongs to a hub name, and {folder.url} is a folder")
         return FoundModel(folder, is_ours)
-    if path.count("/") <= 1 and not path.startswith((".", "/", "~")) and "://" not in path:
-        return _from_hub(path, revision)
+    if _is_hub_name(path):
+        return _from_hub(path, revision, _NEEDED)
     raise UserError(f"model.path={redact(path)}: no model there; name a folder with {CONFIG} and {WEIGHTS}")
+
+
+def read_shape(path: str, revision: str | None = None) -> ModelConfig:
+    """Return the shape of the model that a user names; of a hub name nothing but its settings is fetched.
+
+    Raises:
+        UserError, InputError: there is no such model, or it is of a kind that cannot be loaded.
+    """
+    check_root(path)
+    if _is_hub_name(path) and not _folder(path).has(CONFIG):
+        return read_config(_from_hub(path, revision, [CONFIG]).folder)
+    return read_config(find_model(path, revision).folder)
 
 
 def check_output_head(path: str, revision: str | None = None) -> None:
@@ -136,13 +150,17 @@ def find_adapter(path: str) -> FoundModel:
     return FoundModel(folder, folder.has(artifact.COMMITTED), field="model.adapter")
 
 
-def _from_hub(name: str, revision: str | None) -> FoundModel:
+def _is_hub_name(path: str) -> bool:
+    return path.count("/") <= 1 and not path.startswith((".", "/", "~")) and "://" not in path
+
+
+def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> FoundModel:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise UserError(f"model.path={name}: no such folder; for hub names: pip install huggingface_hub") from None
     try:
-        copy = Path(snapshot_download(name, revision=revision, allow_patterns=list(_NEEDED)))
+        copy = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client and the HTTP stack below it raise many unrelated types
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         at = f" at model.revision={revision}" if revision else ""

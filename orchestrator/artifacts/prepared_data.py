@@ -68,7 +68,7 @@ def prepared_data(
     Raises:
         UserError, InputError: the text cannot be used, or does not fit the requirements; nothing is left behind.
     """
-    files, tokenizer_file = _source_files(data), _tokenizer_file(tokenizer)
+    files, tokenizer_file = _source_files(data), read_tokenizer_file(tokenizer)
     if earlier := _of_unknown_revision(storage, data, tokenizer, tokenizer_file):
         requirements.check(artifact.read_manifest(storage, earlier))
         return earlier
@@ -209,7 +209,12 @@ def _source_files(data: DataConfig) -> Sequence[SourceFile]:
     return files
 
 
-def _tokenizer_file(tokenizer: TokenizerConfig) -> bytes | None:
+def read_tokenizer_file(tokenizer: TokenizerConfig) -> bytes | None:
+    """Return the content of the tokenizer.json that is given; None for a tokenizer that is made.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
     if tokenizer.path is None:
         return None
     with _single_file(tokenizer.path).open() as file:

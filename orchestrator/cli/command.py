@@ -1,6 +1,7 @@
 """The commands of the command line, and where their options lie."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -13,12 +14,19 @@ class Command:
     """Name of its class in orchestrator.configuration.commands; conf/<name>.yaml is its primary configuration."""
     makes: bool = False
     """It makes something that outlives it, and so goes on when its output is no longer read or cannot be written."""
+    seconds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Commands that may be named after it, each with the class and the primary configuration that it then has."""
 
 
 COMMANDS = {
     "prepare": Command("turn text into token shards, or rows into examples of a task", "PrepareConfig", makes=True),
     "pretrain": Command("train a model on text, preparing it first where needed", "PretrainConfig", makes=True),
     "finetune": Command("teach a model a task", "FinetuneConfig", makes=True),
+    "plan": Command(
+        "say what pretrain or finetune will need and cost, before it starts",
+        "PlanPretrainConfig",
+        seconds={"pretrain": ("PlanPretrainConfig", "plan"), "finetune": ("PlanFinetuneConfig", "plan_finetune")},
+    ),
     "evaluate": Command(
         "measure how well a model predicts held-out text, or does a task", "EvaluateConfig", makes=True
     ),

@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from orchestrator.cli.command import COMMANDS
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ def read_flags(name: str, arguments: list[str]) -> "Namespace":
     if flags.shell_completion:
         _check_completion(flags.overrides)
     return flags
+
+
+def second_command(command: str, words: list[str]) -> str | None:
+    """Return the command that is named after one that takes another's settings, as in `plan finetune`."""
+    return words[0] if words and words[0] in COMMANDS[command].seconds else None
 
 
 def _check_completion(words: list[str]) -> None:

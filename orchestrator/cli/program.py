@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from modules.errors import InputError
 from orchestrator.cli.command import COMMANDS
-from orchestrator.cli.flags import parser_of, read_flags
+from orchestrator.cli.flags import parser_of, read_flags, second_command
 from orchestrator.cli.hydra_errors import hydra_errors_in_one_line
 from orchestrator.cli.session import Session, hydra_of
 from orchestrator.display import streams
@@ -164,8 +164,10 @@ def _complete(arguments: list[str]) -> int:
     words = os.environ.get("COMP_LINE", "").split(" ")
     if "query" not in "".join(arguments) or len(words) > 2:
         name = words[1] if len(words) > 1 and words[1] in COMMANDS else next(iter(COMMANDS))
-        os.environ["COMP_LINE"] = " ".join(words[:1] + words[2:])
-        _run_command(name, arguments)
+        rest = words[2:]
+        second = rest[:1] if len(rest) > 1 and second_command(name, rest) else []
+        os.environ["COMP_LINE"] = " ".join(words[:1] + rest[len(second) :])
+        _run_command(name, [*second, *arguments])
     else:
         print(" ".join(name for name in COMMANDS if name.startswith("".join(words[1:]))))
     return DONE

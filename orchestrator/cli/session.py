@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.command import COMMANDS, conf_folder
+from orchestrator.cli.flags import second_command
 from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
 from orchestrator.cli.sweep import checked_sweep_folder, jobs, parsed
 from orchestrator.display import streams
@@ -55,8 +56,12 @@ class Session:
         from orchestrator.configuration import commands as config
 
         self.hydra, self.name, self.flags = hydra, name, flags
-        self.primary = flags.config_name or name
-        self.kind: type[Config] = getattr(config, COMMANDS[name].config)
+        kind, primary, self.typed = COMMANDS[name].config, name, name
+        if second := second_command(name, flags.overrides):
+            (kind, primary), self.typed = COMMANDS[name].seconds[second], f"{name} {second}"
+            flags.overrides = flags.overrides[1:]
+        self.primary = flags.config_name or primary
+        self.kind: type[Config] = getattr(config, kind)
         self.sweeps = bool(flags.multirun) or "hydra.mode=MULTIRUN" in flags.overrides
         self.groups = self._groups()
         self.overrides, self.mistakes = self._read_overrides()
@@ -110,7 +115,7 @@ class Session:
         folders = [Path(path) for path in (self.flags.config_dir, self.flags.config_path) if path]
         raw = self._composed(self.overrides)
         summary = COMMANDS[self.name].summary
-        command_help.print_help(self.name, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
+        command_help.print_help(self.typed, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
 
     def _groups(self) -> Any:
         from hydra.core.object_type import ObjectType

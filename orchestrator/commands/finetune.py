@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, prepared_task
 from orchestrator.cluster.base import Launcher
 from orchestrator.cluster.launchers import drive_run
+from orchestrator.cluster.strategy_choice import with_strategy
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import FinetuneConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
@@ -33,6 +34,9 @@ def _drive(config: FinetuneConfig, launcher: Launcher) -> None:
     check_environment(config.tracking)
     config, base, examples = prepared(config, storage)
     for line in notes(config):
+        print_line(line)
+    config, line = with_strategy(config, lambda: examples.vocab_size)
+    if line:
         print_line(line)
     recipe = training_recipe(config, examples.name, base.identity, command="finetune")
     config = without_signatures(config)

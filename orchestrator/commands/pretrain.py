@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from orchestrator.artifacts.data_facts import tokenizer_of
 from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, prepared_data
 from orchestrator.cluster.base import Launcher
 from orchestrator.cluster.launchers import drive_run
+from orchestrator.cluster.strategy_choice import with_strategy
 from orchestrator.cluster.training_run import complete_run, show_run
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
@@ -39,6 +41,9 @@ def _drive(config: PretrainConfig, launcher: Launcher) -> None:
     with prepare_progress() as progress:
         data_name = prepared_data(storage, config.data, config.tokenizer, requirements, progress)
     for line in data_notes(storage, data_name):
+        print_line(line)
+    config, line = with_strategy(config, lambda: tokenizer_of(storage, data_name).vocab_size)
+    if line:
         print_line(line)
     recipe = training_recipe(config, data_name, base and base.identity)
     config = without_signatures(config)

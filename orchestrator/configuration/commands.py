@@ -40,6 +40,7 @@ from orchestrator.configuration.groups import (
     StrategyConfig,
     TrackingConfig,
 )
+from orchestrator.configuration.planning import PlanFields
 
 
 class TextConfig(Config):
@@ -116,6 +117,14 @@ class FinetuneConfig(TrainingRunConfig):
         learning_rate=5e-5, min_learning_rate=0.0, warmup_steps=0, betas=(0.9, 0.999), weight_decay=0.01
     )
     training: TrainingConfig = TrainingConfig(sequence_length=512, global_batch_size=16, val_batches=1000)
+
+
+class PlanPretrainConfig(PretrainConfig, PlanFields):
+    """`orchestrator plan pretrain`: what a pretraining will need and cost."""
+
+
+class PlanFinetuneConfig(FinetuneConfig, PlanFields):
+    """`orchestrator plan finetune`: what a fine-tuning will need and cost."""
 
 
 class EvaluateConfig(MeasureConfig):

@@ -22,7 +22,7 @@ from modules.config import (
     Steps,
 )
 
-StrategyName = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+StrategyName = Literal["auto", "single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 _PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types", "communication_data_type"}
 _FLOAT16_SETTINGS = {"enabled", "auto_cast", "fp16_master_weights_and_grads"}
 """Settings of DeepSpeed that would change the precision; the others below `fp16` belong to the loss scale."""
@@ -86,7 +86,9 @@ class StrategyConfig(Config):
     """How the training state is spread over workers."""
 
     name: Runtime[StrategyName] = "single"
-    """`single`, `ddp`, or DeepSpeed ZeRO stage 1, 2 or 3, 2 and 3 also with the optimizer offloaded to the CPU."""
+    """`single`, `ddp`, ZeRO stage 1, 2 or 3, 2 and 3 also offloaded to the CPU; `auto`: the simplest that fits."""
+    memory_gigabytes: Runtime[Annotated[float, Field(gt=0, le=1e9)] | None] = None
+    """With name=auto: memory of a worker's device in 10^9 bytes; null asks this machine."""
     deepspeed: Runtime[dict[str, Any]] = {}
     """DeepSpeed's own settings, merged over ours; all but those of the precision, which is `training.precision`."""
 

@@ -153,7 +153,7 @@ def _single_has_one_worker(config: TrainingRunConfig) -> list[str]:
 def _precision_suits_the_strategy(config: TrainingRunConfig) -> list[str]:
     precision, strategy = config.training.precision, config.strategy
     autocast = precision.removesuffix("-true")
-    if precision != autocast and not strategy.zero_stage:
+    if precision != autocast and not strategy.zero_stage and strategy.name != "auto":
         return [
             f"training.precision={precision}: beside half-precision weights the optimizer keeps float32 ones, which "
             f"strategy={strategy.name} does not, and together they would take as much memory as "

@@ -104,6 +104,15 @@ PATH_FIELDS = {
         "storage.root": [],
         "model.path": [],
     },
+    # it reads no data: a mistake beside them shows what is said of their values
+    "plan": {
+        "data.path": ["pretrain", "data=files", "plan.nope=1"],
+        "data.val_path": ["pretrain", *_ROWS],
+        "data.test_path": ["pretrain", *_ROWS],
+        "tokenizer.path": ["pretrain", "tokenizer=file"],
+        "storage.root": ["pretrain", "plan.nope=1"],
+        "model.path": ["pretrain"],
+    },
     "evaluate": {
         "model.path": [],
         "model.adapter": ["model.path=x/y"],

@@ -63,6 +63,9 @@ def test_every_command_has_its_class_its_primary_config_and_its_module() -> None
     for name, command in COMMANDS.items():
         assert hasattr(importlib.import_module("orchestrator.configuration.commands"), command.config)
         assert (root / "conf" / f"{name}.yaml").is_file()
+        for kind, primary in command.seconds.values():
+            assert hasattr(importlib.import_module("orchestrator.configuration.commands"), kind)
+            assert (root / "conf" / f"{primary}.yaml").is_file()
         assert (root / "orchestrator" / "commands" / f"{name}.py").is_file()
 
 
@@ -361,6 +364,8 @@ def test_origin_of_the_configuration_is_printed(capsys: pytest.CaptureFixture[st
         ("orchestrator pretrain training.num", {"training.num_steps="}),
         ("orchestrator generate num", {"num_beams=", "num_sequences="}),
         ("orchestrator doctor fi", {"fix="}),
+        ("orchestrator plan pretrain device=h", {"device=h100", "device=h200"}),
+        ("orchestrator plan finetune finetune.pat", {"finetune.patience="}),
     ],
 )
 def test_shell_completes_commands_options_and_fields(

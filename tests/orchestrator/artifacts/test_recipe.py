@@ -11,7 +11,18 @@ from orchestrator.cli.command import COMMANDS
 from orchestrator.configuration import commands
 from orchestrator.configuration.schema import config_classes, group_class
 
-NOT_IN_A_RECIPE = {"storage", "strategy", "cluster", "checkpoint", "export", "tracking", "faults"}
+NOT_IN_A_RECIPE = {
+    "storage",
+    "strategy",
+    "cluster",
+    "checkpoint",
+    "export",
+    "tracking",
+    "faults",
+    "device",
+    "link",
+    "plan",
+}
 """Groups that only say where and how a command runs."""
 RUNTIME_FIELDS = {
     *(

@@ -1,0 +1,189 @@
+"""What the forward pass keeps for the backward pass, tensor by tensor, as the model's own code keeps it.
+
+Nothing is computed again in the backward pass: the program has no activation checkpointing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modules.config import ObjectiveConfig, Precision
+from modules.model_config import ModelConfig, padded_vocab_size
+from orchestrator.planning.weights import linear_layers
+
+_FLOAT32 = 4
+_INDEX = 8
+_LONG_IN_BFLOAT16 = 384
+"""Positions from which attention in bfloat16 is trained in it on CPU; see `modules.attention`."""
+_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+_MIN_CHUNK_ROWS = 256
+"""Logits that the head holds at once; see `modules.cross_entropy`."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bytes of an element under a precision."""
+
+    weight: int
+    """Weights of the model, their gradients, and the residual stream."""
+    compute: int
+    """Inputs and outputs of matrix products."""
+
+    @classmethod
+    def of(cls, precision: Precision) -> "Widths":
+        if precision == "32":
+            return cls(_FLOAT32, _FLOAT32)
+        return cls(2 if precision.endswith("true") else _FLOAT32, 2)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of a micro-batch: its losses are summed before the backward pass."""
+
+    num_tokens: int
+    length: int
+    """Tokens in a sequence."""
+    head_tokens: int
+    """Positions that enter the output head."""
+    has_mask: bool = False
+    """Whether attention takes a mask, as within documents."""
+
+
+def passes(
+    config: ObjectiveConfig | None, micro_batch: int, length: int, within_documents: bool = False
+) -> list[list[Pass]]:
+    """Return the forward passes of a micro-batch in each phase; a training without an objective has causal ones."""
+    tokens = micro_batch * length
+    if config is None:
+        return [[Pass(tokens, length, tokens)]]
+    masked = micro_batch * min(length - int(config.mlm_shift), max(1, round(length * config.mlm_probability)))
+    heads: Mapping[str, int] = {"clm": tokens, "mlm": masked}
+    return [
+        [Pass(tokens, length, heads[name], within_documents) for name, weight in phase.weights.items() if weight]
+        for phase in config.phases
+    ]
+
+
+def activation_bytes(model: ModelConfig, of: Pass, precision: Precision, device: str) -> int:
+    """Return the bytes that the blocks and the norms keep of one pass.
+
+    Args:
+        model: The shape.
+        of: The pass.
+        precision: `training.precision`.
+        device: `cpu` or `cuda`.
+    """
+    widths = Widths.of(precision)
+    per_token = model.num_layers * _block_bytes(model, of, widths, device) + _norm_bytes(model, widths)
+    shared = 2 * model.width_per_head * _FLOAT32 * of.length if model.family == "llama" else _INDEX * of.length
+    outside = _INDEX + _dropout_bytes(model, widths.weight, device)
+    if model.lora is not None and not model.lora.trained_tokens:
+        # the vocabulary is frozen, so the first norm and what is before it keep nothing
+        outside = -_norm_bytes(model, widths)
+        shared -= _INDEX * of.length if model.family == "gpt2" else 0
+    return of.num_tokens * (per_token + outside) + shared + model.num_layers * _adapter_copies(model, widths)
+
+
+def kept_by_checkpointing(model: ModelConfig, of: Pass, precision: Precision, device: str) -> int:
+    """Return the same if each block kept its input alone and computed the rest again, which the program cannot do."""
+    widths = Widths.of(precision)
+    inputs = of.num_tokens * model.num_layers * model.hidden_dim * widths.weight
+    one = activation_bytes(model.model_copy(update={"num_layers": 1}), of, precision, device)
+    return inputs + one
+
+
+def head_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precision) -> int:
+    """Return the bytes that the head keeps: the gradients of its inputs and its weight, which it computes forward."""
+    widths = Widths.of(precision)
+    if model.classifier is not None:
+        return 0
+    of_weight = 0 if model.lora else padded_vocab_size(vocab_size) * model.hidden_dim * _FLOAT32
+    return of.head_tokens * model.hidden_dim * widths.compute + of_weight
+
+
+def head_buffer_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precision, device: str) -> int:
+    """Return the bytes that the head takes while it computes: a chunk of logits, and casts of what it multiplies."""
+    widths = Widths.of(precision)
+    if model.classifier is not None:
+        return 0
+    columns = padded_vocab_size(vocab_size)
+    rows = min(of.head_tokens, max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS[device] // columns))
+    chunk = rows * columns * (widths.compute + _FLOAT32)
+    product = 0 if model.lora or widths.compute == _FLOAT32 else columns * model.hidden_dim * widths.compute
+    casts = 0
+    if widths.weight != widths.compute:
+        casts = (columns + of.head_tokens) * model.hidden_dim * widths.compute
+    hidden = of.head_tokens * model.hidden_dim * widths.weight
+    return chunk + product + casts + hidden
+
+
+def _block_bytes(model: ModelConfig, of: Pass, widths: Widths, device: str) -> int:
+    """Return the bytes of one block for each token."""
+    norms = 2 * _norm_bytes(model, widths)
+    inputs = sum(
+        _adapter_hidden(model, layer.name) * widths.compute
+        + (layer.num_inputs * widths.compute if _keeps_input(model, layer.name) else 0)
+        for layer in linear_layers(model)
+    )
+    dropped = 2 * _dropout_bytes(model, widths.compute, device)
+    return norms + inputs + _attention_bytes(model, of, widths, device) + _activation_function(model, widths) + dropped
+
+
+def _norm_bytes(model: ModelConfig, widths: Widths) -> int:
+    """Return what a norm keeps: its input, in float32 what it normalises, and its statistics."""
+    width, is_trained = model.hidden_dim, model.lora is None
+    if model.family == "gpt2":
+        return width * widths.weight + 2 * _FLOAT32
+    scaled = width * widths.weight if is_trained else 0  # what the trained weight is multiplied by
+    return width * _FLOAT32 + scaled + _FLOAT32
+
+
+def _attention_bytes(model: ModelConfig, of: Pass, widths: Widths, device: str) -> int:
+    """Return what attention keeps but the input of its projection, which a linear layer keeps."""
+    inner, kv = model.num_heads * model.width_per_head, model.kv_heads * model.width_per_head
+    found = model.num_heads * _FLOAT32  # sums of the softmax
+    in_float32 = device == "cpu" and widths.compute == 2 and of.length < _LONG_IN_BFLOAT16
+    if in_float32:
+        found += (inner + 2 * kv + inner) * _FLOAT32
+    else:
+        found += (inner + 2 * kv) * widths.compute
+        found += (inner + kv) * widths.compute if model.family == "llama" else 0  # rotated queries and keys
+        if not _keeps_input(model, "attention.projection"):
+            found += inner * widths.compute
+    if model.query_key_norm:
+        of_float32 = 0 if widths.compute == _FLOAT32 and not in_float32 else (inner + kv) * _FLOAT32
+        found += of_float32 + (inner + kv) * widths.compute + (model.num_heads + model.kv_heads) * _FLOAT32
+    if of.has_mask:
+        found += of.length * (_FLOAT32 if in_float32 else widths.compute)
+    return found
+
+
+def _activation_function(model: ModelConfig, widths: Widths) -> int:
+    """Return what GELU or SwiGLU keeps but the input of the layer after it."""
+    return model.feed_forward_dim * widths.compute * (1 if model.family == "gpt2" else 3)
+
+
+def _dropout_bytes(model: ModelConfig, width: int, device: str) -> int:
+    """Return the mask of one dropout: of the values' own type on CPU, of bytes elsewhere."""
+    return model.hidden_dim * (width if device == "cpu" else 1) if model.dropout else 0
+
+
+def _keeps_input(model: ModelConfig, layer: str) -> bool:
+    """Return whether a linear layer or its adapter keeps its input, which a frozen layer does not."""
+    return model.lora is None or any(next(each for each in linear_layers(model) if each.name == layer).adapted)
+
+
+def _adapter_hidden(model: ModelConfig, layer: str) -> int:
+    if model.lora is None:
+        return 0
+    return model.lora.rank * sum(next(each for each in linear_layers(model) if each.name == layer).adapted)
+
+
+def _adapter_copies(model: ModelConfig, widths: Widths) -> int:
+    """Return the bytes of one block's adapters' weights, put together for their two products."""
+    if model.lora is None:
+        return 0
+    return sum(
+        _adapter_hidden(model, layer.name) * (layer.num_inputs + layer.num_outputs) * widths.weight
+        for layer in linear_layers(model)
+        if any(layer.adapted)
+    )

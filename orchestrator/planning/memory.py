@@ -1,0 +1,258 @@
+"""The memory of a worker at the fullest moment of a step, under each strategy, by what it is for.
+
+The layout is that of the strategies themselves: DDP's gradients are views of its buckets; DeepSpeed 0.19.8 keeps, in
+stages 1 and 2, all weights and this worker's float32 copy of its part, also with float32 weights, and in stage 3 no
+second copy of those. Its gradients pass through a bucket of 5e8 elements, which a GPU allocates as a whole.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from modules.config import ObjectiveConfig, Precision
+from modules.model_config import ModelConfig
+from orchestrator.configuration.groups import StrategyName
+from orchestrator.configuration.schema import shown
+from orchestrator.errors import ConfigError
+from orchestrator.planning.activations import (
+    Pass,
+    Widths,
+    activation_bytes,
+    head_buffer_bytes,
+    head_bytes,
+    kept_by_checkpointing,
+    passes,
+)
+from orchestrator.planning.weights import Weight, num_elements, weights
+
+Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+STRATEGIES: tuple[Strategy, ...] = tuple(name for name in get_args(StrategyName) if name != "auto")
+_FLOAT32 = 4
+_DEEPSPEED_DEFAULTS = {
+    "reduce_bucket_size": 5e8,
+    "stage3_prefetch_bucket_size": 5e7,
+    "stage3_max_reuse_distance": 1e9,
+    "stage3_max_live_parameters": 1e9,
+    "stage3_param_persistence_threshold": 1e5,
+}
+"""Elements, as deepspeed 0.19.8 sets them (`runtime/zero/config.py`)."""
+
+
+_MOST_ELEMENTS = 1e15
+_RECKONED = {*_DEEPSPEED_DEFAULTS, "overlap_comm"}
+
+
+def not_reckoned(deepspeed: Mapping[str, Any]) -> list[str]:
+    """Return those of DeepSpeed's own settings that a plan knows nothing of, by their paths."""
+    zero = deepspeed.get("zero_optimization")
+    inner = [f"zero_optimization.{name}" for name in zero if name not in _RECKONED] if isinstance(zero, dict) else []
+    return [name for name in deepspeed if name != "zero_optimization" or not isinstance(zero, dict)] + inner
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the memory of a worker depends on, beside the strategy."""
+
+    model: ModelConfig
+    vocab_size: int
+    precision: Precision
+    length: int
+    micro_batch: int
+    num_workers: int = 1
+    accumulation: int = 1
+    objective: ObjectiveConfig | None = None
+    within_documents: bool = False
+    device: Literal["cpu", "cuda"] = "cuda"
+    keeps_snapshot: bool = True
+    """Whether a save is copied into memory before it is written (`checkpoint.mode=async`)."""
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    """DeepSpeed's own settings."""
+
+    @cached_property
+    def weights(self) -> list[Weight]:
+        return weights(self.model, self.vocab_size)
+
+    @property
+    def num_trained(self) -> int:
+        return num_elements(weight for weight in self.weights if weight.is_trained)
+
+    @property
+    def num_frozen(self) -> int:
+        return num_elements(weight for weight in self.weights if not weight.is_trained)
+
+    @cached_property
+    def phases(self) -> list[list[Pass]]:
+        return passes(self.objective, self.micro_batch, self.length, self.within_documents)
+
+    @property
+    def widths(self) -> Widths:
+        return Widths.of(self.precision)
+
+    def elements(self, name: str) -> int:
+        """Return a setting of DeepSpeed's ZeRO that is a number of elements.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        given = self._zero.get(name, _DEEPSPEED_DEFAULTS[name])
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= _MOST_ELEMENTS:
+            path = f"strategy.deepspeed.zero_optimization.{name}"
+            raise ConfigError(f"{path}={shown(given)}: must be a number of elements from 0 to {_MOST_ELEMENTS:g}")
+        return int(given)
+
+    @property
+    def overlaps_communication(self) -> bool:
+        """Whether DeepSpeed reduces one bucket of gradients while another is filled."""
+        return bool(self._zero.get("overlap_comm"))
+
+    @property
+    def _zero(self) -> Mapping[str, Any]:
+        zero = self.deepspeed.get("zero_optimization")
+        return zero if isinstance(zero, dict) else {}
+
+    def with_micro_batch(self, micro_batch: int) -> "Setting":
+        return replace(self, micro_batch=micro_batch)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker at the fullest moment of a step."""
+
+    weights: int = 0
+    """Of the device: working weights, and those that ZeRO-3 has gathered."""
+    gradients: int = 0
+    optimizer: int = 0
+    """float32 weights beside the working ones, and both moments."""
+    activations: int = 0
+    head: int = 0
+    """Of the output head and the loss."""
+    buffers: int = 0
+    """Of communication."""
+    host: int = 0
+    """In the host's memory: what is offloaded, and the copy of a save."""
+
+    @property
+    def on_device(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.head + self.buffers
+
+
+def memory(of: Setting, strategy: Strategy) -> Memory:
+    """Return the memory of the fuller of two moments: the end of a forward pass, and that of a backward pass."""
+    stage = int(strategy[4]) if strategy.startswith("zero") else 0
+    ends = _without_zero(of) if not stage else _zero3(of, strategy) if stage == 3 else _zero12(of, stage, strategy)
+    fullest = max(ends, key=lambda end: end.on_device)
+    host = _offloaded(of, stage) if strategy.endswith("offload") else 0
+    workers = 1 if strategy == "single" else of.num_workers
+    snapshot = 3 * _FLOAT32 * of.num_trained // workers if of.keeps_snapshot else 0
+    return replace(fullest, host=host + snapshot)
+
+
+def on_host_alone(found: Memory) -> int:
+    """Return the bytes of a worker whose device is the host's processor."""
+    return found.on_device + found.host
+
+
+def largest_micro_batch(of: Setting, strategy: Strategy, device_bytes: float, most: int) -> int:
+    """Return the most sequences, up to `most`, that a worker can compute at once; 0 if not one fits."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if needed(memory(of.with_micro_batch(middle), strategy), of) <= device_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def needed(found: Memory, of: Setting) -> int:
+    """Return what the memory of the device must hold."""
+    return found.on_device if of.device == "cuda" else on_host_alone(found)
+
+
+def checkpointed_activations(of: Setting) -> int:
+    """Return the activations if blocks were computed again in the backward pass, which the program cannot do."""
+    return max(
+        sum(kept_by_checkpointing(of.model, each, of.precision, of.device) for each in phase) for phase in of.phases
+    )
+
+
+def _forward(of: Setting) -> Memory:
+    """Return what the end of the forward pass adds, in the phase that needs most."""
+
+    def of_phase(phase: list[Pass]) -> Memory:
+        kept = sum(activation_bytes(of.model, each, of.precision, of.device) for each in phase)
+        head = sum(head_bytes(of.model, of.vocab_size, each, of.precision) for each in phase)
+        last = head_buffer_bytes(of.model, of.vocab_size, phase[-1], of.precision, of.device)
+        return Memory(activations=kept, head=head + last)
+
+    return max((of_phase(phase) for phase in of.phases), key=lambda end: end.on_device)
+
+
+def _without_zero(of: Setting) -> list[Memory]:
+    trained = _FLOAT32 * of.num_trained
+    whole = _FLOAT32 * (of.num_trained + of.num_frozen)
+    forward = _forward(of)
+    # the gradients of the last step are freed only after the forward pass of the next one
+    return [replace(forward, weights=whole, gradients=trained, optimizer=2 * trained)]
+
+
+def _zero12(of: Setting, stage: int, strategy: Strategy) -> list[Memory]:
+    width, trained, part = of.widths.weight, of.num_trained, of.num_trained // of.num_workers
+    offloads = strategy.endswith("offload")
+    weights_ = width * (trained + of.num_frozen)
+    optimizer = 0 if offloads else 3 * _FLOAT32 * part
+    in_bucket = min(trained, of.elements("reduce_bucket_size"))
+    bucket = width * (of.elements("reduce_bucket_size") if of.device == "cuda" else in_bucket)
+    bucket *= 2 if of.overlaps_communication else 1
+    carried = 0
+    if of.accumulation > 1 and not offloads:
+        carried = width * (trained if stage == 1 else part)
+    before = replace(_forward(of), weights=weights_, optimizer=optimizer, gradients=carried)
+    # what does not go through the bucket as a whole waits in the parameters; the bucket is copied to be reduced
+    waiting = width * (trained - in_bucket if stage == 1 else 0)
+    if of.device == "cuda" and stage == 1:
+        waiting = width * trained
+    kept = 0 if stage == 1 else carried
+    temporary = width * max(weight.numel for weight in of.weights) if offloads else 0
+    after = Memory(
+        weights_, gradients=waiting + kept, optimizer=optimizer, buffers=bucket + width * in_bucket + temporary
+    )
+    # each worker's gradients once more in float32, for the optimizer
+    step = Memory(weights_, gradients=0 if offloads else (width + _FLOAT32) * part, optimizer=optimizer)
+    return [before, after, step]
+
+
+def _zero3(of: Setting, strategy: Strategy) -> list[Memory]:
+    width, trained, part = of.widths.weight, of.num_trained, of.num_trained // of.num_workers
+    offloads = strategy.endswith("offload")
+    whole = trained + of.num_frozen
+    largest = max(weight.numel for weight in of.weights)
+    # parameters that are used again soon stay gathered, and in a backward pass those of the last blocks are
+    reused = of.elements("stage3_max_reuse_distance") // 2 + of.elements("stage3_prefetch_bucket_size") + largest
+    gathered = min(whole, reused, max(of.elements("stage3_max_live_parameters"), largest))
+    shard = width * (whole // of.num_workers)
+    has_master = width != _FLOAT32
+    optimizer = 0 if offloads else (2 + has_master) * _FLOAT32 * part
+    in_bucket = min(trained, of.elements("reduce_bucket_size"))
+    bucket = width * (of.elements("reduce_bucket_size") if of.device == "cuda" else in_bucket)
+    gradients = 0 if offloads else width * part
+    common = Memory(shard, gradients, optimizer, buffers=bucket)
+    before = replace(_forward(of), weights=shard + width * gathered, gradients=gradients, optimizer=optimizer)
+    # parameters are copied out of what was gathered ahead, which is kept until the last of them is used
+    ahead = width * min(whole, of.elements("stage3_prefetch_bucket_size"))
+    return [
+        replace(before, buffers=bucket + ahead),
+        replace(common, buffers=bucket + width * in_bucket),
+        replace(common, gradients=gradients + (0 if offloads else _FLOAT32 * part)),
+    ]
+
+
+def _offloaded(of: Setting, stage: int) -> int:
+    """Return what the host holds: float32 weights, moments and gradients, and what is copied to the device."""
+    width, part = of.widths.weight, of.num_trained // of.num_workers
+    largest = max(weight.numel for weight in of.weights)
+    held = (3 * _FLOAT32 + _FLOAT32 + width) * part
+    if stage == 2:  # a buffer for one gradient, and the sums over micro-batches
+        held += width * (largest + (part if of.accumulation > 1 else 0))
+    return held

@@ -1,0 +1,35 @@
+"""From the configuration of a training to what its plan depends on."""
+
+from typing import Any, Literal
+
+from orchestrator.configuration.commands import PretrainConfig, TrainingRunConfig
+from orchestrator.configuration.rules import micro_batch_size, worker_counts
+from orchestrator.planning.memory import Setting
+
+
+def setting_of(config: TrainingRunConfig, vocab_size: int, device: Literal["cpu", "cuda"]) -> Setting:
+    """Return the setting of a run with the fewest workers that it may have, which need the most memory each.
+
+    Args:
+        config: The configuration, with the shape of the model that is continued.
+        vocab_size: Tokens of the tokenizer.
+        device: What each worker computes on.
+    """
+    training = config.training
+    num_workers = min(worker_counts(config))
+    micro = micro_batch_size(config, num_workers)
+    settings: dict[str, Any] = config.strategy.deepspeed
+    return Setting(
+        model=config.model,
+        vocab_size=config.model.vocab_size or vocab_size,
+        precision=training.precision,
+        length=training.sequence_length,
+        micro_batch=micro,
+        num_workers=num_workers,
+        accumulation=training.global_batch_size // (num_workers * micro),
+        objective=config.objective if isinstance(config, PretrainConfig) else None,
+        within_documents=isinstance(config, PretrainConfig) and training.attention_scope == "document",
+        device=device,
+        keeps_snapshot=config.checkpoint.mode == "async",
+        deepspeed=settings,
+    )

@@ -1,0 +1,121 @@
+"""How long a step takes on a device: its operations, the bytes it moves, and what of its communication is not hidden.
+
+The efficiencies are fitted to published runs of other trainers (`tests/benchmarks/bench_plan_throughput.py`): those of
+the products to each generation of devices, in `conf/device/`, the costs below to all of them.
+"""
+
+from dataclasses import dataclass
+
+from orchestrator.configuration.planning import DeviceConfig
+from orchestrator.planning.activations import Pass, activation_bytes
+from orchestrator.planning.flops import Flops, pass_flops
+from orchestrator.planning.memory import Setting, Strategy
+
+_LOGIT_BYTES = 10
+"""Written and read for each logit: itself, its probability and its gradient."""
+ERROR = 0.10
+"""Nine in ten of the published runs that were not fitted lie within this of what is computed for them."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What does not depend on the generation of a device."""
+
+    activation_passes: float = 4.65
+    """Times that the bytes kept for the backward pass go through the device's memory."""
+    bytes_per_parameter: float = 199.0
+    """Moved for each parameter of a worker's optimizer in a step."""
+    block_seconds: float = 3.5e-3
+    """Of a block of layers in a micro-batch, however small: launches, waits."""
+    exposed: float = 0.097
+    """Share of the communication that the computation does not hide, where a trainer overlaps them."""
+
+
+COSTS = Costs()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one worker does in a step."""
+
+    matmul_flops: float
+    attention_flops: float
+    moved_bytes: float
+    """By all but the matrix products, once for each pass."""
+    num_parameters: float
+    """Whose optimizer state it holds."""
+    num_blocks: float
+    """Blocks of layers, in all micro-batches."""
+    link_seconds: float
+    """Of its communication."""
+    recomputes: bool = False
+    """Whether the backward pass computes the forward pass again."""
+
+    @property
+    def flops(self) -> float:
+        """Operations as utilisations count them, without those that are computed again."""
+        return self.matmul_flops + self.attention_flops
+
+
+def work(of: Setting, strategy: Strategy, link_seconds: float) -> Work:
+    """Return the work of a step in the phase that takes longest."""
+    phases = [_phase(of, phase) for phase in of.phases]
+    matmul, attention, moved = max(phases, key=lambda found: found[0] + found[1])
+    holders = of.num_workers if strategy.startswith("zero") else 1
+    times = of.accumulation
+    num_passes = max(map(len, of.phases))
+    return Work(
+        matmul_flops=times * matmul,
+        attention_flops=times * attention,
+        moved_bytes=times * moved,
+        num_parameters=of.num_trained / holders,
+        num_blocks=times * num_passes * of.model.num_layers,
+        link_seconds=link_seconds,
+    )
+
+
+def step_seconds(done: Work, device: DeviceConfig, costs: Costs = COSTS) -> float:
+    """Return the seconds of a step whose communication is overlapped with computation; the device has efficiencies."""
+    peak, bandwidth = device.half_teraflops, device.memory_gigabytes_per_second
+    of_matmul, of_attention = device.matmul_efficiency, device.attention_efficiency
+    assert peak is not None
+    assert bandwidth is not None
+    assert of_matmul is not None
+    assert of_attention is not None
+    again = 4 / 3 if done.recomputes else 1.0
+    products = done.matmul_flops / of_matmul + done.attention_flops / of_attention
+    moved = again * costs.activation_passes * done.moved_bytes + costs.bytes_per_parameter * done.num_parameters
+    return (
+        again * products / (1e12 * peak)
+        + moved / (1e9 * bandwidth)
+        + costs.block_seconds * done.num_blocks
+        + costs.exposed * done.link_seconds
+    )
+
+
+def is_known(device: DeviceConfig, of: Setting) -> bool:
+    """Return whether published runs say how fast this device computes in this precision."""
+    figures = (device.half_teraflops, device.memory_gigabytes_per_second)
+    efficiencies = (device.matmul_efficiency, device.attention_efficiency)
+    return None not in (*figures, *efficiencies) and of.widths.compute == 2
+
+
+def flops_per_token(of: Setting) -> Flops:
+    """Return the mean operations a token, over the phases by their number of passes."""
+    per_phase = [_sum_of(of, phase) * (1 / phase[0].num_tokens) for phase in of.phases]
+    return max(per_phase, key=lambda flops: flops.total)
+
+
+def _phase(of: Setting, phase: list[Pass]) -> tuple[float, float, float]:
+    total = _sum_of(of, phase).total
+    inner = of.model.num_heads * of.model.width_per_head
+    attention = sum(12.0 * of.model.num_layers * each.num_tokens * each.length * inner for each in phase)
+    moved = sum(
+        activation_bytes(of.model, each, of.precision, "cuda") + _LOGIT_BYTES * each.head_tokens * of.vocab_size
+        for each in phase
+    )
+    return total - attention, attention, moved
+
+
+def _sum_of(of: Setting, phase: list[Pass]) -> Flops:
+    return sum((pass_flops(of.model, of.vocab_size, each) for each in phase), Flops())

@@ -1,0 +1,84 @@
+"""The bytes that a forward pass is said to keep are those of the tensors that autograd keeps."""
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+
+from modules.config import ObjectiveConfig, PhaseConfig, Precision
+from modules.data.masking import num_masked
+from modules.model import GPT, initialize
+from modules.model_config import LoraConfig, ModelConfig
+from orchestrator.planning.activations import Pass, activation_bytes, head_bytes, kept_by_checkpointing, passes
+
+VOCAB = 256
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"family": "gpt2"},
+    "llama": {"family": "llama", "num_kv_heads": 2},
+    "normed queries": {"family": "llama", "num_kv_heads": 2, "query_key_norm": True, "qkv_bias": True},
+    "gpt2 lora": {"family": "gpt2", "lora": LoraConfig(rank=4)},
+    "llama lora": {
+        "family": "llama",
+        "num_kv_heads": 2,
+        "lora": LoraConfig(rank=4, target_layers=("q_proj", "v_proj")),
+    },
+}
+PRECISIONS: tuple[Precision, ...] = ("32", "bf16", "bf16-true")
+
+
+def kept(config: ModelConfig, batch: int, length: int, precision: Precision, **inputs: torch.Tensor) -> int:
+    """Return the bytes of all tensors that the forward pass keeps, without the parameters."""
+    model = GPT(config, VOCAB)
+    initialize(model, 1)
+    model = model.bfloat16() if precision == "bf16-true" else model
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.randint(0, VOCAB, (batch, length))
+    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        model.head(model(ids, **inputs), ids)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_activations_are_those_that_autograd_keeps(shape: str, precision: Precision) -> None:
+    config = ModelConfig(num_layers=3, num_heads=4, hidden_dim=64, mlp_dim=192, max_positions=512, **SHAPES[shape])
+    for batch, length in ((2, 128), (1, 512)):  # with few positions attention is computed in float32
+        of = Pass(batch * length, length, batch * length)
+        found = activation_bytes(config, of, precision, "cpu") + head_bytes(config, VOCAB, of, precision)
+        # bfloat16 statistics of LayerNorm have two bytes on CPU, and four on a GPU
+        assert found == pytest.approx(
+            kept(config, batch, length, precision), rel=0.006 if "true" in precision else 1e-9
+        )
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_attention_within_documents_keeps_its_mask_in_every_block(precision: Precision) -> None:
+    config = ModelConfig(num_layers=3, num_heads=4, hidden_dim=64, mlp_dim=192, max_positions=512)
+    of = Pass(512, 512, 512, has_mask=True)
+    found = activation_bytes(config, of, precision, "cpu") + head_bytes(config, VOCAB, of, precision)
+    documents = torch.arange(512)[None] // 100
+    assert found == kept(config, 1, 512, precision, document_ids=documents)
+
+
+def test_each_loss_of_a_phase_has_a_pass_of_its_own() -> None:
+    both = PhaseConfig(weights={"clm": 0.5, "mlm": 0.5}, fraction=0.5)
+    config = ObjectiveConfig(phases=(both, PhaseConfig(weights={"mlm": 1.0, "clm": 0.0}, fraction=0.5)))
+    first, second = passes(config, micro_batch=3, length=40)
+    assert [each.head_tokens for each in first] == [120, 3 * num_masked(config, 40)]
+    assert [each.head_tokens for each in second] == [3 * num_masked(config, 40)]
+
+
+def test_blocks_that_are_computed_again_keep_their_inputs_and_one_block() -> None:
+    config, of = ModelConfig(num_layers=10, hidden_dim=64), Pass(1000, 100, 1000)
+    less, whole = kept_by_checkpointing(config, of, "32", "cuda"), activation_bytes(config, of, "32", "cuda")
+    assert 10 * 1000 * 64 * 4 < less < 0.3 * whole

@@ -1,0 +1,74 @@
+"""Which strategy fits, and how large a micro-batch can be."""
+
+from dataclasses import replace
+
+import pytest
+
+from modules.model_config import LoraConfig, ModelConfig
+from orchestrator.errors import ConfigError
+from orchestrator.planning.advice import candidates, chosen, fits, simplest
+from orchestrator.planning.memory import STRATEGIES, Setting, largest_micro_batch, memory, needed, not_reckoned
+
+SHAPE = ModelConfig(num_layers=24, num_heads=16, hidden_dim=2048, max_positions=1024)
+SETTING = Setting(SHAPE, 50257, "bf16", 1024, 4, num_workers=8)
+
+
+def test_the_simplest_strategy_that_fits_is_chosen_as_memory_shrinks() -> None:
+    sizes = sorted((needed(memory(SETTING, name), SETTING) for name in candidates(8, "bf16")), reverse=True)
+    found = [simplest(SETTING, size) for size in sizes]
+    assert found[0] == "ddp"
+    assert all(name is not None for name in found)
+    order = candidates(8, "bf16")
+    assert [order.index(name) for name in found if name] == sorted(order.index(name) for name in found if name)
+
+
+def test_half_precision_weights_are_for_zero_alone_and_one_worker_needs_none() -> None:
+    assert set(candidates(8, "bf16-true")) == {"zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"}
+    assert candidates(1, "32")[0] == "single"
+
+
+def test_nothing_that_fits_is_one_message_with_remedies() -> None:
+    with pytest.raises(ConfigError, match=r"strategy=auto: none fits.*micro_batch_size=4.*num_workers"):
+        chosen(SETTING, 1e9)
+
+
+def test_offloaded_state_must_fit_into_the_host() -> None:
+    size = needed(memory(SETTING, "zero3_offload"), SETTING)
+    assert fits(SETTING, "zero3_offload", size, host_bytes=1e12)
+    assert not fits(SETTING, "zero3_offload", size, host_bytes=1e9)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_largest_micro_batch_fits_and_one_more_does_not(strategy: str) -> None:
+    of = replace(SETTING, num_workers=1 if strategy == "single" else 8)
+    most = largest_micro_batch(of, strategy, 60e9, 4096)  # type: ignore[arg-type]
+    assert 0 < most < 4096
+    assert fits(of.with_micro_batch(most), strategy, 60e9)  # type: ignore[arg-type]
+    assert not fits(of.with_micro_batch(most + 1), strategy, 60e9)  # type: ignore[arg-type]
+    assert largest_micro_batch(of, strategy, 1e6, 4096) == 0  # type: ignore[arg-type]
+
+
+def test_more_workers_never_need_more_of_a_device_under_zero() -> None:
+    for strategy in ("zero1", "zero2", "zero3"):
+        sizes = [needed(memory(replace(SETTING, num_workers=number), strategy), SETTING) for number in (2, 8, 64, 1024)]
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def test_adapters_need_less_than_the_whole_model() -> None:
+    adapted = replace(SETTING, model=SHAPE.model_copy(update={"lora": LoraConfig(target_layers=("c_attn",))}))
+    less, whole = memory(adapted, "ddp"), memory(SETTING, "ddp")
+    assert less.gradients + less.optimizer < 0.02 * (whole.gradients + whole.optimizer)
+    assert less.activations < whole.activations
+
+
+def test_settings_of_deepspeed_that_are_not_known_are_named() -> None:
+    given = {"zero_optimization": {"reduce_bucket_size": 1000, "offload_param": {}}, "zenflow": {}}
+    assert not_reckoned(given) == ["zenflow", "zero_optimization.offload_param"]
+    smaller = memory(replace(SETTING, micro_batch=1, deepspeed=given), "zero2")
+    assert smaller.on_device < memory(replace(SETTING, micro_batch=1), "zero2").on_device
+
+
+def test_a_copy_of_a_save_lies_on_the_host_unless_saves_wait_for_the_store() -> None:
+    waiting = replace(SETTING, keeps_snapshot=False)
+    assert memory(waiting, "zero2").host == 0
+    assert memory(SETTING, "zero2").host == 12 * SETTING.num_trained // 8
