@@ -140,6 +140,8 @@ class ClusterConfig(Config):
     """A worker that finishes no step for this long is considered hung; it must outlast a save and a validation."""
     address: Runtime[str | None] = None
     """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
+    allow_insecure: Runtime[bool] = False
+    """Connect to a cluster beyond this machine that demands no token."""
 
     @field_validator("num_workers")
     @classmethod
