@@ -11,7 +11,7 @@ from orchestrator.cli.command import COMMANDS
 from orchestrator.configuration import commands
 from orchestrator.configuration.schema import config_classes, group_class
 
-NOT_IN_A_RECIPE = {"storage", "strategy", "cluster", "checkpoint", "export", "tracking", "faults"}
+NOT_IN_A_RECIPE = {"submit", "storage", "strategy", "cluster", "checkpoint", "export", "tracking", "faults"}
 """Groups that only say where and how a command runs."""
 RUNTIME_FIELDS = {
     *(
@@ -24,7 +24,22 @@ RUNTIME_FIELDS = {
         "harness.batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
-    *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack", "num_samples"),
+    *(
+        "training.compile",
+        "fix",
+        "build",
+        "name",
+        "to",
+        "output",
+        "max_tokens",
+        "command",
+        "overrides",
+        "address",
+        "allow_insecure",
+        "follow",
+        "prepack",
+        "num_samples",
+    ),
 }
 INPUT_FIELDS = {
     "data.path",
