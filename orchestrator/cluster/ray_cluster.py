@@ -26,6 +26,7 @@ from orchestrator.cluster.notices import Notices, forward_notices
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
 from orchestrator.cluster.ray_private import private_cluster
 from orchestrator.cluster.ray_resources import Resources, check_resources, of_the_cluster, of_this_machine, use_gpu
+from orchestrator.cluster.ray_storage import check_shared, hosts_without
 from orchestrator.cluster.ray_token import TOKEN_FILE, check_secure
 from orchestrator.cluster.ray_worker import MailboxActor, WorkerNotices, open_mailbox, work
 from orchestrator.configuration.commands import TrainingRunConfig
@@ -48,7 +49,7 @@ class RayLauncher:
         self._config, self._grace_seconds = config.cluster, config.checkpoint.grace_seconds
         self._worker_counts = worker_counts(config)
         check_secure("cluster.address", config.cluster.address, config.cluster.allow_insecure, "cluster.allow_insecure")
-        resources, fewest = _resources(config.cluster), self._worker_counts[0]
+        resources, fewest = _resources(config.cluster, config.storage.root), self._worker_counts[0]
         check_resources(config.cluster, fewest, resources)
         self._use_gpu = use_gpu(config.cluster, fewest, resources)
         check_device(config, self._use_gpu)
@@ -259,8 +260,8 @@ def _end_without_grace() -> None:
         node.kill_all_processes = lambda **_: kill(check_alive=False)
 
 
-def cluster_facts(address: str) -> dict[str, Any]:
-    """Return what an existing cluster reports about itself, as plain data.
+def cluster_facts(address: str, root: str) -> dict[str, Any]:
+    """Return what an existing cluster reports about itself and its view of a storage root, as plain data.
 
     Raises:
         Exception: Ray's own, if no cluster of the same version answers.
@@ -271,13 +272,20 @@ def cluster_facts(address: str) -> dict[str, Any]:
             "address": ray.get_runtime_context().gcs_address,
             "num_nodes": sum(node["Alive"] for node in ray.nodes()),
             "resources": ray.cluster_resources(),
+            "hosts_without_root": hosts_without(root) if root else [],
         }
 
 
-def _resources(config: ClusterConfig) -> Resources:
+def _resources(config: ClusterConfig, root: str) -> Resources:
+    """Return what there is for workers.
+
+    Raises:
+        UserError: they would run on machines that do not see the storage root.
+    """
     if config.address is None and not ray.is_initialized():
         return of_this_machine()
     with _cluster(config):
+        check_shared(root)
         return of_the_cluster()
 
 

@@ -6,16 +6,18 @@ import subprocess
 import sys
 from typing import Any
 
+from orchestrator.cluster.not_seen import not_seen
 from orchestrator.cluster.ray_token import TOKEN_FILE, auth_mode, has_token, host_and_port, is_loopback, sends_token
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.doctor.findings import Finding
+from orchestrator.storage.access import is_local
 
 CONNECT_SECONDS = 3
 ANSWER_SECONDS = 50
 
 
-def ray_cluster(config: ClusterConfig) -> Finding:
-    """Query the version and the resources of the cluster at `cluster.address`."""
+def ray_cluster(config: ClusterConfig, root: str) -> Finding:
+    """Query the version and the resources of the cluster at `cluster.address`, and who there sees the storage root."""
     address = config.address
     if address in (None, "local"):
         return Finding("ok", "embedded: cluster=ray starts one for each run")
@@ -26,13 +28,16 @@ def ray_cluster(config: ClusterConfig) -> Finding:
     if endpoint and not _listens(*endpoint):
         remedy = "ray start --head there, correct cluster.address, or check the firewall"
         return Finding("failure", f"nothing listens at {address}", remedy)
-    return _cluster_finding(address, ask_cluster(address))
+    return _cluster_finding(address, ask_cluster(address, root if is_local(root) else ""), root)
 
 
-def _cluster_finding(address: str, facts: dict[str, Any]) -> Finding:
+def _cluster_finding(address: str, facts: dict[str, Any], root: str) -> Finding:
     if "error" in facts:
         error = facts["error"]
         return Finding("failure", error if address in error else f"{address}: {error}", _remedy(error))
+    if hosts := facts["hosts_without_root"]:
+        problem, _, remedy = not_seen(root, hosts).partition("; ")
+        return Finding("failure", problem, remedy)
     resources, num_nodes = facts["resources"], facts["num_nodes"]
     nodes = f"{num_nodes} node{'s' if num_nodes != 1 else ''}"
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
@@ -55,9 +60,9 @@ def _remedy(error: str) -> str:
     return "ray status on its head node shows its state, and whether the token is the same"
 
 
-def ask_cluster(address: str) -> dict[str, Any]:
+def ask_cluster(address: str, root: str) -> dict[str, Any]:
     """Query it in a separate process: if the cluster does not answer, Ray's native code ends the process."""
-    command = [sys.executable, "-m", "orchestrator.doctor.ask_ray", address]
+    command = [sys.executable, "-m", "orchestrator.doctor.ask_ray", address, root]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
