@@ -21,6 +21,7 @@ def job_server(home: Path) -> Iterator[str]:
     # loopback in this process, and in those that it starts
     environment = {"HOME": str(home), "PATH": path, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     before, on_network = dict(os.environ), ray_constants.ENABLE_RAY_CLUSTER
+    wait_seconds = ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
     start = services.start_ray_process
 
     def start_fewer(command: list[str], *others: Any, **settings: Any) -> Any:
@@ -29,6 +30,7 @@ def job_server(home: Path) -> Iterator[str]:
 
     os.environ.update(environment)
     ray_constants.ENABLE_RAY_CLUSTER, services.start_ray_process = False, start_fewer
+    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 240  # on a busy machine its minute is too short
     try:
         head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0}
         cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -38,5 +40,6 @@ def job_server(home: Path) -> Iterator[str]:
             cluster.shutdown()
     finally:
         ray_constants.ENABLE_RAY_CLUSTER, services.start_ray_process = on_network, start
+        ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = wait_seconds
         os.environ.clear()
         os.environ.update(before)
