@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-WAIT_SECONDS = 240
+WAIT_SECONDS = 1200
 SECRETS = {
     "WANDB_API_KEY": "canary-wandb-0123456789abcdef",
     "AWS_ACCESS_KEY_ID": "AKIACANARY0123456789",
