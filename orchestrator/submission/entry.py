@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import runpy
 import sys
 
 
@@ -28,9 +29,7 @@ def main() -> None:
         )
     _wait_for_lease(settings)
     sys.argv = ["orchestrator", settings["command"], *settings["overrides"]]
-    from orchestrator.cli import main as run
-
-    sys.exit(run())
+    runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
 
 
 def _problem(settings):  # type: ignore[no-untyped-def]  # it must be read by any Python 3

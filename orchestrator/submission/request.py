@@ -72,9 +72,11 @@ def requested(config: SubmitConfig, compose: Compose) -> Request:
 
 
 def _run_name(command: str, config: Config) -> str:
-    run, pipeline = getattr(config, "run", None), getattr(config, "pipeline", None)
-    named = getattr(run, "name", None) or getattr(pipeline, "name", None)
-    return named or f"{command}-{fingerprint(_content(config))[:8]}"
+    """Return the run's own name for what trains; another command of that run is a job beside it."""
+    if isinstance(config, TrainingRunConfig) and config.run.name:
+        return config.run.name
+    pipeline = getattr(getattr(config, "pipeline", None), "name", None)
+    return f"{command}-{pipeline or fingerprint(_content(config))[:8]}"
 
 
 def _content(config: Config) -> dict[str, Any]:

@@ -42,6 +42,13 @@ def test_same_command_has_the_same_name_wherever_and_however_it_runs() -> None:
     assert request("pretrain", "storage.root=s3://other").run not in names
 
 
+def test_other_command_on_a_run_is_not_taken_for_its_training() -> None:
+    training, export = request("pretrain", ROOT, "run.name=x"), request("export", ROOT, "run.name=x")
+    assert (training.run, training.leased_run) == ("x", "x")
+    assert export.run.startswith("export-")
+    assert export.leased_run == ""
+
+
 def test_signature_of_an_input_does_not_change_the_name() -> None:
     def name(signature: str) -> str:
         return request("evaluate", ROOT, f"model.path=https://host/model?X-Amz-Signature={signature}").run
