@@ -210,10 +210,10 @@ class Composer:
         """
         if command not in COMMANDS:
             raise UserError(unknown_command(command))
+        if any(word.startswith("-") for word in overrides):
+            raise UserError("flags after the command are not carried along; give fields alone, as FIELD=VALUE")
         folder = ["--config-dir", self.config_dir] if self.config_dir else []
         flags = read_flags(command, [*folder, *overrides])
-        if set(overrides) - set(flags.overrides) - {"show"}:
-            raise UserError("flags after the command are not carried along; give fields alone, as FIELD=VALUE")
         with hydra_of(command, flags) as hydra, hydra_errors_in_one_line():
             return Session(hydra, command, flags).validated()
 

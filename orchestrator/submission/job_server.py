@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ _LOGGERS = (
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables that Ray's client prefers to the address that it is given (ray 2.60.0)."""
 _POLL_SECONDS = 1.0
+_MOST_FAILURES = 10
+"""Connections in a row that may be lost before anything new has come."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class JobServer:
                     seen, failures = max(seen, begun), 0
             except (OSError, RuntimeError) as error:
                 failures += 1
-                if failures > 10:
+                if failures > _MOST_FAILURES:
                     raise MachineError(f"the log of {job_id} cannot be followed: {_short(error)}") from None
             if self.job(job_id).is_over:
                 rest = self.log(job_id)[seen:]
@@ -199,7 +202,7 @@ def _refusal(what: str, error: Exception) -> str:
 
 
 def _is_about_a_token(error: Exception) -> bool:
-    return type(error).__name__ == "AuthenticationError" or any(code in str(error) for code in ("401", "403"))
+    return type(error).__name__ == "AuthenticationError" or bool(re.search(r"\b40[13]\b", str(error)))
 
 
 @contextmanager
@@ -232,18 +235,15 @@ def _listens(host: str, port: int) -> bool:
 
 
 def _tail(client: Any, job_id: str) -> Iterator[str]:
-    """Yield the parts of a log from Ray's asynchronous iterator."""
-    loop = asyncio.new_event_loop()
+    """Yield the parts of a log from Ray's asynchronous iterator; Ctrl-C ends the wait for the next."""
     parts = client.tail_job_logs(job_id)
-    try:
-        while True:
-            try:
-                yield loop.run_until_complete(anext(parts))
-            except StopAsyncIteration:
-                return
-    finally:
-        loop.run_until_complete(parts.aclose())
-        loop.close()
+
+    async def next_part() -> str | None:
+        return await anext(parts, None)
+
+    with asyncio.Runner() as runner:
+        while (text := runner.run(next_part())) is not None:
+            yield text
 
 
 def _job(details: Any) -> Job:

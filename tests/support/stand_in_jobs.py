@@ -1,10 +1,15 @@
 """A stand-in for Ray's client of a job server, whose jobs tests end as they like."""
 
+import asyncio
 import json
+import signal
 import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
+
+INTERRUPTED = "Ctrl-C"
+"""In a stand-in's log: here the user presses it."""
 
 
 @dataclass
@@ -52,6 +57,9 @@ class StandInClient:
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         for part in self.log:
+            if part == INTERRUPTED:
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.sleep(60)
             if part is None:
                 self.log.remove(None)
                 raise RuntimeError("WebSocket connection closed unexpectedly")

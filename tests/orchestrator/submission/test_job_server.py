@@ -4,11 +4,12 @@ import contextlib
 import socket
 
 import pytest
-from stand_in_jobs import Details, StandInClient
+from stand_in_jobs import INTERRUPTED, Details, StandInClient
 
 from orchestrator.errors import UserError
 from orchestrator.submission import job_server
 from orchestrator.submission.job_server import JobServer, connect
+from orchestrator.submission.report import follow
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,22 @@ def test_followed_log_is_whole_and_said_once_though_the_connection_is_lost(
     client = StandInClient(Details("x-attempt1"))
     client.log = parts
     assert "".join(JobServer(client).follow("x-attempt1")) == "a\nb\nc\nd\n"
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(capsys: pytest.CaptureFixture[str]) -> None:
+    client = StandInClient(Details("x-attempt1"))
+    client.log = ["a\n", INTERRUPTED, "b\n"]
+    with pytest.raises(SystemExit) as stopped:
+        follow(JobServer(client, "http://127.0.0.1:8265"), "x-attempt1")
+    assert stopped.value.code == 130
+    assert capsys.readouterr().out.splitlines() == [
+        "a",
+        "",
+        "x-attempt1 goes on without you",
+        "  follow it: orchestrator logs x-attempt1 --address http://127.0.0.1:8265 follow",
+        "  stop it:   orchestrator stop x-attempt1 --address http://127.0.0.1:8265",
+    ]
+    assert (client.stopped, client.get_job_info("x-attempt1").status) == ([], "RUNNING")
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.7:8265", "https://ray.example.com", "ray://10.0.0.7:10001"])
