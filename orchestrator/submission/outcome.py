@@ -24,7 +24,7 @@ def why(job: Job) -> str:
     if job.state == "pending":
         return "waits for its environment on the head node"
     if job.state == "stopped":
-        return "stopped by request"
+        return "by request"
     signals = (-(job.exit_code or 0), (job.exit_code or 0) - 128)
     killed = next((number for number in signals if number in (signal.SIGKILL, signal.SIGTERM)), None)
     if killed:

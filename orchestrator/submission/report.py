@@ -42,8 +42,9 @@ def show_started(started: Started, run: str, address: str | None) -> None:
 
 
 def _before(previous: Job) -> str:
-    reason = why(previous)
-    return f"{previous.id} was {previous.state}{f' ({reason})' if reason else ''}, and the run continues"
+    verb = {"done": "is done", "failed": "failed", "stopped": "was stopped"}[previous.state]
+    reason = f" ({why(previous)})" if previous.state == "failed" else ""
+    return f"{previous.id} {verb}{reason}, and this one goes on from there"
 
 
 def command_line(command: str, run: str, address: str | None) -> str:

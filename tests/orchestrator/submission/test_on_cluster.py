@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-WAIT_SECONDS = 1200
+WAIT_SECONDS = 240
 SECRETS = {
     "WANDB_API_KEY": "canary-wandb-0123456789abcdef",
     "AWS_ACCESS_KEY_ID": "AKIACANARY0123456789",
@@ -110,7 +110,8 @@ def test_stopped_or_killed_job_is_continued_by_the_next_submission(
     until(lambda: named(server, "tiny").is_over)
     killed_at = max(saved())
     assert main(["jobs", "--address", address]) == 0
-    assert re.search(r"tiny-attempt2 +tiny +failed .* its driver was ended by +SIGKILL", capfd.readouterr().out)
+    shown = " ".join(capfd.readouterr().out.split())  # a narrow table wraps the reason
+    assert re.search(r"tiny-attempt2 tiny failed \d+ \w+ its driver was ended by SIGKILL", shown)
 
     assert main(once) == 0
     until(lambda: step() > killed_at)

@@ -21,7 +21,7 @@ def ended(status: str, code: int | None, message: str = "") -> Job:
     ("status", "code", "message", "expected", "reason"),
     [
         ("SUCCEEDED", 0, "Job finished successfully.", 0, ""),
-        ("STOPPED", None, "Job was intentionally stopped.", 143, "stopped by request"),
+        ("STOPPED", None, "Job was intentionally stopped.", 143, "by request"),
         ("FAILED", 2, FAILED.format(code=2, line="error: model.nope=1: unknown"), 2, "model.nope=1: unknown"),
         ("FAILED", 1, FAILED.format(code=1, line="ValueError: no"), 1, "ValueError: no"),
         ("FAILED", -9, FAILED.format(code=-9, line="step 4"), 137, "its driver was ended by SIGKILL"),
