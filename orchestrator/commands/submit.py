@@ -19,6 +19,8 @@ from orchestrator.submission.package import ENTRY, Project, read_project, write_
 from orchestrator.submission.report import follow, show_started
 from orchestrator.submission.request import Request, check, requested, settings_of
 
+_IN_A_ROOT = ("runs", "stages", "data", "explanations")
+
 
 class Compose(Protocol):
     """Composes and validates the configuration of another command, as `cli` does."""
@@ -64,9 +66,14 @@ def _project(config: SubmitConfig, request: Request, folder: Path) -> Project | 
     """Return the files to send; with an image only settings travel."""
     if config.submit.environment == "image":
         return None
-    root = Path(request.root)
-    inside = [root.relative_to(folder).parts[0]] if root.is_absolute() and root.is_relative_to(folder) else []
-    return read_project(folder, config.submit.max_bytes, inside)
+    return read_project(folder, config.submit.max_bytes, _made_in(folder, Path(request.root)))
+
+
+def _made_in(folder: Path, root: Path) -> tuple[str, ...]:
+    """Return what a storage root within the folder holds there, which is not the project's."""
+    if not root.is_absolute() or not root.is_relative_to(folder):
+        return ()
+    return root.relative_to(folder).parts[:1] or _IN_A_ROOT
 
 
 def _environment(config: SubmitConfig, folder: Path) -> dict[str, Any]:

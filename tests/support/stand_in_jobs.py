@@ -33,6 +33,7 @@ class StandInClient:
     def __init__(self, *jobs: Details) -> None:
         self._jobs = {job.submission_id: job for job in jobs}
         self.settings: dict[str, Any] = {}
+        self.names: dict[str, list[str]] = {}
         self.log: list[str | None] = []
         self.stopped: list[str] = []
 
@@ -40,6 +41,7 @@ class StandInClient:
         if submission_id in self._jobs:
             raise RuntimeError(f"Request failed: ValueError: Job with submission_id {submission_id} already exists.")
         with zipfile.ZipFile(runtime_env["working_dir"]) as package:
+            self.names[submission_id] = sorted(package.namelist())
             self.settings[submission_id] = json.loads(package.read("_submission/settings.json"))
         self._jobs[submission_id] = Details(
             submission_id, "PENDING", metadata=metadata, runtime_env=runtime_env, entrypoint=entrypoint

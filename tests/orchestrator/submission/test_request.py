@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from stand_in_jobs import StandInClient
 
 from orchestrator.cli import main
 from orchestrator.cli.session import Composer
 from orchestrator.configuration.submission import SubmitConfig
 from orchestrator.errors import ConfigError, UserError
+from orchestrator.submission.job_server import JobServer
 from orchestrator.submission.request import Request, check, requested
 
 ROOT = "storage.root=s3://bucket/outputs"
@@ -66,6 +68,20 @@ def test_job_may_save_before_it_is_killed() -> None:
 def test_command_that_needs_a_person_is_not_submitted(command: str) -> None:
     with pytest.raises(UserError, match=f"command={command}: runs here alone"):
         request(command)
+
+
+@pytest.mark.parametrize(("root", "stays"), [("", "runs"), ("kept", "kept"), ("kept/deep", "kept")])
+def test_storage_root_within_the_folder_stays_here(
+    root: str, stays: str, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("code.py", f"{stays}/x/model.safetensors"):
+        (empty_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (empty_folder / name).write_text(name)
+    client = StandInClient()
+    monkeypatch.setattr("orchestrator.commands.submit.connect", lambda *_: JobServer(client))
+    assert main(["submit", "pretrain", f"storage.root={empty_folder / root}", "run.name=x"]) == 0
+    assert client.names["x-attempt1"] == ["_submission/entry.py", "_submission/settings.json", "code.py"]
+    assert client.settings["x-attempt1"]["overrides"][1:] == ["run.name=x", "cluster=ray", "cluster.address=auto"]
 
 
 def test_all_mistakes_are_found_before_anything_is_sent(
