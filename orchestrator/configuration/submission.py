@@ -13,7 +13,7 @@ class SubmitSettings(Config):
     """Where a command is sent, and with what."""
 
     address: Runtime[str | None] = None
-    """Address of the job server, http://HOST:8265, or of the cluster (auto, ray://…); null: RAY_ADDRESS, else auto."""
+    """The address of the job server, http://HOST:8265, or the cluster (auto, ray://…); null: RAY_ADDRESS, else auto."""
     wait: Runtime[bool] = False
     """Follow the log to the end, and exit with the job's exit code."""
     environment: Runtime[SubmitEnvironment] = "none"
@@ -38,7 +38,7 @@ class JobsConfig(Config):
     """`orchestrator jobs`: what was submitted to a cluster."""
 
     address: Runtime[str | None] = None
-    """Address of the job server, http://HOST:8265, or of the cluster (auto, ray://…); null: RAY_ADDRESS, else auto."""
+    """The address of the job server, http://HOST:8265, or the cluster (auto, ray://…); null: RAY_ADDRESS, else auto."""
     allow_insecure: Runtime[bool] = False
     """Ask a cluster over the network that demands no token."""
 
