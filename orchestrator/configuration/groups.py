@@ -129,7 +129,7 @@ class ClusterConfig(Config):
     cpus_per_worker: Runtime[Annotated[float, Field(gt=0, le=2**16)]] = 1
     """CPUs that Ray sets aside for each worker."""
     gpus_per_worker: Runtime[Annotated[int, Field(ge=0, le=1)] | None] = None
-    """0 or 1; null takes one GPU for each worker where there are enough, else none."""
+    """0 or 1; null takes a GPU for each worker where there are enough, else none; on Ray too few are refused."""
     max_failures: Runtime[CountOrZero] = 3
     """Restarts from the last checkpoint after lost or killed workers; the next one fails the run."""
     max_preemptions: Runtime[CountOrZero | None] = None
