@@ -9,7 +9,8 @@ import ray
 import torch
 from ray._private import ray_constants
 from ray._private.state import state as cluster_state
-from ray._raylet import GCS_AUTOSCALER_STATE_NAMESPACE, GCS_AUTOSCALER_V2_ENABLED_KEY
+from ray._raylet import GCS_AUTOSCALER_STATE_NAMESPACE as STATE  # type: ignore[attr-defined]  # compiled
+from ray._raylet import GCS_AUTOSCALER_V2_ENABLED_KEY as V2_ENABLED  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import _internal_kv_get
 
 from modules.cores import num_cores
@@ -45,8 +46,7 @@ def _can_grow() -> bool:
     groups = config.node_group_configs if config else ()
     if groups:
         return any(group.max_count == -1 or group.max_count > group.min_count for group in groups)
-    namespace = GCS_AUTOSCALER_STATE_NAMESPACE
-    if _internal_kv_get(GCS_AUTOSCALER_V2_ENABLED_KEY, namespace=namespace) == b"1":
+    if _internal_kv_get(V2_ENABLED, namespace=STATE) == b"1":
         return True
     return has_node_types(_internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS))
 
