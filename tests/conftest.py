@@ -10,6 +10,9 @@ from worker_pool import Pools
 
 # on a busy machine each kernel of two threads costs a time slice; torch reads the variable when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# otherwise Ray writes a token into the home folder of the user who runs the tests
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
 # otherwise W&B's client reports its own errors to its makers, also from these tests
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 

@@ -50,6 +50,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "explain": {"model": {"path": "x"}, "prompt": "x"},
     "export": {"run": {"name": "x"}},
     "finetune": {"model": {"path": "x"}},
+    "submit": {"command": "x"},
+    "logs": {"name": "x"},
+    "stop": {"name": "x"},
 }
 """What a command cannot do without."""
 CHOSEN = {"finetune": ["task=dialogue"], "compare": ["task=dialogue"]}

@@ -14,6 +14,8 @@ class Command:
     """Name of its class in orchestrator.configuration.commands; conf/<name>.yaml is its primary configuration."""
     makes: bool = False
     """It makes something that outlives it, and so goes on when its output is no longer read or cannot be written."""
+    composes: bool = False
+    """Its `run` gets, as a second argument, what composes the configuration of another command."""
     seconds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Commands that may be named after it, each with the class and the primary configuration that it then has."""
 
@@ -36,6 +38,12 @@ COMMANDS = {
     "chat": Command("hold a conversation with a model", "ChatConfig"),
     "explain": Command("show what a model looks at in a prompt", "ExplainConfig", makes=True),
     "export": Command("write the model at any checkpoint of a run for other tools", "ExportConfig", makes=True),
+    "submit": Command(
+        "run a command on a Ray cluster, with what it needs of this folder", "SubmitConfig", composes=True
+    ),
+    "jobs": Command("list what was submitted to a cluster, and why it ended", "JobsConfig"),
+    "logs": Command("print what a submitted job has printed, or follow it", "LogsConfig"),
+    "stop": Command("stop a submitted job, which saves first", "StopConfig"),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }

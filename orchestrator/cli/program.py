@@ -14,7 +14,7 @@ from modules.errors import InputError
 from orchestrator.cli.command import COMMANDS
 from orchestrator.cli.flags import parser_of, read_flags, second_command
 from orchestrator.cli.hydra_errors import hydra_errors_in_one_line
-from orchestrator.cli.session import Session, hydra_of
+from orchestrator.cli.session import Session, hydra_of, unknown_command
 from orchestrator.display import streams
 from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError, exit_code
@@ -97,7 +97,7 @@ def _main(arguments: list[str]) -> int:
     if first in ("--shell-completion", "-sc"):
         return _complete(arguments)
     if first not in COMMANDS:
-        raise UserError(_unknown_command(first))
+        raise UserError(unknown_command(first))
     _run_command(first, arguments[1:])
     return DONE
 
@@ -127,14 +127,6 @@ def _overview() -> str:
             'eval "$(orchestrator -sc install=bash)" makes the shell complete (also zsh, fish).',
         ]
     )
-
-
-def _unknown_command(name: str) -> str:
-    from orchestrator.configuration.schema import nearest
-
-    near = nearest(name, list(COMMANDS))
-    remedy = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
-    return f"{name}: no such command; {remedy}"
 
 
 def _run_command(name: str, arguments: list[str]) -> None:

@@ -5,11 +5,12 @@ import importlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.command import COMMANDS, conf_folder
-from orchestrator.cli.flags import second_command
+from orchestrator.cli.flags import read_flags, second_command
 from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
 from orchestrator.cli.sweep import checked_sweep_folder, jobs, parsed
 from orchestrator.display import streams
@@ -49,27 +50,40 @@ def hydra_of(name: str, flags: "Namespace") -> Iterator["Hydra"]:
         GlobalHydra.instance().clear()
 
 
+def config_class(name: str) -> "type[Config]":
+    """Return the class of a configuration by its name."""
+    from orchestrator.configuration import commands as config
+
+    return getattr(config, name)
+
+
 class Session:
     """One command's arguments, and the configuration that Hydra composes from them."""
 
     def __init__(self, hydra: "Hydra", name: str, flags: "Namespace") -> None:
-        from orchestrator.configuration import commands as config
-
         self.hydra, self.name, self.flags = hydra, name, flags
         kind, primary, self.typed = COMMANDS[name].config, name, name
         if second := second_command(name, flags.overrides):
             (kind, primary), self.typed = COMMANDS[name].seconds[second], f"{name} {second}"
             flags.overrides = flags.overrides[1:]
         self.primary = flags.config_name or primary
-        self.kind: type[Config] = getattr(config, kind)
+        self.kind = config_class(kind)
         self.sweeps = bool(flags.multirun) or "hydra.mode=MULTIRUN" in flags.overrides
         self.groups = self._groups()
         self.overrides, self.mistakes = self._read_overrides()
 
     def run(self) -> None:
+        self._start(self.validated())
+
+    def validated(self) -> "Config":
+        """Return the configuration.
+
+        Raises:
+            ConfigError: it has mistakes.
+        """
         from orchestrator.configuration.mistakes import validated
 
-        _start(self.name, validated(self._composed(self.overrides), self.kind, earlier=self.mistakes))
+        return validated(self._composed(self.overrides), self.kind, earlier=self.mistakes)
 
     def run_all(self) -> None:
         """Run every combination of a sweep; nothing starts unless all of them are valid."""
@@ -175,13 +189,46 @@ class Session:
 
         job = HydraConfig.get()
         print(redact(" ".join([f"[{job.job.num}]", *(text.lstrip("+") for text in job.overrides.task)])), flush=True)
-        _start(self.name, validated(_plain(cfg), self.kind))
+        self._start(validated(_plain(cfg), self.kind))
+
+    def _start(self, config: "Config") -> None:
+        command = COMMANDS[self.name]
+        if command.makes:
+            streams.go_on_unread()
+        others = [Composer(self.flags.config_dir)] if command.composes else []
+        importlib.import_module(f"orchestrator.commands.{self.name}").run(config, *others)
 
 
-def _start(name: str, config: "Config") -> None:
-    if COMMANDS[name].makes:
-        streams.go_on_unread()
-    importlib.import_module(f"orchestrator.commands.{name}").run(config)
+@dataclass(frozen=True)
+class Composer:
+    """Composes and validates the configuration of any command in this process."""
+
+    config_dir: str | None
+    """The user's folder of options, by --config-dir."""
+
+    def __call__(self, command: str, overrides: Sequence[str]) -> "Config":
+        """Return the configuration of a command.
+
+        Raises:
+            UserError: there is no such command, or the overrides have mistakes.
+        """
+        if command not in COMMANDS:
+            raise UserError(unknown_command(command))
+        if any(word.startswith("-") for word in overrides):
+            raise UserError("flags after the command are not carried along; give fields alone, as FIELD=VALUE")
+        folder = ["--config-dir", self.config_dir] if self.config_dir else []
+        flags = read_flags(command, [*folder, *overrides])
+        with hydra_of(command, flags) as hydra, hydra_errors_in_one_line():
+            return Session(hydra, command, flags).validated()
+
+
+def unknown_command(name: str) -> str:
+    """Return what to say about a command that does not exist."""
+    from orchestrator.configuration.schema import nearest
+
+    near = nearest(name, list(COMMANDS))
+    remedy = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
+    return f"{name}: no such command; {remedy}"
 
 
 @contextlib.contextmanager

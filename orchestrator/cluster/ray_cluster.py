@@ -4,8 +4,8 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 # set before the import of ray, which reads them
@@ -13,8 +13,8 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-import torch
 from ray._private import worker as ray_driver
+from ray.exceptions import AuthenticationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -24,6 +24,10 @@ from modules.cores import num_cores
 from orchestrator.cluster.base import check_device
 from orchestrator.cluster.notices import Notices, forward_notices
 from orchestrator.cluster.ray_policy import Failures, fault_text, scaling_policy
+from orchestrator.cluster.ray_private import private_cluster
+from orchestrator.cluster.ray_resources import Resources, check_resources, of_the_cluster, of_this_machine, use_gpu
+from orchestrator.cluster.ray_storage import check_shared, hosts_without
+from orchestrator.cluster.ray_token import TOKEN_FILE, check_secure
 from orchestrator.cluster.ray_worker import MailboxActor, WorkerNotices, open_mailbox, work
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
@@ -44,9 +48,11 @@ class RayLauncher:
     def __init__(self, config: TrainingRunConfig) -> None:
         self._config, self._grace_seconds = config.cluster, config.checkpoint.grace_seconds
         self._worker_counts = worker_counts(config)
-        present, fewest = _present_resources(config.cluster), self._worker_counts[0]
-        _check_resources(config.cluster, fewest, present)
-        check_device(config, _use_gpu(config.cluster, fewest, present))
+        check_secure("cluster.address", config.cluster.address, config.cluster.allow_insecure, "cluster.allow_insecure")
+        resources, fewest = _resources(config.cluster, config.storage.root), self._worker_counts[0]
+        check_resources(config.cluster, fewest, resources)
+        self._use_gpu = use_gpu(config.cluster, fewest, resources)
+        check_device(config, self._use_gpu)
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
         """See `Launcher.launch`; events of the workers and of Ray Train's controller arrive through a mailbox."""
@@ -61,13 +67,12 @@ class RayLauncher:
                     attempt.run(notices)
 
     def _trainer(self, job: Job, mailbox: MailboxActor, ray_folder: str) -> "_Trainer":
-        use_gpu = _use_gpu(self._config, self._worker_counts[0], ray.cluster_resources())
         max_preemptions = self._config.max_preemptions
         trainer = _Trainer(
             work,
             train_loop_config={"job": job, "mailbox": mailbox, "driver": ProcessId.of(os.getpid())},
-            scaling_config=self._scaling(use_gpu),
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=self._scaling(),
+            torch_config=TorchConfig(backend="nccl" if self._use_gpu else "gloo"),
             run_config=RunConfig(
                 name=job.run.name,
                 storage_path=ray_folder,  # Ray's own checkpoint transfer is not used (CONTRIBUTING, invariant 4)
@@ -81,14 +86,14 @@ class RayLauncher:
         trainer.mailbox, trainer.worker_counts = mailbox, self._worker_counts
         return trainer
 
-    def _scaling(self, use_gpu: bool) -> ScalingConfig:
+    def _scaling(self) -> ScalingConfig:
         resources: dict[str, float] = {"CPU": self._config.cpus_per_worker}
-        if use_gpu:
+        if self._use_gpu:
             resources["GPU"] = 1
         fewest, most = self._worker_counts[0], self._worker_counts[-1]
         return ScalingConfig(
             num_workers=(fewest, most) if fewest < most else most,
-            use_gpu=use_gpu,
+            use_gpu=self._use_gpu,
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=self._config.resize_interval_seconds,
         )
@@ -203,24 +208,34 @@ class _Trainer(TorchTrainer):
 @contextmanager
 def _cluster(config: ClusterConfig) -> Iterator[None]:
     """Connect to the cluster, or start one; leave an existing connection as it is."""
-    ours = not ray.is_initialized()
-    if ours:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if config.address is None:
-            options |= {"include_dashboard": False, "num_cpus": num_cores()}
-        # Ray prints pages of the log of each lost raylet, even without log_to_driver; our events report the loss
-        ray_driver.print_to_stdstream = lambda *_, **__: None
-        try:
-            with _blocked_notices():
-                ray.init(address=config.address or "local", **options)
-        except (ConnectionError, ValueError) as error:
-            raise HardwareError(f"cluster.address={config.address}: no Ray cluster answers there ({error})") from None
-    try:
+    if ray.is_initialized():
         yield
-    finally:
-        if ours:
+        return
+    with private_cluster() if config.address is None else nullcontext():
+        _connect(config)
+        try:
+            yield
+        finally:
             _end_without_grace()
             ray.shutdown()
+
+
+def _connect(config: ClusterConfig) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if config.address is None:
+        options |= {"include_dashboard": False, "num_cpus": num_cores()}
+    # Ray prints pages of the log of each lost raylet, even without log_to_driver; our events report the loss
+    ray_driver.print_to_stdstream = lambda *_, **__: None
+    try:
+        with _blocked_notices():
+            ray.init(address=config.address or "local", **options)
+    except AuthenticationError:
+        raise HardwareError(
+            f"cluster.address={config.address}: the cluster demands a token, and got none or another one; set "
+            f"RAY_AUTH_MODE=token, and put its token into RAY_AUTH_TOKEN or ~/{TOKEN_FILE}"
+        ) from None
+    except (ConnectionError, ValueError) as error:
+        raise HardwareError(f"cluster.address={config.address}: no Ray cluster answers there ({error})") from None
 
 
 @contextmanager
@@ -245,8 +260,8 @@ def _end_without_grace() -> None:
         node.kill_all_processes = lambda **_: kill(check_alive=False)
 
 
-def cluster_facts(address: str) -> dict[str, Any]:
-    """Return what an existing cluster reports about itself, as plain data.
+def cluster_facts(address: str, root: str) -> dict[str, Any]:
+    """Return what an existing cluster reports about itself and its view of a storage root, as plain data.
 
     Raises:
         Exception: Ray's own, if no cluster of the same version answers.
@@ -257,31 +272,21 @@ def cluster_facts(address: str) -> dict[str, Any]:
             "address": ray.get_runtime_context().gcs_address,
             "num_nodes": sum(node["Alive"] for node in ray.nodes()),
             "resources": ray.cluster_resources(),
+            "hosts_without_root": hosts_without(root) if root else [],
         }
 
 
-def _present_resources(config: ClusterConfig) -> Mapping[str, float]:
-    """Return the resources by Ray's names; those of an embedded Ray are this machine's, so it need not start yet."""
+def _resources(config: ClusterConfig, root: str) -> Resources:
+    """Return what there is for workers.
+
+    Raises:
+        UserError: they would run on machines that do not see the storage root.
+    """
     if config.address is None and not ray.is_initialized():
-        return {"CPU": float(num_cores()), "GPU": float(torch.cuda.device_count())}
+        return of_this_machine()
     with _cluster(config):
-        return ray.cluster_resources()
-
-
-def _check_resources(config: ClusterConfig, fewest: int, present: Mapping[str, float]) -> None:
-    wanted = {"CPU": fewest * config.cpus_per_worker, "GPU": float(fewest * (config.gpus_per_worker or 0))}
-    for kind, number in wanted.items():
-        if number > present.get(kind, 0):
-            raise HardwareError(
-                f"cluster.num_workers={fewest}: the workers need {number:g} {kind}s, and the cluster has "
-                f"{present.get(kind, 0):g}; lower cluster.num_workers or cluster.{kind.lower()}s_per_worker"
-            )
-
-
-def _use_gpu(config: ClusterConfig, fewest: int, present: Mapping[str, float]) -> bool:
-    if config.gpus_per_worker is None:
-        return present.get("GPU", 0) >= fewest
-    return bool(config.gpus_per_worker)
+        check_shared(root)
+        return of_the_cluster()
 
 
 def _worker_error(error: TrainingFailedError) -> WorkerError:

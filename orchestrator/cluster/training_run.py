@@ -17,6 +17,7 @@ from orchestrator.runs.events import DRIVER_KINDS, EventLog
 from orchestrator.runs.goodput import goodput
 from orchestrator.runs.lease import lease
 from orchestrator.runs.run import Job, ObjectiveSource, Run
+from orchestrator.runs.tracking import key_place
 from orchestrator.storage.store import Storage
 
 
@@ -77,4 +78,4 @@ def _job(
 ) -> Job:
     """Return the job for the workers, which may start in other folders: its root is absolute."""
     for_workers = config.model_copy(update={"storage": StorageConfig(root=storage.url())})
-    return Job(for_workers, this_run, attempt, objective)
+    return Job(for_workers, this_run, attempt, objective, driver_has_wandb_key=key_place() is not None)

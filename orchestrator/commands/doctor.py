@@ -37,6 +37,6 @@ def _checks(config: DoctorConfig) -> dict[str, Check]:
         "compile locks": partial(toolchain.locks, config.fix),
         "extensions": partial(toolchain.extensions, config.build),
         "storage": partial(storage_root, config.storage.root),
-        "Ray": partial(ray_cluster, config.cluster),
+        "Ray": partial(ray_cluster, config.cluster, config.storage.root),
         "W&B": partial(wandb_account, config.tracking),
     }

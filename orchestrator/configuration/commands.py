@@ -41,6 +41,10 @@ from orchestrator.configuration.groups import (
     TrackingConfig,
 )
 from orchestrator.configuration.planning import PlanFields
+from orchestrator.configuration.submission import JobsConfig, LogsConfig, StopConfig, SubmitConfig
+
+__all__ = ["JobsConfig", "LogsConfig", "StopConfig", "SubmitConfig"]
+"""Those of other files, which are found here by their names as well."""
 
 
 class TextConfig(Config):

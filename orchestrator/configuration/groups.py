@@ -131,7 +131,7 @@ class ClusterConfig(Config):
     cpus_per_worker: Runtime[Annotated[float, Field(gt=0, le=2**16)]] = 1
     """CPUs that Ray sets aside for each worker."""
     gpus_per_worker: Runtime[Annotated[int, Field(ge=0, le=1)] | None] = None
-    """0 or 1; null takes one GPU for each worker where there are enough, else none."""
+    """0 or 1; null takes a GPU for each worker where there are enough, else none; on Ray too few are refused."""
     max_failures: Runtime[CountOrZero] = 3
     """Restarts from the last checkpoint after lost or killed workers; the next one fails the run."""
     max_preemptions: Runtime[CountOrZero | None] = None
@@ -144,6 +144,8 @@ class ClusterConfig(Config):
     """How long to wait for another driver of the run to end; 0 refuses at once. 90 suits automatic restarts."""
     address: Runtime[str | None] = None
     """An existing Ray cluster's address (`auto`, `ray://…`); null starts an embedded one."""
+    allow_insecure: Runtime[bool] = False
+    """Connect to a cluster beyond this machine that demands no token."""
 
     @field_validator("num_workers")
     @classmethod

@@ -139,6 +139,8 @@ class Job:
     run: Run
     attempt: Attempt
     objective: ObjectiveSource
+    driver_has_wandb_key: bool = False
+    """Whether W&B would find a key on the driver's machine, which a worker's may lack."""
 
 
 def training_recipe(

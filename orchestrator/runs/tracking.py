@@ -156,6 +156,12 @@ def key_place() -> str | None:
     return next(filter(os.environ.get, _KEYS), "netrc" if _has_netrc_key() else None)
 
 
+def lacks_key(config: TrackingConfig) -> bool:
+    """Return whether a run would be tracked online if there were a key here."""
+    wanted = config.mode if config.mode != "auto" else os.environ.get("WANDB_MODE", "").lower() or "online"
+    return wanted == "online" and key_place() is None
+
+
 def api_url() -> str:
     """Return the address of the W&B service."""
     return os.environ.get("WANDB_BASE_URL") or f"https://{_DEFAULT_HOSTS[0]}"

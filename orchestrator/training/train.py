@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import socket
 import warnings
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from orchestrator.runs.events import EventLog
 from orchestrator.runs.lease import ended_with_lease
 from orchestrator.runs.results import Results
 from orchestrator.runs.run import Job
-from orchestrator.runs.tracking import NullTracker, Tracker, make_tracker
+from orchestrator.runs.tracking import NullTracker, Tracker, lacks_key, make_tracker
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 from orchestrator.training.callbacks.preemption import StopNotices
@@ -104,6 +105,10 @@ def _train(parts: Parts) -> Fitted:
 def _tracker(job: Job, storage: Storage, runtime: Runtime) -> Tracker:
     if runtime.rank:
         return NullTracker()
+    if job.driver_has_wandb_key and lacks_key(job.config.tracking):
+        place = f"the driver has a W&B key, and {socket.gethostname()}, which tracks the run, has none"
+        remedy = "give the nodes WANDB_API_KEY, from a Kubernetes secret or in the environment of `ray start`"
+        runtime.emit({"kind": "note", "text": f"{place}: it is tracked offline; {remedy}"})
     return make_tracker(
         job.config.tracking,
         job.run.name,

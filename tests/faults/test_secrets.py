@@ -160,6 +160,10 @@ PATH_FIELDS = {
     "export": {"to": ["run.name=x"], "storage.root": ["run.name=x"]},
     "runs": {"storage.root": []},
     "doctor": {"storage.root": [], "cluster.address": ["cluster=ray"]},
+    "submit": {"submit.address": ["runs", "storage.root=/x"]},
+    "jobs": {"address": []},
+    "logs": {"address": ["name=x"]},
+    "stop": {"address": ["name=x"]},
 }
 """Every field that takes a path or an address, and what else must be set with it."""
 ALL_KINDS = (("prepare", "data.path"), ("generate", "model.path"))

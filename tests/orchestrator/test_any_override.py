@@ -77,13 +77,23 @@ def overrides(command: str) -> st.SearchStrategy[str]:
     return st.builds(lambda *parts: "".join(parts), PREFIXES, keys, TAILS, SIGNS, VALUES)
 
 
+NEEDED = {
+    "evaluate": ["model.path=x"],
+    "generate": ["model.path=x"],
+    "submit": ["runs"],
+    "logs": ["x"],
+    "stop": ["x"],
+}
+"""What a command cannot do without."""
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> list[Config]:
     """Collect the configurations that commands are started with, in an empty folder."""
     configs: list[Config] = []
     for name in COMMANDS:
         module = types.ModuleType(f"orchestrator.commands.{name}")
-        vars(module)["run"] = configs.append
+        vars(module)["run"] = lambda config, *_: configs.append(config)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     main(["runs"])  # imports what all commands need, which is not to be timed
     return configs
@@ -91,7 +101,7 @@ def started(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> list[Config]
 
 def check(command: str, words: list[str], started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
     started.clear()
-    needed = ["model.path=x"] if command in ("evaluate", "generate") else []
+    needed = NEEDED.get(command, [])
     before = time.process_time()
     code = main([command, *needed, *words])
     seconds, said = time.process_time() - before, capsys.readouterr()

@@ -33,11 +33,11 @@ def started(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> Started:
     """Collect the configurations that commands are started with, in an empty folder."""
     configs: Started = []
     for name in COMMANDS:
-        replace_command(monkeypatch, name, configs.append)
+        replace_command(monkeypatch, name, lambda config, *_: configs.append(config))
     return configs
 
 
-def replace_command(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[[Any], None]) -> None:
+def replace_command(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[..., None]) -> None:
     module = types.ModuleType(f"orchestrator.commands.{name}")
     vars(module)["run"] = run
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -88,7 +88,13 @@ def test_command_help_shows_fields_with_their_explanations(command: str, capsys:
     said = " ".join(capsys.readouterr().out.split())
     assert COMMANDS[command].summary in said
     with_root = ("runs", "doctor", "evaluate", "compare", "explain", "export")
-    others = {"predict": "split all", **dict.fromkeys(with_root, "storage.root outputs")}
+    jobs = dict.fromkeys(("jobs", "logs", "stop"), "allow_insecure false")
+    others = {
+        "predict": "split all",
+        "submit": "submit.environment none",
+        **jobs,
+        **dict.fromkeys(with_root, "storage.root outputs"),
+    }
     assert others.get(command, "seed 1234") in said
 
 

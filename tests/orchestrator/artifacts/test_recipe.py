@@ -22,6 +22,7 @@ NOT_IN_A_RECIPE = {
     "device",
     "link",
     "plan",
+    "submit",
 }
 """Groups that only say where and how a command runs."""
 RUNTIME_FIELDS = {
@@ -35,7 +36,22 @@ RUNTIME_FIELDS = {
         "harness.batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
-    *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack", "num_samples"),
+    *(
+        "training.compile",
+        "fix",
+        "build",
+        "name",
+        "to",
+        "output",
+        "max_tokens",
+        "command",
+        "overrides",
+        "address",
+        "allow_insecure",
+        "follow",
+        "prepack",
+        "num_samples",
+    ),
 }
 INPUT_FIELDS = {
     "data.path",

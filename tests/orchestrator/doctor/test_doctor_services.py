@@ -156,7 +156,13 @@ def test_store_that_silently_does_something_else_has_failed(
 
 # Ray
 
-FACTS = {"version": "2.60.0", "address": "10.0.0.1:6379", "num_nodes": 2, "resources": {"CPU": 8.0, "GPU": 2.0}}
+FACTS = {
+    "version": "2.60.0",
+    "address": "10.0.0.1:6379",
+    "num_nodes": 2,
+    "resources": {"CPU": 8.0, "GPU": 2.0},
+    "hosts_without_root": [],
+}
 
 
 @pytest.fixture
@@ -167,14 +173,14 @@ def port() -> Iterator[int]:
 
 def answered(monkeypatch: pytest.MonkeyPatch, asked: str, **facts: Any) -> Finding:
     """Check a cluster that answers with `facts`."""
-    monkeypatch.setattr(ray_address, "ask_cluster", lambda address: {**FACTS, **facts})
-    return ray_address.ray_cluster(ClusterConfig(name="ray", address=asked))
+    monkeypatch.setattr(ray_address, "ask_cluster", lambda *_: {**FACTS, **facts})
+    return ray_address.ray_cluster(ClusterConfig(name="ray", address=asked), "outputs")
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
 def test_without_an_address_nothing_is_queried(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_address, "ask_cluster", lambda address: pytest.fail("it asks"))
-    finding = ray_address.ray_cluster(ClusterConfig(name=name))
+    monkeypatch.setattr(ray_address, "ask_cluster", lambda *_: pytest.fail("it asks"))
+    finding = ray_address.ray_cluster(ClusterConfig(name=name), "outputs")
     assert finding.status == "ok"
     assert "embedded" in finding.text
 
@@ -182,8 +188,8 @@ def test_without_an_address_nothing_is_queried(name: Any, monkeypatch: pytest.Mo
 def test_address_where_nothing_listens_has_failed_without_ray(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = server.getsockname()[1]
-    monkeypatch.setattr(ray_address, "ask_cluster", lambda address: pytest.fail("it asks"))
-    finding = ray_address.ray_cluster(ClusterConfig(name="ray", address=f"127.0.0.1:{closed}"))
+    monkeypatch.setattr(ray_address, "ask_cluster", lambda *_: pytest.fail("it asks"))
+    finding = ray_address.ray_cluster(ClusterConfig(name="ray", address=f"127.0.0.1:{closed}"), "outputs")
     assert finding.status == "failure"
     assert f"nothing listens at 127.0.0.1:{closed}" in finding.text
 
@@ -203,6 +209,16 @@ def test_cluster_that_is_open_to_the_network_without_a_token_is_a_warning(
     assert answered(monkeypatch, "auto").status == "ok"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert answered(monkeypatch, "auto").status == "warning"
+
+
+def test_hosts_that_do_not_see_the_storage_root_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = answered(monkeypatch, "auto", hosts_without_root=["b", "c", "d", "e"])
+    assert finding.status == "failure"
+    assert (
+        finding.text
+        == "storage.root=outputs: a folder of this machine, which b, c, d and 1 other of the cluster do not see"
+    )
+    assert "s3://bucket/outputs" in finding.remedy
 
 
 def test_token_mode_needs_a_token_and_never_shows_it(
@@ -258,7 +274,7 @@ def test_cluster_is_asked_in_a_process_that_may_end_or_hang(
         return answer
 
     monkeypatch.setattr(ray_address.subprocess, "run", run)
-    assert ray_address.ask_cluster("auto") == facts
+    assert ray_address.ask_cluster("auto", "outputs") == facts
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from offline_wandb import artifact_records, config_of, history_of, read_records, summary_of
 
 from orchestrator.configuration.groups import TrackingConfig
 from orchestrator.errors import ConfigError
-from orchestrator.runs.tracking import NullTracker, check_environment, make_tracker, resolve_mode
+from orchestrator.runs.tracking import NullTracker, check_environment, lacks_key, make_tracker, resolve_mode
 from orchestrator.storage.redaction import is_secret_name, without_secrets
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -268,3 +269,23 @@ def test_variable_that_wandb_refuses_is_found_before_the_run(
     check_environment(TrackingConfig(mode="disabled"))
     with pytest.raises(ConfigError, match=f"^{name} in the environment: .*; correct or unset it$"):
         check_environment(TrackingConfig())
+
+
+@pytest.mark.parametrize(
+    ("mode", "variables", "lacks"),
+    [
+        ("auto", {}, True),
+        ("online", {}, True),
+        ("auto", {"WANDB_API_KEY": "k" * 40}, False),
+        ("auto", {"WANDB_MODE": "offline"}, False),
+        ("offline", {}, False),
+        ("disabled", {}, False),
+    ],
+)
+def test_worker_that_would_track_online_if_it_had_a_key_lacks_one(
+    mode: Any, variables: dict[str, str], lacks: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert lacks_key(TrackingConfig(mode=mode)) is lacks

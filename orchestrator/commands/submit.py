@@ -1,0 +1,102 @@
+"""`orchestrator submit`: a command runs on a Ray cluster, whether or not this machine stays on."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from modules.config import Config
+from orchestrator.configuration.submission import SubmitConfig
+from orchestrator.display.terminal import print_line
+from orchestrator.display.units import size
+from orchestrator.doctor.packages import TESTED, allowed_ranges
+from orchestrator.runs.tracking import key_place
+from orchestrator.storage.redaction import redact
+from orchestrator.submission.attempts import start_or_find
+from orchestrator.submission.job_server import Labels, connect
+from orchestrator.submission.lock_file import locked_packages
+from orchestrator.submission.package import ENTRY, Project, read_project, write_package
+from orchestrator.submission.report import follow, show_started
+from orchestrator.submission.request import Request, check, requested, settings_of
+
+_IN_A_ROOT = ("runs", "stages", "data", "explanations")
+
+
+class Compose(Protocol):
+    """Composes and validates the configuration of another command, as `cli` does."""
+
+    @property
+    def config_dir(self) -> str | None:
+        """The user's folder of options."""
+        ...
+
+    def __call__(self, command: str, overrides: Sequence[str]) -> Config: ...
+
+
+def run(config: SubmitConfig, compose: Compose) -> None:
+    """Send the command to the cluster, or find the job that already runs it; with `submit.wait` follow it to its end.
+
+    Raises:
+        SystemExit: with the job's exit code, if it is followed and that is not 0.
+    """
+    request, folder = requested(config, compose), Path.cwd()
+    config_dir = Path(compose.config_dir) if compose.config_dir else None
+    project = _project(config, request, folder)
+    check(request, project.files if project else (), config_dir)
+    runtime_env = {"env_vars": request.env_vars, **_environment(config, folder)}
+    allow_insecure = config.submit.allow_insecure or _allows_insecure(request)
+    server = connect("submit.address", config.submit.address, allow_insecure)
+    for line in _notes(request, project):
+        print_line(line)
+    with tempfile.TemporaryDirectory(prefix="orchestrator-submit-") as place:
+        package = Path(place) / "package.zip"
+        write_package(package, project, _settings(config, request, config_dir), config_dir)
+
+        def start(job_id: str) -> None:
+            labels = Labels(request.run, request.root, request.command)
+            server.submit(job_id, labels, f"exec python {ENTRY}", package, runtime_env)
+
+        started = start_or_find(server, request.run, request.root, start)
+    show_started(started, request.run, server.address)
+    if config.submit.wait:
+        follow(server, started.id)
+
+
+def _project(config: SubmitConfig, request: Request, folder: Path) -> Project | None:
+    """Return the files to send; with an image only settings travel."""
+    if config.submit.environment == "image":
+        return None
+    return read_project(folder, config.submit.max_bytes, _made_in(folder, Path(request.root)))
+
+
+def _made_in(folder: Path, root: Path) -> tuple[str, ...]:
+    """Return what a storage root within the folder holds there, which is not the project's."""
+    if not root.is_absolute() or not root.is_relative_to(folder):
+        return ()
+    return root.relative_to(folder).parts[:1] or _IN_A_ROOT
+
+
+def _environment(config: SubmitConfig, folder: Path) -> dict[str, Any]:
+    return {"pip": locked_packages(folder)} if config.submit.environment == "lock" else {}
+
+
+def _settings(config: SubmitConfig, request: Request, config_dir: Path | None) -> dict[str, Any]:
+    allowed = {name: str(ranges) for name, ranges in allowed_ranges().items() if name in TESTED}
+    tracking = getattr(request.config, "tracking", None)
+    has_key = tracking is not None and tracking.mode in ("auto", "online") and key_place() is not None
+    return settings_of(request, config.submit.environment, TESTED, allowed, has_key, config_dir)
+
+
+def _allows_insecure(request: Request) -> bool:
+    cluster = getattr(request.config, "cluster", None)
+    return bool(cluster and cluster.allow_insecure)
+
+
+def _notes(request: Request, project: Project | None) -> list[str]:
+    lines = [f"on the cluster: {redact(' '.join(request.added))}"] if request.added else []
+    if project is not None:
+        files = f"{len(project.files)} file{'s' if len(project.files) != 1 else ''}"
+        lines.append(f"sends {files} of {project.folder}, {size(project.num_bytes)}")
+        if project.held_back:
+            lines.append(f"not sent, since they may hold secrets: {', '.join(project.held_back)}")
+    return lines

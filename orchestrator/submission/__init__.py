@@ -1,0 +1,1 @@
+"""Answers: how does a command get onto a Ray cluster, and what became of it there?"""

@@ -1,0 +1,105 @@
+"""Runs in the job, on the cluster: check what is installed there, then run the submitted command in this process.
+
+It is sent as a file of its own and read by whatever Python the cluster has, so it imports only the standard library
+until it has looked.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import runpy
+import sys
+
+
+def main() -> None:
+    """Run the command of the settings beside this file."""
+    settings = json.loads(pathlib.Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
+    sys.path[0] = os.getcwd()
+    problem = _problem(settings)
+    if problem:
+        sys.exit(_refused(problem))
+    for line in _other_versions(settings["tested"]):
+        _say("note: " + line)
+    if settings["wandb_key"] and not _has_wandb_key():
+        _say(
+            "note: the machine that submitted this has a W&B key, and the cluster's head node has none: what it tracks "
+            "stays offline. Give the nodes WANDB_API_KEY, from a Kubernetes secret or the environment of `ray start`"
+        )
+    _wait_for_lease(settings)
+    sys.argv = ["orchestrator", settings["command"], *settings["overrides"]]
+    runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
+
+
+def _problem(settings):  # type: ignore[no-untyped-def]  # it must be read by any Python 3
+    remedies = {
+        "none": "submit from a checkout of the project, or choose submit.environment=lock or image",
+        "lock": "submit from a checkout, or name gpt-orchestrator in requirements.lock",
+        "image": "start the cluster with an image that has it",
+    }
+    remedy = remedies[settings["environment"]]
+    if sys.version_info < (3, 11):  # noqa: UP036  # the cluster's Python is not ours
+        return "the cluster has Python {}.{}, and 3.11 or 3.12 is needed".format(*sys.version_info[:2])
+    if importlib.util.find_spec("orchestrator") is None:
+        return "the package gpt-orchestrator is not on the cluster, nor in what was sent; " + remedy
+    missing = [name for name in settings["tested"] if _version(name) is None]
+    if missing:
+        install = " ".join(f"{name}=={settings['tested'][name]}" for name in missing)
+        return (
+            "not installed on the cluster: {}; pip install {} there (the Python is {}), or choose "
+            "submit.environment=lock or image".format(", ".join(missing), install, sys.executable)
+        )
+    outside = [name for name, allowed in settings["allowed"].items() if not _fits(name, allowed)]
+    if outside:
+        found = ", ".join(f"{name} {_version(name)} (needed: {settings['allowed'][name]})" for name in outside)
+        remedy = "install these there, or choose submit.environment=lock or image"
+        return f"of another version on the cluster: {found}; {remedy}"
+    return ""
+
+
+def _fits(name, allowed):  # type: ignore[no-untyped-def]
+    from packaging.specifiers import SpecifierSet  # Ray needs it as well
+
+    return SpecifierSet(allowed).contains(_version(name) or "0", prereleases=True)
+
+
+def _other_versions(tested):  # type: ignore[no-untyped-def]
+    """Yield a line if the cluster has other versions than those that were tested together."""
+    others = [name for name in tested if (_version(name) or "").partition("+")[0] != tested[name]]
+    if others:
+        found = ", ".join(f"{name} {_version(name)} (tested: {tested[name]})" for name in others)
+        yield f"the cluster has {found}"
+
+
+def _version(name):  # type: ignore[no-untyped-def]
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _has_wandb_key() -> bool:
+    from orchestrator.runs.tracking import key_place
+
+    return key_place() is not None
+
+
+def _wait_for_lease(settings) -> None:  # type: ignore[no-untyped-def]
+    if settings["run"]:
+        from orchestrator.submission.free_lease import wait_until_free
+
+        wait_until_free(settings["root"], settings["run"], _say)
+
+
+def _refused(problem: str) -> int:
+    print("error: " + problem, file=sys.stderr, flush=True)  # noqa: T201
+    return 2
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

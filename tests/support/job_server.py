@@ -1,0 +1,45 @@
+"""A Ray cluster of one node with a job server, on loopback, with the tests' token, in processes of its own."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def job_server(home: Path) -> Iterator[str]:
+    """Yield the address of a job server, whose environment names `home` as the user's home folder.
+
+    Of the dashboard only what the job server needs is started, which saves seven processes.
+    """
+    from ray._private import ray_constants, services
+    from ray.cluster_utils import Cluster
+
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    # loopback in this process, and in those that it starts
+    environment = {"HOME": str(home), "PATH": path, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    before, on_network = dict(os.environ), ray_constants.ENABLE_RAY_CLUSTER
+    wait_seconds = ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
+    start = services.start_ray_process
+
+    def start_fewer(command: list[str], *others: Any, **settings: Any) -> Any:
+        is_dashboard = any(str(word).endswith("dashboard/dashboard.py") for word in command)
+        return start([*command, "--modules-to-load=JobHead,NodeHead"] if is_dashboard else command, *others, **settings)
+
+    os.environ.update(environment)
+    ray_constants.ENABLE_RAY_CLUSTER, services.start_ray_process = False, start_fewer
+    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 240  # on a busy machine its minute is too short
+    try:
+        head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            yield f"http://{cluster.head_node.address_info['webui_url']}"
+        finally:
+            cluster.shutdown()
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, services.start_ray_process = on_network, start
+        ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = wait_seconds
+        os.environ.clear()
+        os.environ.update(before)
