@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from orchestrator.checkpoints.attempt import Attempt, lease_name, newest_number
+from orchestrator.checkpoints.attempt import RUNS, Attempt, lease_name, newest_number
 from orchestrator.errors import LeaseError, LeaseLostError, OrchestratorError
 from orchestrator.runs.processes import ProcessId
 from orchestrator.storage.errors import NotFoundError
@@ -43,17 +43,19 @@ def lease(
     run_name: str,
     on_loss: Callable[[], Any] | None = None,
     on_renewal: Callable[[], Any] = lambda: None,
+    above: str = RUNS,
 ) -> Iterator[Attempt]:
     """Hold the lease of a run, and yield the attempt that it admits.
 
     Args:
         on_loss: Called when another driver has taken over; None ends this process and its children at once.
         on_renewal: Called after each renewal and at the end, to write what somebody has removed from the run's folder.
+        above: The folder that holds the run's.
 
     Raises:
         LeaseError: another driver holds it.
     """
-    attempt, taken = _take(storage, run_name), time.time()
+    attempt, taken = _take(storage, run_name, above), time.time()
     renewal = _Watch(lambda: _renew(storage, attempt, taken, on_renewal), on_loss or _end_at_once)
     renewal.start()
     try:
@@ -81,15 +83,15 @@ def ended_with_lease(storage: Storage, attempt: Attempt) -> Iterator[None]:
         watch.stop()
 
 
-def holder(storage: Storage, run_name: str) -> dict[str, Any] | None:
+def holder(storage: Storage, run_name: str, above: str = RUNS) -> dict[str, Any] | None:
     """Return the live holder of a run's lease: host, pid, taken and more; None if there is none."""
-    number = newest_number(storage, run_name)
+    number = newest_number(storage, run_name, above)
     if not number:
         return None
     try:
-        found = _read(storage, lease_name(run_name, number))
+        found = _read(storage, lease_name(run_name, number, above))
     except NotFoundError:  # another driver has taken over in between
-        return holder(storage, run_name)
+        return holder(storage, run_name, above)
     return found if _is_alive(found) else None
 
 
@@ -120,7 +122,7 @@ class _Watch(threading.Thread):
 def _renew(storage: Storage, attempt: Attempt, taken: float, on_renewal: Callable[[], Any]) -> None:
     attempt.check(storage)
     data = _description(attempt.token, taken, renewed=time.time())
-    if newest_number(storage, attempt.run_name) < attempt.number:
+    if newest_number(storage, attempt.run_name, attempt.above) < attempt.number:
         # somebody has removed it: of several drivers one creates it anew
         _create(storage, attempt, data)
     else:
@@ -128,22 +130,22 @@ def _renew(storage: Storage, attempt: Attempt, taken: float, on_renewal: Callabl
     on_renewal()
 
 
-def _take(storage: Storage, run_name: str) -> Attempt:
-    held = newest_number(storage, run_name)
+def _take(storage: Storage, run_name: str, above: str) -> Attempt:
+    held = newest_number(storage, run_name, above)
     if held:
         try:
-            found = _read(storage, lease_name(run_name, held))
+            found = _read(storage, lease_name(run_name, held, above))
         except NotFoundError:  # another driver has taken over in between
-            return _take(storage, run_name)
+            return _take(storage, run_name, above)
         if _is_alive(found):
             raise LeaseError(_refusal(found))
-    attempt, now = Attempt(run_name, held + 1, secrets.token_hex(8)), time.time()
+    attempt, now = Attempt(run_name, held + 1, secrets.token_hex(8), above), time.time()
     try:
         _create(storage, attempt, _description(attempt.token, now, now))
     except LeaseLostError:
         raise LeaseError(_refusal(_read(storage, attempt.lease_name))) from None
     for number in range(max(1, held - 1), held + 1):
-        storage.remove(lease_name(run_name, number))
+        storage.remove(lease_name(run_name, number, above))
     return attempt
 
 
