@@ -136,6 +136,24 @@ def find_adapter(path: str) -> FoundModel:
     return FoundModel(folder, folder.has(artifact.COMMITTED), field="model.adapter")
 
 
+def hub_commit_of(name: str, revision: str | None) -> str | None:
+    """Return the commit of a model on the hub without a copy of it; None if the path leads to a folder.
+
+    Raises:
+        UserError: there is no such model, or the hub does not answer and this machine has no copy.
+    """
+    if is_local(name) and (Path(os.path.expanduser(path_of(name))) / CONFIG).exists():
+        return None
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or "://" in name:
+        return None
+    try:
+        import huggingface_hub
+
+        return huggingface_hub.HfApi().model_info(name, revision=revision).sha
+    except Exception:  # without a network, or without the package: a copy on this machine, or the reason
+        return _from_hub(name, revision).commit
+
+
 def _from_hub(name: str, revision: str | None) -> FoundModel:
     try:
         from huggingface_hub import snapshot_download

@@ -13,6 +13,8 @@ class Command:
     """Name of its class in orchestrator.configuration.commands; conf/<name>.yaml is its primary configuration."""
     makes: bool = False
     """It makes something that outlives it, and so goes on when its output is no longer read or cannot be written."""
+    composes: bool = False
+    """Its function takes a second argument, which composes the configurations of other commands."""
 
 
 COMMANDS = {
@@ -28,6 +30,7 @@ COMMANDS = {
     "chat": Command("hold a conversation with a model", "ChatConfig"),
     "explain": Command("show what a model looks at in a prompt", "ExplainConfig", makes=True),
     "export": Command("write the model at any checkpoint of a run for other tools", "ExportConfig", makes=True),
+    "run": Command("run the stages of a pipeline that are not done yet", "RunPipelineConfig", makes=True, composes=True),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }

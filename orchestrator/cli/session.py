@@ -1,5 +1,6 @@
 """One command, composed by Hydra: arguments -> plain dict -> validated configuration -> command."""
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -64,7 +65,7 @@ class Session:
     def run(self) -> None:
         from orchestrator.configuration.mistakes import validated
 
-        _start(self.name, validated(self._composed(self.overrides), self.kind, earlier=self.mistakes))
+        self._start(validated(self._composed(self.overrides), self.kind, earlier=self.mistakes))
 
     def run_all(self) -> None:
         """Run every combination of a sweep; nothing starts unless all of them are valid."""
@@ -170,13 +171,54 @@ class Session:
 
         job = HydraConfig.get()
         print(redact(" ".join([f"[{job.job.num}]", *(text.lstrip("+") for text in job.overrides.task)])), flush=True)
-        _start(self.name, validated(_plain(cfg), self.kind))
+        self._start(validated(_plain(cfg), self.kind))
+
+    def _start(self, config: "Config") -> None:
+        command = COMMANDS[self.name]
+        if command.makes:
+            streams.go_on_unread()
+        others = [Composer(self.hydra, self.flags)] if command.composes else []
+        importlib.import_module(f"orchestrator.commands.{self.name}").run(config, *others)
 
 
-def _start(name: str, config: "Config") -> None:
-    if COMMANDS[name].makes:
-        streams.go_on_unread()
-    importlib.import_module(f"orchestrator.commands.{name}").run(config)
+class Composer:
+    """Composes and validates the configuration of any command in this process, as its own program would."""
+
+    def __init__(self, hydra: "Hydra", flags: "Namespace") -> None:
+        self._hydra, self._flags = hydra, flags
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags with which another program finds the same options."""
+        folders = {"--config-dir": self._flags.config_dir, "--config-path": self._flags.config_path}
+        return [word for name, path in folders.items() if path for word in (name, str(Path(path).resolve()))]
+
+    def kind(self, command: str) -> "type[Config]":
+        """Return the configuration class of a command.
+
+        Raises:
+            ConfigError: there is no such command.
+        """
+        from orchestrator.configuration import commands as config
+        from orchestrator.configuration.schema import nearest
+
+        if command not in COMMANDS:
+            near = nearest(command, list(COMMANDS))
+            remedy = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
+            raise ConfigError(f"{command}: no such command; {remedy}")
+        return getattr(config, COMMANDS[command].config)
+
+    def compose(self, command: str, overrides: Sequence[str]) -> "Config":
+        """Return the configuration of a command with overrides, as they are typed.
+
+        Raises:
+            ConfigError: with every mistake, one line each.
+        """
+        from orchestrator.configuration.mistakes import validated
+
+        words = {**vars(self._flags), "config_name": None, "multirun": False, "overrides": list(overrides)}
+        session = Session(self._hydra, command, argparse.Namespace(**words))
+        return validated(session._composed(session.overrides), session.kind, earlier=session.mistakes)
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from orchestrator.configuration.groups import (
     StrategyConfig,
     TrackingConfig,
 )
+from orchestrator.configuration.pipeline import RunPipelineConfig as RunPipelineConfig
 
 
 class TextConfig(Config):

@@ -1,0 +1,130 @@
+"""What is stored of stages: who has begun one, whether it is done, and the recipe of each attempt.
+
+    stages/FINGERPRINT/begun.json          {"path", "pipeline", "stage", "inputs", "time"}
+    stages/FINGERPRINT/done.json           {"path", "command", "recipe", "result": {"name", "digest"}, "inputs", …}
+    runs/PIPELINE/STAGE-FINGERPRINT/stage.json    {"stage", "recipe", "time"}
+
+Results are known by their digests: a stage is done only if its record has its recipe and its result is there, whole.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from orchestrator.artifacts import artifact
+from orchestrator.artifacts.digests import digest
+from orchestrator.checkpoints.attempt import Attempt
+from orchestrator.errors import ArtifactError, DamagedFileError
+from orchestrator.pipeline import places
+from orchestrator.runs.json_files import read_object, write_object
+from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.store import Storage
+
+STAGE, BEGUN, DONE, LOG, GRAPH = "stage.json", "begun.json", "done.json", "log.txt", "graph.json"
+_NUM_READERS = 8
+
+
+def read_begun(storage: Storage, fingerprint: str) -> dict[str, Any] | None:
+    """Return where a stage was begun last; None if it never was, or nobody can tell."""
+    return _read(storage, f"{places.claim(fingerprint)}/{BEGUN}", ("path", "inputs"))
+
+
+def read_done(storage: Storage, fingerprint: str) -> dict[str, Any] | None:
+    """Return the record of a stage that was done; None if there is none, or it is damaged."""
+    return _read(storage, f"{places.claim(fingerprint)}/{DONE}", ("path", "recipe", "result", "inputs"))
+
+
+def write_begun(storage: Storage, fingerprint: str, stage: str, path: str, recipe: Any, inputs: Any) -> None:
+    """Record where a stage runs, before anything of it is written."""
+    pipeline = places.run_name(path).partition("/")[0]
+    begun = {"path": path, "pipeline": pipeline, "stage": stage, "inputs": inputs, "time": time.time()}
+    write_object(storage, f"{path}/{STAGE}", {"stage": stage, "recipe": recipe, "time": time.time()})
+    write_object(storage, f"{places.claim(fingerprint)}/{BEGUN}", begun)
+
+
+def write_done(storage: Storage, fingerprint: str, attempt: Attempt, record: Mapping[str, Any]) -> None:
+    """Record that a stage is done.
+
+    Raises:
+        LeaseLostError: another driver has taken the stage over, and nothing is recorded.
+    """
+    attempt.check(storage)
+    content = {**record, "attempt": attempt.number, "time": time.time()}
+    write_object(storage, f"{places.claim(fingerprint)}/{DONE}", content)
+
+
+def found_result(storage: Storage, command: str, path: str, name: str | None = None) -> dict[str, str]:
+    """Return the name and the digest of a stage's result.
+
+    Args:
+        storage: Where it is.
+        command: What has made it.
+        path: The stage's folder.
+        name: The result, where the command chooses its place.
+
+    Raises:
+        ArtifactError: it is not there, or damaged.
+    """
+    name = places.result_name(command, path) or name
+    if name is None:
+        raise ArtifactError(f"{storage.url(path)}: nothing says where its result is")
+    if places.is_artifact(command):
+        artifact.verify_sizes(storage, name)
+        return {"name": name, "digest": artifact.manifest_digest(storage, name)}
+    try:
+        with storage.open_read(name) as stream:
+            entry = digest(stream)
+    except NotFoundError:
+        raise ArtifactError(f"{storage.url(name)}: is not there") from None
+    if not entry.num_bytes:
+        raise ArtifactError(f"{storage.url(name)}: is empty")
+    return {"name": name, "digest": entry.xxh3_128}
+
+
+def check_result(storage: Storage, command: str, record: Mapping[str, Any]) -> None:
+    """Raise ArtifactError unless the result of a record is there, whole and the one that was recorded."""
+    wanted = record["result"]
+    found = found_result(storage, command, record["path"], wanted["name"])
+    if found["digest"] != wanted["digest"]:
+        raise ArtifactError(f"{storage.url(found['name'])}: is not what the stage has made (another digest)")
+
+
+def remove_result(storage: Storage, command: str, path: str) -> None:
+    """Remove what is left of a result, so that the command makes it anew; a training keeps its checkpoints."""
+    for name in (places.result_name(command, path), f"{path}/metrics.json" if command in places.TRAINS else None):
+        if name is not None:
+            storage.remove(name)
+
+
+def attempts(storage: Storage, pipeline: str, stage: str) -> list[dict[str, Any]]:
+    """Return every attempt at a stage in a pipeline, the newest first: path, recipe and time."""
+    folder = f"runs/{pipeline}"
+    own = re.compile(rf"{re.escape(stage)}-[0-9a-f]{{8}}(-\d+)?")
+    names = [name for name in storage.list(folder, folders_only=True) if own.fullmatch(name)]
+
+    def read(name: str) -> dict[str, Any] | None:
+        found = _read(storage, f"{folder}/{name}/{STAGE}", ("recipe", "time"))
+        return found and {**found, "path": f"{folder}/{name}"}
+
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        found = [one for one in pool.map(read, names) if one]
+    return sorted(found, key=lambda one: -one["time"])
+
+
+def changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield each setting that differs between two recipes: its dotted name, what it was and what it is; None: absent."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from changes(before.get(name), now.get(name), f"{path}.{name}" if path else name)
+    elif before != now:
+        yield path, before, now
+
+
+def _read(storage: Storage, name: str, needed: tuple[str, ...]) -> dict[str, Any] | None:
+    try:
+        found = read_object(storage, name, "")
+    except DamagedFileError:
+        return None
+    return found if found is not None and all(field in found for field in needed) else None
