@@ -30,7 +30,9 @@ COMMANDS = {
     "chat": Command("hold a conversation with a model", "ChatConfig"),
     "explain": Command("show what a model looks at in a prompt", "ExplainConfig", makes=True),
     "export": Command("write the model at any checkpoint of a run for other tools", "ExportConfig", makes=True),
-    "run": Command("run the stages of a pipeline that are not done yet", "RunPipelineConfig", makes=True, composes=True),
+    "run": Command(
+        "run the stages of a pipeline that are not done yet", "RunPipelineConfig", makes=True, composes=True
+    ),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -114,18 +115,16 @@ class Session:
         command_help.print_help(self.name, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
 
     def _groups(self) -> Any:
-        from hydra.core.object_type import ObjectType
         from hydra.types import RunMode
 
         from orchestrator.configuration.overrides import Groups
 
-        loader = self.hydra.config_loader
-        known = loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
-        ours = [group for group in self.hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
+        known = self.hydra.config_loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
+        options = _options(self.hydra)
         return Groups(
-            chosen={group: known[group] for group in ours if group in known},
-            options={group: tuple(sorted(loader.get_group_options(group, ObjectType.CONFIG))) for group in ours},
-            foreign=frozenset(group for group in ours if group not in known and (conf_folder() / group).is_dir()),
+            chosen={group: known[group] for group in options if group in known},
+            options=options,
+            foreign=frozenset(group for group in options if group not in known and (conf_folder() / group).is_dir()),
         )
 
     def _read_overrides(self) -> tuple[list[str], list[str]]:
@@ -179,6 +178,15 @@ class Session:
             streams.go_on_unread()
         others = [Composer(self.hydra, self.flags)] if command.composes else []
         importlib.import_module(f"orchestrator.commands.{self.name}").run(config, *others)
+
+
+@functools.lru_cache(maxsize=1)  # a pipeline composes many commands with one Hydra, which takes long to list these
+def _options(hydra: "Hydra") -> dict[str, tuple[str, ...]]:
+    """Return the options of every group but Hydra's own."""
+    from hydra.core.object_type import ObjectType
+
+    ours = [group for group in hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
+    return {group: tuple(sorted(hydra.config_loader.get_group_options(group, ObjectType.CONFIG))) for group in ours}
 
 
 class Composer:

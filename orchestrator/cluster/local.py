@@ -157,7 +157,8 @@ def _train(job: Job, use_gpu: bool) -> None:
         node_rank=int(os.environ["GROUP_RANK"]),
         device=f"cuda:{local_rank}" if use_gpu else "cpu",
     )
-    torch.set_num_threads(max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    if not os.environ.get("OMP_NUM_THREADS"):  # as in a stage of a pipeline, which has a share of the cores
+        torch.set_num_threads(max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     if rank:
         train(job, runtime)
         return

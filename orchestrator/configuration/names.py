@@ -8,7 +8,19 @@ from pydantic import AfterValidator
 LONGEST_NAME = 128
 """Characters in a name in W&B, whose server refuses longer ones (wandb 0.31.0: wandb_settings.py, _validators.py)."""
 PARTS_OF_A_RUN = frozenset(
-    "adapter base_model checkpoints events exports history lease model stacks wandb evaluations".split()
+    [
+        "adapter",
+        "base_model",
+        "checkpoints",
+        "events",
+        "exports",
+        "history",
+        "lease",
+        "model",
+        "stacks",
+        "wandb",
+        "evaluations",
+    ]
 )
 """Folders within that of a run, which no other run may have as its own."""
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -41,12 +43,59 @@ def show_plan(title: str, rows: Sequence[PlannedRow]) -> None:
     new_console().print(table)
 
 
-def new_stage_table(title: str) -> Table:
-    """Return an empty table of running stages."""
-    table = new_table(title)
-    for column in ("stage", "state"):
-        table.add_column(column, no_wrap=True)
-    for column in ("step", "loss", "left"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
-    return table
+@dataclass(frozen=True)
+class StageRow:
+    """How far one stage is."""
+
+    name: str
+    state: str
+    step: str
+    loss: str
+    left: str
+    why: str
+    """Why it waits or runs, or how it has ended."""
+    seconds: str
+
+
+class StagesDisplay:
+    """The stages as they run: a live table on a terminal, elsewhere a line for each change of a state."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._console = title, new_console()
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_interactive else None
+        self._told: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, rows: Sequence[StageRow]) -> None:
+        """Show how far the stages are."""
+        if self._live:
+            self._live.update(self._table(rows), refresh=True)
+            return
+        for row in rows:
+            # of a stage that waits, only for whom it waits is worth a line
+            said = row.state if row.state != "waiting" else row.why if "process" in row.why else ""
+            if said and self._told.get(row.name) != said:
+                self._told[row.name] = said
+                parts = [row.name, row.state, *filter(None, [row.why, row.seconds and f"({row.seconds})"])]
+                self._console.print(Text("  ".join(parts)), soft_wrap=True)
+
+    def _table(self, rows: Sequence[StageRow]) -> Table:
+        table = new_table(self._title)
+        for column in ("stage", "state"):
+            table.add_column(column, no_wrap=True)
+        for column in ("step", "loss", "left", "time"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("", overflow="ellipsis", no_wrap=True)
+        for row in rows:
+            style = STYLES.get(row.state.split()[0], "")
+            figures = (row.step, row.loss, row.left, row.seconds)
+            table.add_row(row.name, Text(row.state, style=style), *figures, Text(row.why))
+        return table

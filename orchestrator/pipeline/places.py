@@ -1,7 +1,7 @@
 """Where the result of a stage lies, and by which settings a command is told so.
 
-    runs/PIPELINE/STAGE-FINGERPRINT/    stage.json, log.txt and what the command writes
-    stages/FINGERPRINT/                 lease/, begun.json, done.json: the same for all pipelines that share the stage
+runs/PIPELINE/STAGE-FINGERPRINT/    stage.json, log.txt and what the command writes
+stages/FINGERPRINT/                 lease/, begun.json, done.json: the same for all pipelines that share the stage
 """
 
 from collections.abc import Mapping, Sequence

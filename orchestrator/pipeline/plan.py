@@ -1,4 +1,4 @@
-"""For each stage: is it done, and if not, why not? Read from storage alone; nothing is written, and no torch is needed."""
+"""For each stage: is it done, and if not, why not? Read from storage alone, without torch; nothing is written."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ class Planner:
         return Judgement("done", (), record["path"], record["result"]["digest"])
 
     def input_digests(self, name: str, before: Mapping[str, Judgement]) -> dict[str, str]:
-        """Return the digest of each result that a stage reads, by the recipe that makes it, as far as they are known."""
+        """Return the digest of each result that a stage reads, as far as they are known, by the recipe that makes it."""
         return {self.recipes[of].fingerprint: digest for of in self._inputs(name) if (digest := before[of].digest)}
 
     def _inputs(self, name: str) -> list[str]:

@@ -9,15 +9,18 @@ Results are known by their digests: a stage is done only if its record has its r
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest
+from orchestrator.artifacts.prepared_data import data_name
 from orchestrator.checkpoints.attempt import Attempt
+from orchestrator.configuration.commands import PrepareConfig
 from orchestrator.errors import ArtifactError, DamagedFileError
 from orchestrator.pipeline import places
+from orchestrator.pipeline.graph import Stage
 from orchestrator.runs.json_files import read_object, write_object
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
@@ -91,11 +94,47 @@ def check_result(storage: Storage, command: str, record: Mapping[str, Any]) -> N
         raise ArtifactError(f"{storage.url(found['name'])}: is not what the stage has made (another digest)")
 
 
-def remove_result(storage: Storage, command: str, path: str) -> None:
-    """Remove what is left of a result, so that the command makes it anew; a training keeps its checkpoints."""
-    for name in (places.result_name(command, path), f"{path}/metrics.json" if command in places.TRAINS else None):
-        if name is not None:
-            storage.remove(name)
+def clear(storage: Storage, command: str, path: str) -> None:
+    """Remove what an earlier attempt has left of a result, so that the command makes it anew.
+
+    A training goes on from its checkpoints. If it is complete and its model is damaged, the model and the metrics are
+    removed, and it writes both anew from the last checkpoint.
+    """
+    result = places.result_name(command, path)
+    if result is None:
+        return
+    if command not in places.TRAINS:
+        storage.remove(result)
+        return
+    if not storage.exists(f"{path}/metrics.json"):
+        return
+    try:
+        found_result(storage, command, path)
+        artifact.verify(storage, result) if storage.is_local else None
+    except ArtifactError:
+        storage.remove(result)
+        storage.remove(f"{path}/metrics.json")
+
+
+def chosen_name(stage: Stage) -> str | None:
+    """Return the name of a result whose place the command itself chooses; None for others."""
+    config = stage.config
+    if not isinstance(config, PrepareConfig):
+        return None
+    if config.task is None:
+        return data_name(config.data, config.tokenizer)
+    return None
+
+
+def seconds_of(storage: Storage, fingerprint: str) -> float | None:
+    """Return how long a stage took that is done."""
+    record = read_done(storage, fingerprint)
+    return None if record is None else record.get("seconds")
+
+
+def write_graph(storage: Storage, path: str, pipeline: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Write the graph of a pipeline beside a report on it."""
+    write_object(storage, f"{path}/{GRAPH}", {"pipeline": pipeline, "stages": list(stages)})
 
 
 def attempts(storage: Storage, pipeline: str, stage: str) -> list[dict[str, Any]]:
@@ -114,7 +153,7 @@ def attempts(storage: Storage, pipeline: str, stage: str) -> list[dict[str, Any]
 
 
 def changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield each setting that differs between two recipes: its dotted name, what it was and what it is; None: absent."""
+    """Yield what differs between two recipes: the dotted name, what it was and what it is (None where it is not)."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}):
             yield from changes(before.get(name), now.get(name), f"{path}.{name}" if path else name)

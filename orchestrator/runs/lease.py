@@ -56,7 +56,7 @@ def lease(
         LeaseError: another driver holds it.
     """
     attempt, taken = _take(storage, run_name, above), time.time()
-    renewal = _Watch(lambda: _renew(storage, attempt, taken, on_renewal), on_loss or _end_at_once)
+    renewal = _Watch(lambda: _renew(storage, attempt, taken, on_renewal), on_loss or end_at_once)
     renewal.start()
     try:
         yield attempt
@@ -75,7 +75,7 @@ def ended_with_lease(storage: Storage, attempt: Attempt) -> Iterator[None]:
         LeaseLostError: that is so already.
     """
     attempt.check(storage)
-    watch = _Watch(lambda: attempt.check(storage), _end_at_once)
+    watch = _Watch(lambda: attempt.check(storage), end_at_once)
     watch.start()
     try:
         yield
@@ -183,9 +183,9 @@ def _refusal(holder: dict[str, Any]) -> str:
     )
 
 
-def _end_at_once() -> NoReturn:
-    """End this process and its children before they write anything more into a run that another driver holds."""
-    print("error: another driver has taken over this run; this process ends", file=sys.stderr, flush=True)  # noqa: T201
+def end_at_once(reason: str = "another driver has taken over this run; this process ends") -> NoReturn:
+    """End this process and its children before they write anything more into what another driver holds."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)  # noqa: T201
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()

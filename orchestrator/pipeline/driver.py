@@ -1,0 +1,305 @@
+"""Runs the stages that are not done: side by side as far as resources go, each a child process under a lease."""
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from orchestrator.checkpoints.attempt import STAGES, Attempt
+from orchestrator.errors import LeaseError, LeaseLostError, OrchestratorError, StageError, exit_code
+from orchestrator.pipeline import places, records
+from orchestrator.pipeline.admission import Ledger, Share, num_threads
+from orchestrator.pipeline.child import Order, last_error
+from orchestrator.pipeline.graph import Composer
+from orchestrator.pipeline.orders import order_of
+from orchestrator.pipeline.plan import Judgement, Planner, held_by
+from orchestrator.runs import lease
+
+Phase = Literal["waiting", "running", "done", "failed", "skipped", "stopped"]
+_POLL_SECONDS = 1.0
+
+
+class RunningChild(Protocol):
+    """A child process, here or on another node."""
+
+    def wait(self) -> int:
+        """Return its exit code once it has ended."""
+        ...
+
+    def notify(self, number: int) -> None:
+        """Pass a notice of termination on."""
+        ...
+
+    def kill(self) -> None:
+        """End it and all that it has started."""
+        ...
+
+
+@dataclass
+class Progress:
+    """How far one stage is."""
+
+    phase: Phase = "waiting"
+    why: str = ""
+    """Why it waits, or how it has ended."""
+    path: str = ""
+    began: float | None = None
+    seconds: float = 0.0
+    was_done: bool = False
+    """It was done before this command."""
+    child: RunningChild | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What has become of an attempt."""
+
+    name: str
+    kind: Literal["done", "failed", "stopped", "held"]
+    text: str = ""
+    judged: Judgement | None = None
+
+
+class Driver:
+    """Runs the stages of a pipeline, and knows how far each is."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        root: str,
+        composer: Composer,
+        ledger: Ledger,
+        start: Callable[[Order], RunningChild],
+        show: Callable[[Mapping[str, Progress]], None],
+    ) -> None:
+        """Take what it needs.
+
+        Args:
+            planner: Knows the stages, and which of them are done.
+            root: The storage root, as children are told it.
+            composer: Knows the flags of a child's command line.
+            ledger: What there is to share out.
+            start: Starts a child, on a thread that then waits for it.
+            show: Shows how far the stages are.
+        """
+        self._planner, self._root, self._composer, self._ledger = planner, root, composer, ledger
+        self._start, self._show = start, show
+        self.progress = {name: Progress() for name in planner.stages}
+        self._judged: dict[str, Judgement] = {}
+        self._forced: set[str] = set()
+        self._ended: queue.Queue[_Ended] = queue.Queue()
+        self._threads: dict[str, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._stopping = 0
+
+    def run(self, forced: Collection[str], keep_going: bool) -> None:
+        """Run what is not done.
+
+        Raises:
+            StageError: stages have failed; the message names each, with its error and its log.
+        """
+        self._forced = set(forced)
+        try:
+            while self._advance(keep_going):
+                self._show(self.progress)
+                self._receive()
+        except BaseException as error:
+            self._end_children(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            raise
+        finally:
+            self._show(self.progress)
+        self._raise_failures()
+
+    def _advance(self, keep_going: bool) -> bool:
+        """Start what can start; return whether anything runs."""
+        has_failed = any(one.phase == "failed" for one in self.progress.values())
+        waits_for_room = False
+        for name, one in self.progress.items():
+            if one.phase != "waiting" or name in self._threads:
+                continue
+            needs = [self.progress[of].phase for of in self._planner.stages[name].needs]
+            if any(phase in ("failed", "skipped", "stopped") for phase in needs):
+                one.phase, one.why = "skipped", "a stage that it needs has failed"
+            elif has_failed and not keep_going:
+                one.phase, one.why = "skipped", "not started after a failure; keep_going=true goes on"
+            elif all(phase == "done" for phase in needs):
+                waits_for_room = waits_for_room or not self._begin(name, one, waits_for_room)
+            else:
+                waiting = [of for of in self._planner.stages[name].needs if self.progress[of].phase != "done"]
+                one.why = f"needs {', '.join(waiting)}"
+        return bool(self._threads)
+
+    def _begin(self, name: str, one: Progress, waits_for_room: bool) -> bool:
+        """Start a stage, or find it done; return False if there is no room for it, and so for none after it."""
+        judged = self._planner.judge(name, self._judged, name in self._forced)
+        if judged.state == "done":
+            self._is_done(name, judged)
+            one.was_done = one.began is None
+            return True
+        if waits_for_room:
+            return False
+        config = self._planner.stages[name].config
+        num_ready = sum(other.phase in ("running", "waiting") for other in self.progress.values())
+        share = self._ledger.reserve(name, config, is_alone=num_ready == 1)
+        if share is None:
+            one.why = "waits for CPUs or GPUs that other stages hold"
+            return False
+        one.phase, one.why, one.path, one.began = "running", "; ".join(judged.reasons), judged.path, time.time()
+        side_by_side = min(num_ready, int(self._ledger.total.cpus))
+        threads = num_threads(share, config, self._ledger.total, side_by_side)
+        thread = threading.Thread(target=self._attempt, args=(name, judged, share, threads), name=name, daemon=True)
+        self._threads[name] = thread
+        thread.start()
+        return True
+
+    def _receive(self) -> None:
+        """Wait a moment for the end of an attempt, and take note of it."""
+        with suppress(queue.Empty):
+            ended = self._ended.get(timeout=_POLL_SECONDS)
+            self._threads.pop(ended.name).join()
+            self._ledger.release(ended.name)
+            one = self.progress[ended.name]
+            one.seconds, one.why, one.child = time.time() - (one.began or time.time()), ended.text, None
+            if ended.kind == "done" and ended.judged:
+                self._is_done(ended.name, ended.judged)
+            else:
+                one.phase = "waiting" if ended.kind == "held" else ended.kind
+
+    def _is_done(self, name: str, judged: Judgement) -> None:
+        one = self.progress[name]
+        self._judged[name] = judged
+        self._forced.discard(name)
+        one.phase, one.why, one.path = "done", "", judged.path
+
+    def _attempt(self, name: str, judged: Judgement, share: Share, threads: int) -> None:
+        """Run one stage on a thread of its own; however it ends, the main thread is told."""
+        try:
+            ended = self._led(name, judged, share, threads)
+        except OrchestratorError as error:
+            ended = _Ended(name, "failed", str(error))
+        except BaseException as error:  # a thread must not end without a word
+            ended = _Ended(name, "failed", f"{type(error).__name__}: {error}")
+        self._ended.put(ended)
+
+    def _led(self, name: str, judged: Judgement, share: Share, threads: int) -> _Ended:
+        key, lost = self._planner.recipes[name].fingerprint, threading.Event()
+
+        def lose() -> None:
+            lost.set()
+            self._kill(name)
+
+        try:
+            with lease.lease(self._planner.storage, key, on_loss=lose, above=STAGES) as attempt:
+                return self._run(name, judged, share, threads, attempt, lost)
+        except LeaseLostError:
+            return _Ended(name, "held", "another driver has taken it over")
+        except LeaseError:
+            return self._waited(name)
+
+    def _waited(self, name: str) -> _Ended:
+        """Wait until no other driver runs the stage; its share of the machine is free meanwhile."""
+        self._ledger.release(name)
+        self.progress[name].phase = "waiting"
+        while (holder := self._planner.holder(name)) and not self._stopping:
+            self.progress[name].why = f"waits for {held_by(holder)}, which runs it"
+            time.sleep(_POLL_SECONDS)
+        return _Ended(name, "held")
+
+    def _run(
+        self, name: str, judged: Judgement, share: Share, threads: int, attempt: Attempt, lost: threading.Event
+    ) -> _Ended:
+        """Run the command of a stage whose lease is held, and record its result."""
+        # another driver may have finished it since it was judged
+        is_forced = name in self._forced and judged.state != "done"
+        found = self._planner.judge(name, self._judged, is_forced)
+        if found.state == "done":
+            return _Ended(name, "done", judged=found)
+        stage, storage, began = self._planner.stages[name], self._planner.storage, time.time()
+        recipe, digests = self._planner.recipes[name], self._planner.input_digests(name, self._judged)
+        self._wait_for_run(name, found.path)
+        attempt.check(storage)
+        records.write_begun(storage, recipe.fingerprint, name, found.path, recipe.content, digests)
+        records.clear(storage, stage.command, found.path)
+        if stage.command == "report":
+            records.write_graph(storage, found.path, self._planner.pipeline, self._graph())
+        words = order_of(stage, self._planner, self._composer, self._root, found.path, self._judged, share)
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)} if self._ledger.total.gpus else {}
+        code = self._child(name, Order(self._root, found.path, words, attempt, threads, gpus))
+        if lost.is_set():
+            return _Ended(name, "held", "another driver has taken it over")
+        if code:
+            return self._failure(name, found.path, code)
+        result = records.found_result(storage, stage.command, found.path, records.chosen_name(stage))
+        record = {"path": found.path, "command": stage.command, "recipe": recipe.content, "result": result}
+        about = {"inputs": digests, "seconds": round(time.time() - began, 3)}
+        records.write_done(storage, recipe.fingerprint, attempt, {**record, **about})
+        return _Ended(name, "done", judged=Judgement("done", (), found.path, result["digest"]))
+
+    def _wait_for_run(self, name: str, path: str) -> None:
+        """Wait until no process of an earlier attempt trains in the stage's folder any more."""
+        if self._planner.stages[name].command not in places.TRAINS:
+            return
+        while (holder := lease.holder(self._planner.storage, places.run_name(path))) and not self._stopping:
+            self.progress[name].why = f"waits for {held_by(holder)} of an earlier attempt to end"
+            time.sleep(_POLL_SECONDS)
+        self.progress[name].why = ""
+
+    def _child(self, name: str, order: Order) -> int:
+        """Run a child to its end, and return its exit code."""
+        with self._lock:
+            if self._stopping:
+                return exit_code(self._stopping)
+            child = self.progress[name].child = self._start(order)
+        return child.wait()
+
+    def _failure(self, name: str, path: str, code: int) -> _Ended:
+        if self._stopping:
+            return _Ended(name, "stopped", "the same command goes on")
+        storage = self._planner.storage
+        text = f"{last_error(storage, path)}\n    (exit code {code}; log: {storage.url(f'{path}/{records.LOG}')})"
+        return _Ended(name, "failed", text)
+
+    def _graph(self) -> list[dict[str, Any]]:
+        """Return the stages with their times, as the report shows them."""
+        return [
+            {
+                "name": name,
+                "command": stage.command,
+                "needs": list(stage.needs),
+                "path": self.progress[name].path,
+                "state": self.progress[name].phase,
+                "seconds": records.seconds_of(self._planner.storage, self._planner.recipes[name].fingerprint),
+            }
+            for name, stage in self._planner.stages.items()
+        ]
+
+    def _kill(self, name: str) -> None:
+        child = self.progress[name].child
+        if child is not None:
+            child.kill()
+
+    def _end_children(self, number: int) -> None:
+        """Pass a notice of termination on, and wait for all; a second notice kills them."""
+        with self._lock:
+            self._stopping = number
+        try:
+            for one in self.progress.values():
+                if one.child is not None:
+                    one.child.notify(number)
+            while self._threads:
+                self._receive()
+                self._show(self.progress)
+        except BaseException:
+            for name in self.progress:
+                self._kill(name)
+            raise
+
+    def _raise_failures(self) -> None:
+        failed = {name: one for name, one in self.progress.items() if one.phase == "failed"}
+        if failed:
+            lines = [f"stage {name} failed: {one.why}" for name, one in failed.items()]
+            raise StageError("\n".join(lines))
