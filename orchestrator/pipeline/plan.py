@@ -117,7 +117,7 @@ class Planner:
         return Judgement("done", (), record["path"], record["result"]["digest"])
 
     def input_digests(self, name: str, before: Mapping[str, Judgement]) -> dict[str, str]:
-        """Return the digest of each result that a stage reads, as far as they are known, by the recipe that makes it."""
+        """Return the digests, as far as they are known, of the results that a stage reads, by their recipes."""
         return {self.recipes[of].fingerprint: digest for of in self._inputs(name) if (digest := before[of].digest)}
 
     def _inputs(self, name: str) -> list[str]:
