@@ -28,6 +28,7 @@ from orchestrator.storage.store import Storage
 
 _VARIABLE = "ORCHESTRATOR_STAGE"
 """Tells a child who its driver is, and for which attempt at a stage it works."""
+_COMMAND = [sys.executable, "-m", "orchestrator"]
 _PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.5
 _UPLOAD_SECONDS = 30.0
@@ -64,7 +65,7 @@ class Child:
             OMP_NUM_THREADS=threads, **dict(order.environment), **{_VARIABLE: json.dumps(about)}
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *order.words],
+            [*_COMMAND, *order.words],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log.file,

@@ -135,10 +135,12 @@ def _checked(name: str, config: RunPipelineConfig, composer: Composer) -> Stage:
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     storage = Storage(config.storage.root)
-    folders = {other: places.folder(pipeline.name, other, "0" * 16) for other in pipeline.stages}
+    names = [name, *_needs(settings)]
+    folders = {other: places.folder(pipeline.name, other, "0" * 16) for other in names}
+    # one that is unknown is told already, and must not hide what else is wrong
+    commands = {of: pipeline.stages[of].command if of in pipeline.stages else "pretrain" for of in names}
     filled = [
-        places.input_override(storage, kind, field, value, folders, {of: pipeline.stages[of].command for of in folders})
-        for field, value in settings.inputs.items()
+        places.input_override(storage, kind, field, value, folders, commands) for field, value in settings.inputs.items()
     ]
     own = places.overrides(config.storage.root, kind, settings.command, folders[name])
     composed = composer.compose(settings.command, [*settings.overrides, *filled, *own])
