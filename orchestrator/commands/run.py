@@ -1,11 +1,15 @@
 """`orchestrator run`: the stages of a pipeline that are not done yet."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 from orchestrator.configuration.pipeline import RunPipelineConfig
 from orchestrator.display.stages import PlannedRow, StagesDisplay, show_plan
 from orchestrator.display.terminal import print_line
-from orchestrator.pipeline.admission import Ledger, check_fits, machine
-from orchestrator.pipeline.child import Child
-from orchestrator.pipeline.driver import Driver
+from orchestrator.pipeline.admission import Ledger, Resources, check_fits, machine
+from orchestrator.pipeline.child import Child, Order
+from orchestrator.pipeline.driver import Driver, RunningChild
 from orchestrator.pipeline.graph import Composer, checked_stages, with_needed
 from orchestrator.pipeline.plan import Judgement, Planner, held_by, recipes_of
 from orchestrator.pipeline.progress import Figures
@@ -20,17 +24,46 @@ def run(config: RunPipelineConfig, composer: Composer) -> None:
     if config.dry_run:
         _show(planner, planner.plan(config.force))
         return
-    total = machine()
-    check_fits(stages, total, "this machine")
     root = storage.url() if storage.is_local else config.storage.root
     figures = Figures(storage)
-    with StagesDisplay(f"Pipeline {planner.pipeline}") as display:
+    with _place(config) as place, StagesDisplay(f"Pipeline {planner.pipeline}") as display:
+        check_fits(stages, place.ledger.total, place.name)
         driver = Driver(
-            planner, root, composer, Ledger(total), Child, lambda progress: display.show(figures.rows(progress))
+            planner,
+            root,
+            composer,
+            place.ledger,
+            place.start,
+            lambda progress: display.show(figures.rows(progress)),
+            place.address,
+            config.cluster.max_failures if place.address else 0,
         )
         driver.run(config.force, config.keep_going)
     for name, one in driver.progress.items():
         print_line(f"{name}: {storage.url(one.path)}")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the children run."""
+
+    name: str
+    ledger: Ledger
+    start: Callable[[Order], RunningChild]
+    address: str | None = None
+
+
+@contextmanager
+def _place(config: RunPipelineConfig) -> Iterator[_Place]:
+    """Yield this machine, or the Ray cluster that is chosen; only then is Ray imported."""
+    if config.cluster.name == "local":
+        yield _Place("this machine", Ledger(machine()), Child)
+        return
+    from orchestrator.cluster.ray_tasks import RayTask, ray_stages
+
+    with ray_stages(config.cluster) as (address, (cpus, gpus), shared):
+        ledger = Ledger(Resources(cpus, int(gpus)), shared)
+        yield _Place("the cluster", ledger, lambda order: RayTask(Child, order), address)
 
 
 def _show(planner: Planner, plan: dict[str, Judgement]) -> None:

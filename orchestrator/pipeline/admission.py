@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from modules.config import Config
 from modules.cores import num_cores
@@ -89,18 +90,43 @@ def check_fits(stages: Mapping[str, Stage], total: Resources, where: str) -> Non
         raise HardwareError("\n".join(lines))
 
 
+class SharedLedger(Protocol):
+    """What all drivers of a cluster have reserved."""
+
+    def left(self) -> tuple[float, float]:
+        """Return the CPUs and GPUs that nobody has reserved."""
+        ...
+
+    def take(self, what: str, cpus: float, gpus: float) -> bool:
+        """Reserve, unless that is more than is left; return whether it was."""
+        ...
+
+    def give_back(self, what: str) -> None:
+        """Give back what was reserved under a name."""
+        ...
+
+
 class Ledger:
     """What the running stages of this driver hold; a stage begins with what is left."""
 
-    def __init__(self, total: Resources) -> None:
-        self.total = total
-        self._free_gpus = _gpu_ids()
+    def __init__(self, total: Resources, shared: SharedLedger | None = None) -> None:
+        """Take what there is.
+
+        Args:
+            total: All that there is.
+            shared: Where other drivers reserve, too; None on one machine.
+        """
+        self.total, self._shared = total, shared
+        self._free_gpus = [] if shared else _gpu_ids()
         self._held: dict[str, Share] = {}
         self._lock = threading.Lock()
 
     @property
     def left(self) -> Resources:
         """What no stage holds."""
+        if self._shared is not None:
+            cpus, gpus = self._shared.left()
+            return Resources(cpus, int(gpus))
         shares = [share.resources for share in self._held.values()]
         cpus, gpus = sum(share.cpus for share in shares), sum(share.gpus for share in shares)
         return Resources(self.total.cpus - cpus, self.total.gpus - gpus)
@@ -118,18 +144,23 @@ class Ledger:
             left = self.left
             for number in reversed(counts):
                 need = need_of(config, number, self.total)
-                if left.covers(need):
+                if left.covers(need) and self._take(name, need):
                     ids = tuple(self._free_gpus[: need.gpus])
                     self._free_gpus = self._free_gpus[need.gpus :]
                     self._held[name] = Share(need, number, len(counts) > 1 and not is_alone, ids)
                     return self._held[name]
         return None
 
+    def _take(self, name: str, need: Resources) -> bool:
+        return self._shared is None or self._shared.take(name, need.cpus, need.gpus)
+
     def release(self, name: str) -> None:
         """Give back what a stage holds."""
         with self._lock:
             share = self._held.pop(name, None)
             if share is not None:
+                if self._shared is not None:
+                    self._shared.give_back(name)
                 self._free_gpus += share.gpu_ids
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from orchestrator.checkpoints.attempt import STAGES, Attempt
-from orchestrator.errors import LeaseError, LeaseLostError, OrchestratorError, StageError, exit_code
+from orchestrator.errors import LeaseError, LeaseLostError, LostNodeError, OrchestratorError, StageError, exit_code
 from orchestrator.pipeline import places, records
 from orchestrator.pipeline.admission import Ledger, Share, num_threads
 from orchestrator.pipeline.child import Order, last_error
@@ -75,6 +75,8 @@ class Driver:
         ledger: Ledger,
         start: Callable[[Order], RunningChild],
         show: Callable[[Mapping[str, Progress]], None],
+        address: str | None = None,
+        max_lost_nodes: int = 0,
     ) -> None:
         """Take what it needs.
 
@@ -85,9 +87,12 @@ class Driver:
             ledger: What there is to share out.
             start: Starts a child, on a thread that then waits for it.
             show: Shows how far the stages are.
+            address: The Ray cluster that children join if they train; None without one.
+            max_lost_nodes: A stage is started anew after so many lost nodes.
         """
         self._planner, self._root, self._composer, self._ledger = planner, root, composer, ledger
         self._start, self._show = start, show
+        self._address, self._max_lost_nodes = address, max_lost_nodes
         self.progress = {name: Progress() for name in planner.stages}
         self._judged: dict[str, Judgement] = {}
         self._forced: set[str] = set()
@@ -220,14 +225,15 @@ class Driver:
             return _Ended(name, "done", judged=found)
         stage, storage, began = self._planner.stages[name], self._planner.storage, time.time()
         recipe, digests = self._planner.recipes[name], self._planner.input_digests(name, self._judged)
-        self._wait_for_run(name, found.path)
         attempt.check(storage)
         records.write_begun(storage, recipe.fingerprint, name, found.path, recipe.content, digests)
         records.clear(storage, stage.command, found.path)
         if stage.command == "report":
             records.write_graph(storage, found.path, self._planner.pipeline, self._graph())
-        words = order_of(stage, self._planner, self._composer, self._root, found.path, self._judged, share)
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)} if self._ledger.total.gpus else {}
+        flags = [*self._composer.flags, *stage.overrides]
+        words = order_of(stage, flags, self._planner, self._root, found.path, self._judged, share, self._address)
+        has_gpus = self._address is None and self._ledger.total.gpus  # Ray gives workers theirs by itself
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)} if has_gpus else {}
         code = self._child(name, Order(self._root, found.path, words, attempt, threads, gpus))
         if lost.is_set():
             return _Ended(name, "held", "another driver has taken it over")
@@ -249,12 +255,20 @@ class Driver:
         self.progress[name].why = ""
 
     def _child(self, name: str, order: Order) -> int:
-        """Run a child to its end, and return its exit code."""
-        with self._lock:
-            if self._stopping:
-                return exit_code(self._stopping)
-            child = self.progress[name].child = self._start(order)
-        return child.wait()
+        """Run a child to its end, and return its exit code; one whose node is lost is started on another."""
+        for number in range(self._max_lost_nodes + 1):
+            self._wait_for_run(name, order.path)
+            with self._lock:
+                if self._stopping:
+                    break
+                child = self.progress[name].child = self._start(order)
+            try:
+                return child.wait()
+            except LostNodeError as error:
+                if number == self._max_lost_nodes:
+                    raise
+                self.progress[name].why = f"{error}; started anew"
+        return exit_code(self._stopping)
 
     def _failure(self, name: str, path: str, code: int) -> _Ended:
         if self._stopping:

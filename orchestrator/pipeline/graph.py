@@ -140,7 +140,8 @@ def _checked(name: str, config: RunPipelineConfig, composer: Composer) -> Stage:
     # one that is unknown is told already, and must not hide what else is wrong
     commands = {of: pipeline.stages[of].command if of in pipeline.stages else "pretrain" for of in names}
     filled = [
-        places.input_override(storage, kind, field, value, folders, commands) for field, value in settings.inputs.items()
+        places.input_override(storage, kind, field, value, folders, commands)
+        for field, value in settings.inputs.items()
     ]
     own = places.overrides(config.storage.root, kind, settings.command, folders[name])
     composed = composer.compose(settings.command, [*settings.overrides, *filled, *own])

@@ -55,7 +55,7 @@ class Children:
         self.storage = storage
         self.started: list[str] = []
         self.orders: list[Order] = []
-        self.before: dict[str, Callable[["FakeChild"], int | None]] = {}
+        self.before: dict[str, Callable[[FakeChild], int | None]] = {}
         """By stage: what its child does first; an exit code ends it there."""
         self.content: dict[str, str] = {}
         """By stage: what its result holds, in place of its name."""
