@@ -59,6 +59,7 @@ def test_tasks_import_neither_torch_nor_transformers() -> None:
         "chat",
         "explain",
         "export",
+        "run",
         "runs",
         "doctor",
     ],

@@ -1,5 +1,6 @@
 """What `orchestrator run` shows: what would run and why, and the stages as they run."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.display.terminal import new_console, new_table
+from orchestrator.display.units import age, duration
 
 STYLES = {
     "done": "green",
@@ -40,6 +42,33 @@ def show_plan(title: str, rows: Sequence[PlannedRow]) -> None:
     for row in rows:
         style = STYLES.get(row.state.split()[0], STYLES.get(row.state.split()[-1], ""))
         table.add_row(row.name, row.command, Text(row.state, style=style), Text("\n".join(row.reasons)))
+    new_console().print(table)
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One attempt at a stage, as it is stored."""
+
+    name: str
+    command: str
+    state: str
+    seconds: float | None
+    began: float
+    path: str
+
+
+def show_stored(pipeline: str, rows: Sequence[StoredRow]) -> None:
+    """Show every attempt at the stages of a pipeline."""
+    table = new_table(f"Pipeline {pipeline}")
+    for column in ("stage", "command", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("time", "age"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("folder", overflow="fold")
+    for row in rows:
+        seconds = "" if row.seconds is None else duration(row.seconds)
+        state = Text(row.state, style=STYLES.get(row.state, ""))
+        table.add_row(row.name, row.command, state, seconds, age(time.time() - row.began), row.path)
     new_console().print(table)
 
 

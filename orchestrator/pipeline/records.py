@@ -137,14 +137,14 @@ def write_graph(storage: Storage, path: str, pipeline: str, stages: Sequence[Map
     write_object(storage, f"{path}/{GRAPH}", {"pipeline": pipeline, "stages": list(stages)})
 
 
-def attempts(storage: Storage, pipeline: str, stage: str) -> list[dict[str, Any]]:
-    """Return every attempt at a stage in a pipeline, the newest first: path, recipe and time."""
+def attempts(storage: Storage, pipeline: str, stage: str | None = None) -> list[dict[str, Any]]:
+    """Return every attempt at a stage, or at any, in a pipeline, the newest first: stage, path, recipe and time."""
     folder = f"runs/{pipeline}"
-    own = re.compile(rf"{re.escape(stage)}-[0-9a-f]{{8}}(-\d+)?")
+    own = re.compile(rf"{'.+' if stage is None else re.escape(stage)}-[0-9a-f]{{8}}(-\d+)?")
     names = [name for name in storage.list(folder, folders_only=True) if own.fullmatch(name)]
 
     def read(name: str) -> dict[str, Any] | None:
-        found = _read(storage, f"{folder}/{name}/{STAGE}", ("recipe", "time"))
+        found = _read(storage, f"{folder}/{name}/{STAGE}", ("stage", "recipe", "time"))
         return found and {**found, "path": f"{folder}/{name}"}
 
     with ThreadPoolExecutor(_NUM_READERS) as pool:
