@@ -8,8 +8,8 @@ from orchestrator.configuration.pipeline import RunPipelineConfig
 from orchestrator.display.stages import PlannedRow, StagesDisplay, show_plan
 from orchestrator.display.terminal import print_line
 from orchestrator.pipeline.admission import Ledger, Resources, check_fits, machine
-from orchestrator.pipeline.child import Child, Order
-from orchestrator.pipeline.driver import Driver, RunningChild
+from orchestrator.pipeline.child import Child, Order, RunningChild
+from orchestrator.pipeline.driver import Driver
 from orchestrator.pipeline.graph import Composer, checked_stages, with_needed
 from orchestrator.pipeline.plan import Judgement, Planner, held_by, recipes_of
 from orchestrator.pipeline.progress import Figures

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from modules.child_process import child_environment
 from orchestrator.checkpoints.attempt import Attempt
@@ -50,6 +50,22 @@ class Order:
     """Of each of its workers."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Further variables."""
+
+
+class RunningChild(Protocol):
+    """A child process, here or on another node."""
+
+    def wait(self) -> int:
+        """Return its exit code once it has ended."""
+        ...
+
+    def notify(self, number: int) -> None:
+        """Pass a notice of termination on."""
+        ...
+
+    def kill(self) -> None:
+        """End it and all that it has started."""
+        ...
 
 
 class Child:

@@ -6,52 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from orchestrator.checkpoints.attempt import STAGES, Attempt
 from orchestrator.errors import LeaseError, LeaseLostError, LostNodeError, OrchestratorError, StageError, exit_code
 from orchestrator.pipeline import places, records
 from orchestrator.pipeline.admission import Ledger, Share, num_threads
-from orchestrator.pipeline.child import Order, last_error
+from orchestrator.pipeline.child import Order, RunningChild, last_error
 from orchestrator.pipeline.graph import Composer
 from orchestrator.pipeline.orders import order_of
 from orchestrator.pipeline.plan import Judgement, Planner, held_by
+from orchestrator.pipeline.progress import Progress
 from orchestrator.runs import lease
 
-Phase = Literal["waiting", "running", "done", "failed", "skipped", "stopped"]
 _POLL_SECONDS = 1.0
-
-
-class RunningChild(Protocol):
-    """A child process, here or on another node."""
-
-    def wait(self) -> int:
-        """Return its exit code once it has ended."""
-        ...
-
-    def notify(self, number: int) -> None:
-        """Pass a notice of termination on."""
-        ...
-
-    def kill(self) -> None:
-        """End it and all that it has started."""
-        ...
-
-
-@dataclass
-class Progress:
-    """How far one stage is."""
-
-    phase: Phase = "waiting"
-    why: str = ""
-    """Why it waits, or how it has ended."""
-    path: str = ""
-    began: float | None = None
-    seconds: float = 0.0
-    was_done: bool = False
-    """It was done before this command."""
-    child: RunningChild | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -122,39 +91,46 @@ class Driver:
     def _advance(self, keep_going: bool) -> bool:
         """Start what can start; return whether anything runs."""
         has_failed = any(one.phase == "failed" for one in self.progress.values())
-        waits_for_room = False
+        has_room = True
         for name, one in self.progress.items():
             if one.phase != "waiting" or name in self._threads:
                 continue
-            needs = [self.progress[of].phase for of in self._planner.stages[name].needs]
-            if any(phase in ("failed", "skipped", "stopped") for phase in needs):
-                one.phase, one.why = "skipped", "a stage that it needs has failed"
+            needs = {of: self.progress[of].phase for of in self._planner.stages[name].needs}
+            if not_done := [of for of, phase in needs.items() if phase != "done"]:
+                is_lost = not {"failed", "skipped", "stopped"}.isdisjoint(needs.values())
+                one.phase = "skipped" if is_lost else "waiting"
+                one.why = "a stage that it needs has failed" if is_lost else f"needs {', '.join(not_done)}"
             elif has_failed and not keep_going:
                 one.phase, one.why = "skipped", "not started after a failure; keep_going=true goes on"
-            elif all(phase == "done" for phase in needs):
-                waits_for_room = waits_for_room or not self._begin(name, one, waits_for_room)
             else:
-                waiting = [of for of in self._planner.stages[name].needs if self.progress[of].phase != "done"]
-                one.why = f"needs {', '.join(waiting)}"
+                # who finds no room is the next to start, so that smaller ones do not keep it waiting for ever
+                has_room = has_room and self._begin(name, one)
         return bool(self._threads)
 
-    def _begin(self, name: str, one: Progress, waits_for_room: bool) -> bool:
-        """Start a stage, or find it done; return False if there is no room for it, and so for none after it."""
-        judged = self._planner.judge(name, self._judged, name in self._forced)
-        if judged.state == "done":
-            self._is_done(name, judged)
-            one.was_done = one.began is None
-            return True
-        if waits_for_room:
-            return False
-        config = self._planner.stages[name].config
-        num_ready = sum(other.phase in ("running", "waiting") for other in self.progress.values())
-        share = self._ledger.reserve(name, config, is_alone=num_ready == 1)
+    def _num_side_by_side(self) -> int:
+        """Return how many stages run or could run now."""
+        phases = {name: one.phase for name, one in self.progress.items()}
+        ready = (
+            name
+            for name, phase in phases.items()
+            if phase == "waiting" and all(phases[of] == "done" for of in self._planner.stages[name].needs)
+        )
+        return sum(phase == "running" for phase in phases.values()) + len(list(ready))
+
+    def _begin(self, name: str, one: Progress) -> bool:
+        """Start a stage, or find it done; return False if there is no room for it."""
+        config, side_by_side = self._planner.stages[name].config, self._num_side_by_side()
+        share = self._ledger.reserve(name, config, is_alone=side_by_side == 1)
         if share is None:
             one.why = "waits for CPUs or GPUs that other stages hold"
             return False
+        judged = self._planner.judge(name, self._judged, name in self._forced)
+        if judged.state == "done":
+            self._ledger.release(name)
+            one.was_done = one.began is None
+            self._is_done(name, judged)
+            return True
         one.phase, one.why, one.path, one.began = "running", "; ".join(judged.reasons), judged.path, time.time()
-        side_by_side = min(num_ready, int(self._ledger.total.cpus))
         threads = num_threads(share, config, self._ledger.total, side_by_side)
         thread = threading.Thread(target=self._attempt, args=(name, judged, share, threads), name=name, daemon=True)
         self._threads[name] = thread

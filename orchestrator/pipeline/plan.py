@@ -12,8 +12,8 @@ from orchestrator.configuration.schema import shown
 from orchestrator.errors import ArtifactError, ConfigError, UserError
 from orchestrator.pipeline import places, records
 from orchestrator.pipeline.graph import Stage, linked
-from orchestrator.pipeline.inputs import Inputs
 from orchestrator.runs import lease
+from orchestrator.runs.input_identity import Inputs
 from orchestrator.storage.store import Storage
 
 State = Literal["done", "run", "resume", "depends"]

@@ -3,16 +3,34 @@
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from orchestrator.display.stages import StageRow
 from orchestrator.display.terminal import loss
 from orchestrator.display.units import duration
 from orchestrator.errors import OrchestratorError
 from orchestrator.pipeline import places
-from orchestrator.pipeline.driver import Progress
+from orchestrator.pipeline.child import RunningChild
 from orchestrator.runs.state import RunState, read_run
 from orchestrator.storage.store import Storage
+
+Phase = Literal["waiting", "running", "done", "failed", "skipped", "stopped"]
+
+
+@dataclass
+class Progress:
+    """How far one stage is."""
+
+    phase: Phase = "waiting"
+    why: str = ""
+    """Why it waits, or how it has ended."""
+    path: str = ""
+    began: float | None = None
+    seconds: float = 0.0
+    was_done: bool = False
+    """It was done before this command."""
+    child: RunningChild | None = field(default=None, repr=False)
 
 
 class Figures:

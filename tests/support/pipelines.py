@@ -163,3 +163,30 @@ class SmallPipeline:
     def path(self, stage: str) -> Path:
         (found,) = (self.folder / "out" / "runs" / self.name).glob(f"{stage}-*")
         return found
+
+
+def write_eight_stages(folder: Path) -> Path:
+    """Write a pipeline of eight stages of tiny models into a folder for --config-dir, and return that folder."""
+    from tiny_run import TINY, write_text
+
+    text = write_text(folder / "text.txt")
+    words = [*TINY, f"data.path={text}", "tracking=disabled"]
+    small = [word for word in words if not word.startswith(("model", "tokenizer", "objective"))]
+    stages: dict[str, Any] = {"base": {"command": "pretrain", "overrides": words}}
+    for number in range(1, 4):
+        inputs = {"model.path": "base"}
+        stages[f"more{number}"] = {
+            "command": "pretrain",
+            "overrides": [*small, "training.num_steps=10", f"run.seed={number}"],
+            "inputs": inputs,
+        }
+        stages[f"score{number}"] = {
+            "command": "evaluate",
+            "overrides": ["data=files", f"data.path={text}", "part=all"],
+            "inputs": {"model.path": f"more{number}"},
+        }
+    stages["alone"] = {"command": "prepare", "overrides": ["data=files", f"data.path={text}", "tokenizer=char"]}
+    (folder / "conf/pipeline").mkdir(parents=True)
+    content = yaml.safe_dump({"name": "eight", "stages": stages}, sort_keys=False)
+    (folder / "conf/pipeline/eight.yaml").write_text(f"# @package pipeline\n# Eight stages.\n{content}")
+    return folder / "conf"

@@ -1,4 +1,4 @@
-"""What changes with the content of a stage's inputs, found by their types and computed as the commands do it."""
+"""What changes with the content of a command's inputs, found by their types and computed as the commands do it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from orchestrator.storage.store import Storage
 
 
 class Inputs:
-    """Reads the inputs of stages, each once: several stages may read the same files, which takes a while."""
+    """Reads the inputs of several commands, each once: they may read the same files, which takes a while."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
