@@ -1,6 +1,7 @@
 """What `orchestrator run` shows: what would run and why, and the stages as they run."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -21,6 +22,9 @@ STYLES = {
     "skipped": "dim",
     "stopped": "yellow",
 }
+
+_ORDER = {state: number for number, state in enumerate(("failed", "running", "stopped", "waiting", "skipped"))}
+_LONGEST_REASON = 60
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,41 @@ class StagesDisplay:
                 self._console.print(Text("  ".join(parts)), soft_wrap=True)
 
     def _table(self, rows: Sequence[StageRow]) -> Table:
-        table = new_table(self._title)
+        table = Table(
+            title=Text(self._title),
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 0),
+            header_style="dim",
+            title_style="bold",
+            caption_justify="left",
+        )
         for column in ("stage", "state"):
             table.add_column(column, no_wrap=True)
         for column in ("step", "loss", "left", "time"):
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("", overflow="ellipsis", no_wrap=True)
-        for row in rows:
+        table.add_column("")  # the one that wraps, so that it leaves the others their width
+        shown = self._fitting(rows)
+        for row in shown:
             style = STYLES.get(row.state.split()[0], "")
             figures = (row.step, row.loss, row.left, row.seconds)
-            table.add_row(row.name, Text(row.state, style=style), *figures, Text(row.why))
+            table.add_row(row.name, Text(row.state, style=style), *figures, Text(_shortened(row.why)))
+        if len(shown) < len(rows):
+            counts = Counter(row.state for row in rows)
+            table.caption = f"{len(rows)} stages: " + ", ".join(f"{count} {state}" for state, count in counts.items())
         return table
+
+    def _fitting(self, rows: Sequence[StageRow]) -> Sequence[StageRow]:
+        """Return the stages that fit on the terminal: those that run or have failed before all others."""
+        room = max(1, (self._console.height - 4) // 2)  # most have a second line
+        if len(rows) <= room:
+            return rows
+        first = sorted(range(len(rows)), key=lambda number: (_ORDER.get(rows[number].state, len(_ORDER)), number))[
+            :room
+        ]
+        return [rows[number] for number in sorted(first)]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"
