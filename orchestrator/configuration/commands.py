@@ -96,6 +96,10 @@ class NoModelPath(Config):
     """A commit, tag or branch of a hub name; null takes the newest state."""
 
 
+USUAL_LENGTH = 512
+"""Tokens in a sequence of a task's examples."""
+
+
 class PrepareConfig(TextConfig):
     """`orchestrator prepare`: text to token shards, or rows to the examples of a task."""
 

@@ -151,9 +151,8 @@ class StagesDisplay:
         room = max(1, (self._console.height - 4) // 2)  # most have a second line
         if len(rows) <= room:
             return rows
-        first = sorted(range(len(rows)), key=lambda number: (_ORDER.get(rows[number].state, len(_ORDER)), number))[
-            :room
-        ]
+        rank = {number: _ORDER.get(row.state, len(_ORDER)) for number, row in enumerate(rows)}
+        first = sorted(rank, key=lambda number: (rank[number], number))[:room]
         return [rows[number] for number in sorted(first)]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.checkpoints.attempt import STAGES, Attempt
+from orchestrator.configuration.commands import PrepareConfig
 from orchestrator.errors import LeaseError, LeaseLostError, LostNodeError, OrchestratorError, StageError, exit_code
 from orchestrator.pipeline import places, records
 from orchestrator.pipeline.admission import Ledger, Share, num_threads
@@ -19,6 +20,7 @@ from orchestrator.pipeline.orders import order_of
 from orchestrator.pipeline.plan import Judgement, Planner, held_by
 from orchestrator.pipeline.progress import Progress
 from orchestrator.runs import lease
+from orchestrator.runs.input_identity import prepared_name
 
 _POLL_SECONDS = 1.0
 
@@ -213,9 +215,11 @@ class Driver:
         code = self._child(name, Order(self._root, found.path, words, attempt, threads, gpus))
         if lost.is_set():
             return _Ended(name, "held", "another driver has taken it over")
+        attempt.check(storage)  # the child may have noticed before this process does
         if code:
             return self._failure(name, found.path, code)
-        result = records.found_result(storage, stage.command, found.path, records.chosen_name(stage))
+        chosen = prepared_name(stage.config, words) if isinstance(stage.config, PrepareConfig) else None
+        result = records.found_result(storage, stage.command, found.path, chosen)
         record = {"path": found.path, "command": stage.command, "recipe": recipe.content, "result": result}
         about = {"inputs": digests, "seconds": round(time.time() - began, 3)}
         records.write_done(storage, recipe.fingerprint, attempt, {**record, **about})

@@ -87,6 +87,12 @@ def result_name(command: str, path: str) -> str | None:
     return f"{path}/{result}" if result else None
 
 
+def leftover(command: str, path: str) -> str:
+    """Return the place of what an earlier attempt may have left of a result."""
+    output = _OUTPUTS[command]
+    return f"{path}/{output.told or output.result}"
+
+
 def overrides(root: str, kind: type[Config], command: str, path: str) -> list[str]:
     """Return the overrides that say where a stage's result is to lie."""
     words = [f"storage.root={root}"]

@@ -15,12 +15,9 @@ from typing import Any
 
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest
-from orchestrator.artifacts.prepared_data import data_name
 from orchestrator.checkpoints.attempt import Attempt
-from orchestrator.configuration.commands import PrepareConfig
 from orchestrator.errors import ArtifactError, DamagedFileError
 from orchestrator.pipeline import places
-from orchestrator.pipeline.graph import Stage
 from orchestrator.runs.json_files import read_object, write_object
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
@@ -104,7 +101,7 @@ def clear(storage: Storage, command: str, path: str) -> None:
     if result is None:
         return
     if command not in places.TRAINS:
-        storage.remove(result)
+        storage.remove(places.leftover(command, path))
         return
     if not storage.exists(f"{path}/metrics.json"):
         return
@@ -114,16 +111,6 @@ def clear(storage: Storage, command: str, path: str) -> None:
     except ArtifactError:
         storage.remove(result)
         storage.remove(f"{path}/metrics.json")
-
-
-def chosen_name(stage: Stage) -> str | None:
-    """Return the name of a result whose place the command itself chooses; None for others."""
-    config = stage.config
-    if not isinstance(config, PrepareConfig):
-        return None
-    if config.task is None:
-        return data_name(config.data, config.tokenizer)
-    return None
 
 
 def seconds_of(storage: Storage, fingerprint: str) -> float | None:

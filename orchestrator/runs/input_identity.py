@@ -1,18 +1,18 @@
 """What changes with the content of a command's inputs, found by their types and computed as the commands do it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modules.config import Config, DataConfig, Role, TokenizerConfig
 from modules.huggingface.folder import ADAPTER_WEIGHTS
 from modules.model_config import ModelConfig
 from orchestrator.artifacts.base_model import model_identity
-from orchestrator.artifacts.model_folders import find_adapter, find_model, hub_commit_of
-from orchestrator.artifacts.prepared_data import identity_of, text_identity, tokenizer_identity
-from orchestrator.artifacts.prepared_task import rows_identity
+from orchestrator.artifacts.model_folders import find_adapter, find_model, hub_commit_of, read_files
+from orchestrator.artifacts.prepared_data import data_name, identity_of, text_identity, tokenizer_identity
+from orchestrator.artifacts.prepared_task import TaskRequest, examples_name, rows_identity
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.checkpoints.names import committed_steps
-from orchestrator.configuration.commands import ModelPath, NoModelPath, OtherModel
+from orchestrator.configuration.commands import USUAL_LENGTH, ModelPath, NoModelPath, OtherModel, PrepareConfig
 from orchestrator.configuration.groups import BegunRun
 from orchestrator.errors import UserError
 from orchestrator.runs.run import find_run, no_such_run
@@ -96,3 +96,18 @@ def _run_identity(name: str, storage: Storage) -> dict[str, Any]:
     if not steps:
         raise UserError(f"run.name={name}: it has no finished checkpoint yet")
     return {"recipe": fingerprint(run.recipe), "step": steps[-1]}
+
+
+def prepared_name(config: PrepareConfig, overrides: Sequence[str]) -> str:
+    """Return the name of what `prepare` makes, relative to the storage root.
+
+    Args:
+        config: Its configuration.
+        overrides: Those of its command line; the last model.path is the place of the model.
+    """
+    if config.task is None:
+        return data_name(config.data, config.tokenizer)
+    paths = [word.partition("=")[2] for word in overrides if word.startswith("model.path=")]
+    found = find_model(paths[-1] if paths else str(config.model.path), config.model.revision)
+    length = config.sequence_length or USUAL_LENGTH
+    return examples_name(TaskRequest(config.task, config.data, read_files(found.checked().folder), length))
