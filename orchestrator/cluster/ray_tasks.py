@@ -58,8 +58,17 @@ class _Host(Generic[Order]):
 class RayTask(Generic[Order]):
     """Work on a node."""
 
-    def __init__(self, start: Callable[[Order], Running], order: Order) -> None:
-        host: Any = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=2)(_Host)
+    def __init__(self, start: Callable[[Order], Running], order: Order, num_gpus: int = 0) -> None:
+        """Start it on the node that has most room.
+
+        Args:
+            start: Starts the work, on the node.
+            order: What it is given.
+            num_gpus: GPUs that it sees.
+        """
+        host: Any = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, max_concurrency=2)(
+            _Host
+        )
         self._host = host.options(scheduling_strategy="SPREAD").remote(start)
         self._code = self._host.run.remote(order)
 

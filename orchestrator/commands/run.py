@@ -11,6 +11,7 @@ from orchestrator.pipeline.admission import Ledger, Resources, check_fits, machi
 from orchestrator.pipeline.child import Child, Order, RunningChild
 from orchestrator.pipeline.driver import Driver
 from orchestrator.pipeline.graph import Composer, checked_stages, with_needed
+from orchestrator.pipeline.places import TRAINS
 from orchestrator.pipeline.plan import Judgement, Planner, held_by, recipes_of
 from orchestrator.pipeline.progress import Figures
 from orchestrator.storage.store import Storage
@@ -63,7 +64,12 @@ def _place(config: RunPipelineConfig) -> Iterator[_Place]:
 
     with ray_stages(config.cluster) as (address, (cpus, gpus), shared):
         ledger = Ledger(Resources(cpus, int(gpus)), shared)
-        yield _Place("the cluster", ledger, lambda order: RayTask(Child, order), address)
+        yield _Place("the cluster", ledger, lambda order: RayTask(Child, order, _own_gpus(order)), address)
+
+
+def _own_gpus(order: Order) -> int:
+    """Return the GPUs that Ray sets aside for a child itself; the workers of a training have theirs."""
+    return 0 if order.words[0] in TRAINS else order.num_gpus
 
 
 def _show(planner: Planner, plan: dict[str, Judgement]) -> None:

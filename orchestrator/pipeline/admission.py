@@ -9,7 +9,7 @@ from typing import Protocol
 
 from modules.config import Config
 from modules.cores import num_cores
-from orchestrator.configuration.commands import TrainingRunConfig
+from orchestrator.configuration.commands import ModelPath, TrainingRunConfig
 from orchestrator.configuration.rules import worker_counts
 from orchestrator.errors import HardwareError
 from orchestrator.pipeline.graph import Stage
@@ -56,9 +56,13 @@ def _gpu_ids() -> list[str]:
 
 
 def need_of(config: Config, num_workers: int, total: Resources) -> Resources:
-    """Return what a command needs with so many workers; one that does not train is a single process."""
+    """Return what a command needs with so many workers; one that does not train is a single process.
+
+    Where there are GPUs, whoever only uses a model takes one, as it does by hand.
+    """
     if not isinstance(config, TrainingRunConfig):
-        return Resources(1.0)
+        computes = isinstance(getattr(config, "model", None), ModelPath)
+        return Resources(1.0, min(total.gpus, int(computes)))
     cluster = config.cluster
     gpus = num_workers * cluster.gpus_per_worker if cluster.gpus_per_worker is not None else num_workers
     if cluster.gpus_per_worker is None and gpus > total.gpus:

@@ -50,6 +50,8 @@ class Order:
     """Of each of its workers."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Further variables."""
+    num_gpus: int = 0
+    """That it takes."""
 
 
 class RunningChild(Protocol):

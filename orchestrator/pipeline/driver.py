@@ -134,7 +134,7 @@ class Driver:
             return True
         one.phase, one.why, one.path, one.began = "running", "; ".join(judged.reasons), judged.path, time.time()
         threads = num_threads(share, config, self._ledger.total, side_by_side)
-        thread = threading.Thread(target=self._attempt, args=(name, judged, share, threads), name=name, daemon=True)
+        thread = threading.Thread(target=self._attempt, args=(name, share, threads), name=name, daemon=True)
         self._threads[name] = thread
         thread.start()
         return True
@@ -158,17 +158,17 @@ class Driver:
         self._forced.discard(name)
         one.phase, one.why, one.path = "done", "", judged.path
 
-    def _attempt(self, name: str, judged: Judgement, share: Share, threads: int) -> None:
+    def _attempt(self, name: str, share: Share, threads: int) -> None:
         """Run one stage on a thread of its own; however it ends, the main thread is told."""
         try:
-            ended = self._led(name, judged, share, threads)
+            ended = self._led(name, share, threads)
         except OrchestratorError as error:
             ended = _Ended(name, "failed", str(error))
         except BaseException as error:  # a thread must not end without a word
             ended = _Ended(name, "failed", f"{type(error).__name__}: {error}")
         self._ended.put(ended)
 
-    def _led(self, name: str, judged: Judgement, share: Share, threads: int) -> _Ended:
+    def _led(self, name: str, share: Share, threads: int) -> _Ended:
         key, lost = self._planner.recipes[name].fingerprint, threading.Event()
 
         def lose() -> None:
@@ -177,7 +177,7 @@ class Driver:
 
         try:
             with lease.lease(self._planner.storage, key, on_loss=lose, above=STAGES) as attempt:
-                return self._run(name, judged, share, threads, attempt, lost)
+                return self._run(name, share, threads, attempt, lost)
         except LeaseLostError:
             return _Ended(name, "held", "another driver has taken it over")
         except LeaseError:
@@ -192,13 +192,10 @@ class Driver:
             time.sleep(_POLL_SECONDS)
         return _Ended(name, "held")
 
-    def _run(
-        self, name: str, judged: Judgement, share: Share, threads: int, attempt: Attempt, lost: threading.Event
-    ) -> _Ended:
+    def _run(self, name: str, share: Share, threads: int, attempt: Attempt, lost: threading.Event) -> _Ended:
         """Run the command of a stage whose lease is held, and record its result."""
         # another driver may have finished it since it was judged
-        is_forced = name in self._forced and judged.state != "done"
-        found = self._planner.judge(name, self._judged, is_forced)
+        found = self._planner.judge(name, self._judged, name in self._forced)
         if found.state == "done":
             return _Ended(name, "done", judged=found)
         stage, storage, began = self._planner.stages[name], self._planner.storage, time.time()
@@ -210,9 +207,8 @@ class Driver:
             records.write_graph(storage, found.path, self._planner.pipeline, self._graph())
         flags = [*self._composer.flags, *stage.overrides]
         words = order_of(stage, flags, self._planner, self._root, found.path, self._judged, share, self._address)
-        has_gpus = self._address is None and self._ledger.total.gpus  # Ray gives workers theirs by itself
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)} if has_gpus else {}
-        code = self._child(name, Order(self._root, found.path, words, attempt, threads, gpus))
+        order = Order(self._root, found.path, words, attempt, threads, self._visible(share), share.resources.gpus)
+        code = self._child(name, order)
         if lost.is_set():
             return _Ended(name, "held", "another driver has taken it over")
         attempt.check(storage)  # the child may have noticed before this process does
@@ -224,6 +220,12 @@ class Driver:
         about = {"inputs": digests, "seconds": round(time.time() - began, 3)}
         records.write_done(storage, recipe.fingerprint, attempt, {**record, **about})
         return _Ended(name, "done", judged=Judgement("done", (), found.path, result["digest"]))
+
+    def _visible(self, share: Share) -> dict[str, str]:
+        """Return the variable that shows a child its GPUs; on a cluster Ray sets it."""
+        if self._address is not None or not self._ledger.total.gpus:
+            return {}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)}
 
     def _wait_for_run(self, name: str, path: str) -> None:
         """Wait until no process of an earlier attempt trains in the stage's folder any more."""

@@ -7,7 +7,7 @@ import pytest
 from pipelines import PlainComposer
 
 from modules.config import Config, Input
-from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig
+from orchestrator.configuration.commands import EvaluateConfig, PrepareConfig, PretrainConfig
 from orchestrator.configuration.pipeline import RunPipelineConfig
 from orchestrator.pipeline import places
 from orchestrator.pipeline.admission import Ledger, Resources, Share, need_of, num_threads
@@ -34,7 +34,10 @@ def test_a_training_needs_what_its_workers_need(cluster: dict[str, Any], gpus: i
 
 
 def test_what_does_not_train_is_one_process() -> None:
-    assert need_of(EvaluateConfig.model_validate({"model": {"path": "x"}}), 1, Resources(8, 8)) == Resources(1, 0)
+    evaluation = EvaluateConfig.model_validate({"model": {"path": "x"}})
+    assert need_of(evaluation, 1, Resources(8, 0)) == Resources(1, 0)
+    assert need_of(evaluation, 1, Resources(8, 8)) == Resources(1, 1), "by hand it takes a GPU, too"
+    assert need_of(PrepareConfig(), 1, Resources(8, 8)) == Resources(1, 0)
 
 
 def test_an_elastic_training_gets_a_fixed_share_only_while_others_run() -> None:
