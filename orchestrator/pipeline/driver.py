@@ -112,12 +112,9 @@ class Driver:
     def _num_side_by_side(self) -> int:
         """Return how many stages run or could run now."""
         phases = {name: one.phase for name, one in self.progress.items()}
-        ready = (
-            name
-            for name, phase in phases.items()
-            if phase == "waiting" and all(phases[of] == "done" for of in self._planner.stages[name].needs)
-        )
-        return sum(phase == "running" for phase in phases.values()) + len(list(ready))
+        needs = {name: {phases[of] for of in self._planner.stages[name].needs} for name in phases}
+        ready = [name for name, phase in phases.items() if phase == "waiting" and needs[name] <= {"done"}]
+        return len(ready) + sum(phase == "running" for phase in phases.values())
 
     def _begin(self, name: str, one: Progress) -> bool:
         """Start a stage, or find it done; return False if there is no room for it."""
