@@ -95,7 +95,7 @@ def leftover(command: str, path: str) -> str:
 
 def overrides(root: str, kind: type[Config], command: str, path: str) -> list[str]:
     """Return the overrides that say where a stage's result is to lie."""
-    words = [f"storage.root={root}"]
+    words = [f"storage.root={root}"] if field_at(kind, ["storage", "root"]) else []
     if field_at(kind, ["run", "name"]) and not _is_input(kind, "run.name"):
         words.append(f"run.name={run_name(path)}")
     output = _OUTPUTS[command]
