@@ -52,6 +52,8 @@ class Order:
     """Further variables."""
     num_gpus: int = 0
     """That it takes."""
+    folder: str = field(default_factory=os.getcwd)
+    """The driver's current folder, to which paths in the words are relative."""
 
 
 class RunningChild(Protocol):
@@ -89,6 +91,7 @@ class Child:
             stdout=self._log.file,
             stderr=subprocess.STDOUT,
             process_group=0,
+            cwd=order.folder if os.path.isdir(order.folder) else None,  # another node may not have it
         )
 
     def wait(self) -> int:
