@@ -185,7 +185,10 @@ def write_eight_stages(folder: Path) -> Path:
             "overrides": ["data=files", f"data.path={text}", "part=all"],
             "inputs": {"model.path": f"more{number}"},
         }
-    stages["alone"] = {"command": "prepare", "overrides": ["data=files", f"data.path={text}", "tokenizer=char"]}
+    stages["alone"] = {
+        "command": "prepare",
+        "overrides": ["data=files", f"data.path={text}", "data.split=position", "tokenizer=char"],
+    }
     (folder / "conf/pipeline").mkdir(parents=True)
     content = yaml.safe_dump({"name": "eight", "stages": stages}, sort_keys=False)
     (folder / "conf/pipeline/eight.yaml").write_text(f"# @package pipeline\n# Eight stages.\n{content}")

@@ -48,7 +48,7 @@ def test_mistakes_of_several_stages_are_told_at_once_and_nothing_is_written(
     ]
     assert main([*eight, *wrong[:3]]) == 2
     said = capsys.readouterr().err
-    assert "pipeline.stages.more1: trainig.num_steps=3: unknown; did you mean training.num_steps?" in said
+    assert "pipeline.stages.more1: trainig.num_steps=3: unknown; did you mean training?" in said
     assert "pipeline.stages.alone: prepair: no such command; did you mean prepare?" in said
     assert "pipeline.stages.score2.inputs.model.path=mor2: no such stage; did you mean more2?" in said
     assert main([*eight, wrong[3]]) == 2
@@ -69,7 +69,9 @@ def test_stages_of_two_cpus_run_their_commands_and_what_is_done_is_not_run_again
     text = write_text(empty_folder / "text.txt")
     conf = empty_folder / "conf/pipeline"
     conf.mkdir(parents=True)
-    stages = f"  one: {{command: prepare, overrides: [data=files, data.path={text}, tokenizer=byte]}}\n"
+    stages = (
+        f"  one: {{command: prepare, overrides: [data=files, data.path={text}, data.split=position, tokenizer=byte]}}\n"
+    )
     (conf / "one.yaml").write_text(f"# @package pipeline\n# One stage.\nname: one\nstages:\n{stages}")
     command = ["run", "--config-dir", str(empty_folder / "conf"), "+pipeline=one"]
     assert main(command) == 0
