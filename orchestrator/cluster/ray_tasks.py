@@ -66,8 +66,9 @@ class RayTask(Generic[Order]):
             order: What it is given.
             num_gpus: GPUs that it sees.
         """
-        host: Any = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=2)(_Host)
-        self._host = host.options(num_gpus=num_gpus, scheduling_strategy="SPREAD").remote(start)
+        host: Any = ray.remote(num_cpus=0)(_Host)
+        once = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
+        self._host = host.options(num_gpus=num_gpus, **once).remote(start)
         self._code = self._host.run.remote(order)
 
     def wait(self) -> int:
