@@ -41,7 +41,7 @@ class PipelineConfig(Config):
     """Stages, each a command; the graph follows from their inputs."""
 
     name: Runtime[PipelineName]
-    """The folder of its runs, and the first part of their names."""
+    """The first part of the names of its runs, before the slash."""
     stages: Identity[Annotated[dict[StageName, StageConfig], Field(min_length=1)]]
     """Each stage by its name."""
 

@@ -151,10 +151,7 @@ PATH_FIELDS = {
         "storage.root": ["model.path=x/y", "prompt=x"],
     },
     "export": {"to": ["run.name=x"], "storage.root": ["run.name=x"]},
-    "run": {
-        "storage.root": ["+pipeline=quickstart", "dry_run=true"],
-        "cluster.address": ["+pipeline=quickstart", "cluster=ray", "dry_run=true"],
-    },
+    "run": {"storage.root": ["+pipeline=quickstart", "dry_run=true"]},
     "runs": {"storage.root": []},
     "doctor": {"storage.root": [], "cluster.address": ["cluster=ray"]},
 }
