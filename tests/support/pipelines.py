@@ -148,10 +148,17 @@ class SmallPipeline:
         found = self.planner(**given).plan(self.config(**given).force)
         return {name: (one.state, one.reasons) for name, one in found.items()}
 
-    def driver(self, cpus: float = 2.0, **given: Any) -> Driver:
-        ledger = Ledger(Resources(cpus))
-        root = str(self.folder / "out")
-        return Driver(self.planner(**given), root, PlainComposer(), ledger, self.children.start, lambda _: None)
+    def driver(self, cpus: float = 2.0, address: str | None = None, max_lost_nodes: int = 0, **given: Any) -> Driver:
+        return Driver(
+            self.planner(**given),
+            str(self.folder / "out"),
+            PlainComposer(),
+            Ledger(Resources(cpus)),
+            self.children.start,
+            lambda _: None,
+            address,
+            max_lost_nodes,
+        )
 
     def run(self, cpus: float = 2.0, **given: Any) -> list[str]:
         """Run it to its end, and return the stages whose children have run."""

@@ -10,7 +10,7 @@ import pytest
 from pipelines import FakeChild, SmallPipeline
 
 from orchestrator.checkpoints.attempt import STAGES, lease_name
-from orchestrator.errors import HardwareError, StageError
+from orchestrator.errors import HardwareError, LostNodeError, StageError
 from orchestrator.pipeline import driver as driver_module
 from orchestrator.pipeline.admission import Ledger, Resources, check_fits
 from orchestrator.runs import lease as lease_module
@@ -217,3 +217,29 @@ def test_what_is_given_back_can_be_reserved_again(small: SmallPipeline) -> None:
     ledger.release("base")
     assert ledger.reserve("left", stages["left"].config, is_alone=True) is not None
     assert ledger.left == Resources(0.0)
+
+
+@pytest.mark.parametrize(("max_lost_nodes", "num_started"), [(0, 1), (1, 2), (5, 3)])
+def test_a_stage_whose_node_is_lost_is_started_anew_so_many_times(
+    small: SmallPipeline, max_lost_nodes: int, num_started: int
+) -> None:
+    def lose(child: FakeChild) -> None:
+        if small.children.started.count("left") < 3:
+            raise LostNodeError("the node of this stage is gone")
+
+    small.children.before = {"left": lose}
+    driver = small.driver(max_lost_nodes=max_lost_nodes)
+    if max_lost_nodes < 2:
+        with pytest.raises(StageError, match="stage left failed: the node of this stage is gone"):
+            driver.run((), True)
+    else:
+        driver.run((), True)
+    assert small.children.started.count("left") == num_started
+    assert small.children.started.count("right") == 1
+
+
+def test_what_trains_joins_the_cluster_of_the_pipeline(small: SmallPipeline) -> None:
+    small.driver(address="10.0.0.1:6379").run((), False)
+    for order in small.children.orders:
+        joins = {"cluster.name=ray", "cluster.address=10.0.0.1:6379"} <= set(order.words)
+        assert joins == (order.words[0] == "pretrain")
