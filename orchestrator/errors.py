@@ -62,6 +62,16 @@ class MachineError(OrchestratorError):
     """The machine, its store or a service is not fit for a run."""
 
 
+class LostNodeError(OrchestratorError):
+    """The node on which a stage of a pipeline ran is gone."""
+
+    is_final = False
+
+
+class StageError(OrchestratorError):
+    """Stages of a pipeline have failed; the message names each, with its error and its log."""
+
+
 class BadStepsError(OrchestratorError):
     """Too many steps in a row had to be skipped."""
 

@@ -14,7 +14,12 @@ from modules.data.batches import Share
 from modules.model_config import LoraConfig
 from orchestrator.cli.command import COMMANDS, conf_folder
 from orchestrator.configuration import commands as config
-from orchestrator.configuration.commands import EvaluateConfig, PretrainConfig, TrainingRunConfig
+from orchestrator.configuration.commands import (
+    EvaluateConfig,
+    PretrainConfig,
+    RunPipelineConfig,
+    TrainingRunConfig,
+)
 from orchestrator.configuration.faults import FaultKind
 from orchestrator.configuration.mistakes import validated
 from orchestrator.configuration.planning import PlanSettings
@@ -53,6 +58,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "submit": {"command": "x"},
     "logs": {"name": "x"},
     "stop": {"name": "x"},
+    "run": {"pipeline": {"name": "x", "stages": {"x": {"command": "x"}}}},
 }
 """What a command cannot do without."""
 CHOSEN = {"finetune": ["task=dialogue"], "compare": ["task=dialogue"]}
@@ -97,9 +103,12 @@ def test_there_is_an_option_of_every_group() -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(option) for option in OPTIONS])
 def test_option_composes_and_validates(group: str, option: str) -> None:
     needs = NEEDS.get((group, option), [])
-    command = "finetune" if group == "task" or option in OF_FINETUNE else "pretrain"
+    command = "finetune" if group == "task" or option in OF_FINETUNE else "run" if group == "pipeline" else "pretrain"
     command = "plan" if group in OF_PLAN else command
     made = composed(command, f"{group}={option}", *needs)
+    if isinstance(made, RunPipelineConfig):
+        assert made.pipeline.name == option
+        return
     assert isinstance(made, TrainingRunConfig)
     if group in ("strategy", "cluster", "task"):
         assert getattr(made, group).name == option
@@ -113,7 +122,9 @@ def test_option_composes_and_validates(group: str, option: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_defaults_in_conf_are_those_of_the_classes(command: str) -> None:
     required = REQUIRED.get(command, {})
-    made = composed(command, *(f"{name}=x" for name in _paths(required)), *CHOSEN.get(command, []))
+    # a pipeline has no fields before one is chosen
+    plus = "+" if command == "run" else ""
+    made = composed(command, *(f"{plus}{name}=x" for name in _paths(required)), *CHOSEN.get(command, []))
     kind = getattr(config, COMMANDS[command].config)
     chosen = {group: {"name": option} for group, option in (text.split("=") for text in CHOSEN.get(command, []))}
     assert made == kind.model_validate({**required, **chosen})

@@ -69,6 +69,7 @@ def test_tasks_import_neither_torch_nor_transformers() -> None:
         "jobs",
         "logs",
         "stop",
+        "run",
         "runs",
         "doctor",
     ],

@@ -154,6 +154,24 @@ def _is_hub_name(path: str) -> bool:
     return path.count("/") <= 1 and not path.startswith((".", "/", "~")) and "://" not in path
 
 
+def hub_commit_of(name: str, revision: str | None) -> str | None:
+    """Return the commit of a model on the hub without a copy of it; None if the path leads to a folder.
+
+    Raises:
+        UserError: there is no such model, or the hub does not answer and this machine has no copy.
+    """
+    if is_local(name) and (Path(os.path.expanduser(path_of(name))) / CONFIG).exists():
+        return None
+    if not _is_hub_name(name):
+        return None
+    try:
+        import huggingface_hub
+
+        return huggingface_hub.HfApi().model_info(name, revision=revision).sha
+    except Exception:  # without a network, or without the package: a copy on this machine, or the reason
+        return _from_hub(name, revision, _NEEDED).commit
+
+
 def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> FoundModel:
     try:
         from huggingface_hub import snapshot_download

@@ -152,8 +152,34 @@ def data_recipe(
         "tokenizer": identity(tokenizer),
         "tokenizer_file": digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
         # by content and not by path, so that the same text prepared elsewhere is the same data
-        "files": [[PurePosixPath(file.name).name, file.identity()] for file in files] or _hub_identity(data),
+        "files": identity_of(files) or _hub_identity(data),
     }
+
+
+def identity_of(files: Sequence[SourceFile]) -> list[list[str]]:
+    """Return the name and the identity of each file's content."""
+    return [[PurePosixPath(file.name).name, file.identity()] for file in files]
+
+
+def text_identity(data: DataConfig) -> list[Any]:
+    """Return what changes with the text that a configuration names.
+
+    Raises:
+        UserError, InputError: it is not there.
+    """
+    return identity_of(_source_files(data)) or _hub_identity(with_commit(data))
+
+
+def data_name(data: DataConfig, tokenizer: TokenizerConfig) -> str:
+    """Return the name that the prepared data of this text has, whether it is there or not."""
+    data = with_commit(data)
+    return _name(data, data_recipe(data, tokenizer, _source_files(data), read_tokenizer_file(tokenizer)))
+
+
+def tokenizer_identity(tokenizer: TokenizerConfig) -> str | None:
+    """Return what changes with the content of a given tokenizer.json; None where none is given."""
+    content = read_tokenizer_file(tokenizer)
+    return digest_bytes(content).xxh3_128 if content else None
 
 
 def _name(data: DataConfig, recipe: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from modules.config import DataConfig
@@ -23,7 +23,7 @@ from modules.tasks.settings import ClassificationConfig, DialogueConfig, TaskCon
 from modules.tasks.task import Example, Task
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
-from orchestrator.artifacts.prepared_data import remedy, with_commit
+from orchestrator.artifacts.prepared_data import identity_of, remedy, with_commit
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.split_files import find_split_files
 from orchestrator.artifacts.staging import staging_folder
@@ -142,12 +142,25 @@ def _recipe(request: TaskRequest, data: DataConfig, files_of: Mapping[Split, Seq
         "model_files": {name: digest_bytes(content).xxh3_128 for name, content in sorted(request.files.items())},
         "sequence_length": request.sequence_length,
         # by content and not by path, so that the same rows prepared elsewhere are the same data
-        "files": {
-            split: [[PurePosixPath(file.name).name, file.identity()] for file in files]
-            for split, files in files_of.items()
-        }
-        or [*data.path, data.revision],
+        "files": {split: identity_of(files) for split, files in files_of.items()} or [*data.path, data.revision],
     }
+
+
+def rows_identity(data: DataConfig) -> Any:
+    """Return what changes with the rows that a configuration names.
+
+    Raises:
+        UserError, InputError: they are not there.
+    """
+    found = {split: identity_of(files) for split, files in find_split_files(data).items()}
+    return found or [*data.path, with_commit(data).revision]
+
+
+def examples_name(request: TaskRequest) -> str:
+    """Return the name that the prepared examples have, whether they are there or not."""
+    request = _with_chat_files(request)
+    recipe = _recipe(request, with_commit(request.data), find_split_files(request.data))
+    return f"data/{request.task.name}-{fingerprint(recipe)}"
 
 
 def _make(

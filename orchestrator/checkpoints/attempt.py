@@ -1,6 +1,8 @@
 """One driver's attempt at a run, known to all its workers and writers: what an older attempt writes is not committed.
 
 runs/NAME/lease/0000000007.json    the lease of attempt 7; the one with the highest number is valid
+
+A stage of a pipeline has attempts, too, below stages/ instead of runs/.
 """
 
 import json
@@ -10,6 +12,9 @@ from dataclasses import dataclass
 from orchestrator.errors import LeaseLostError
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
+
+RUNS, STAGES = "runs", "stages"
+"""Folders below the storage root whose children have leases."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +26,20 @@ class Attempt:
     """Counted from 1; 0 where no driver holds a lease, as in tests of a single part."""
     token: str
     """Distinguishes it from an attempt of the same number, which there is if the folder of leases was removed."""
+    above: str = RUNS
+    """The folder that holds the one with that name."""
 
     @property
     def lease_name(self) -> str:
         """The file of its lease, relative to the storage root."""
-        return lease_name(self.run_name, self.number)
+        return lease_name(self.run_name, self.number, self.above)
 
     def check(self, storage: Storage) -> None:
         """Raise LeaseLostError if another driver has taken the run over since."""
-        if newest_number(storage, self.run_name) > self.number or not self._is_token_of_lease(storage):
-            raise LeaseLostError(f"run.name={self.run_name}: another driver has taken over this run; this one ends")
+        newest = newest_number(storage, self.run_name, self.above)
+        if newest > self.number or not self._is_token_of_lease(storage):
+            name, what = ("run.name=", "run") if self.above == RUNS else (f"{self.above}/", "stage")
+            raise LeaseLostError(f"{name}{self.run_name}: another driver has taken over this {what}; this one ends")
 
     def _is_token_of_lease(self, storage: Storage) -> bool:
         if not self.number:
@@ -41,17 +50,17 @@ class Attempt:
             return True  # removed or damaged by no driver: ours writes it anew
 
 
-def lease_folder(run_name: str) -> str:
+def lease_folder(run_name: str, above: str = RUNS) -> str:
     """Return the folder of a run's leases."""
-    return f"runs/{run_name}/lease"
+    return f"{above}/{run_name}/lease"
 
 
-def lease_name(run_name: str, number: int) -> str:
+def lease_name(run_name: str, number: int, above: str = RUNS) -> str:
     """Return the file of the lease of attempt `number`."""
-    return f"{lease_folder(run_name)}/{number:010d}.json"
+    return f"{lease_folder(run_name, above)}/{number:010d}.json"
 
 
-def newest_number(storage: Storage, run_name: str) -> int:
+def newest_number(storage: Storage, run_name: str, above: str = RUNS) -> int:
     """Return the number of a run's newest attempt; 0 if there is none."""
-    found = (re.fullmatch(r"(\d{10})\.json", name) for name in storage.list(lease_folder(run_name)))
+    found = (re.fullmatch(r"(\d{10})\.json", name) for name in storage.list(lease_folder(run_name, above)))
     return max((int(name[1]) for name in found if name), default=0)

@@ -18,7 +18,7 @@ def name_of(run_name: str, step: int) -> str:
 
 def step_of(name: str) -> int | None:
     """Return the step of the checkpoint that a path names or lies in; None for other paths."""
-    found = re.fullmatch(r"runs/[^/]+/checkpoints/step_(\d{8,})(/.*)?", name)
+    found = re.fullmatch(r"runs/[^/]+(?:/[^/]+)?/checkpoints/step_(\d{8,})(/.*)?", name)
     return int(found[1]) if found else None
 
 

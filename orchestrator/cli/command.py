@@ -44,6 +44,9 @@ COMMANDS = {
     "jobs": Command("list what was submitted to a cluster, and why it ended", "JobsConfig"),
     "logs": Command("print what a submitted job has printed, or follow it", "LogsConfig"),
     "stop": Command("stop a submitted job, which saves first", "StopConfig"),
+    "run": Command(
+        "run the stages of a pipeline that are not done yet", "RunPipelineConfig", makes=True, composes=True
+    ),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }

@@ -135,7 +135,7 @@ def _run_command(name: str, arguments: list[str]) -> None:
     except OSError:  # Hydra and relative paths need it
         raise UserError("the current folder no longer exists; change to another one") from None
     flags = read_flags(name, arguments)
-    with hydra_of(name, flags) as hydra, hydra_errors_in_one_line():
+    with _driver_of_a_pipeline(), hydra_of(name, flags) as hydra, hydra_errors_in_one_line():
         session = Session(hydra, name, flags)
         if flags.help:
             session.print_help()
@@ -149,6 +149,18 @@ def _run_command(name: str, arguments: list[str]) -> None:
             session.run_all()
         else:
             session.run()
+
+
+@contextlib.contextmanager
+def _driver_of_a_pipeline() -> Iterator[None]:
+    """End with the pipeline's driver, if this process is one of its stages."""
+    if "ORCHESTRATOR_STAGE" not in os.environ:
+        yield
+        return
+    from orchestrator.pipeline.child import followed_driver
+
+    with followed_driver():
+        yield
 
 
 def _complete(arguments: list[str]) -> int:

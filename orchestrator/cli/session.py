@@ -1,16 +1,17 @@
 """One command, composed by Hydra: arguments -> plain dict -> validated configuration -> command."""
 
+import argparse
 import contextlib
+import functools
 import importlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.command import COMMANDS, conf_folder
-from orchestrator.cli.flags import read_flags, second_command
+from orchestrator.cli.flags import second_command
 from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
 from orchestrator.cli.sweep import checked_sweep_folder, jobs, parsed
 from orchestrator.display import streams
@@ -132,18 +133,16 @@ class Session:
         command_help.print_help(self.typed, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
 
     def _groups(self) -> Any:
-        from hydra.core.object_type import ObjectType
         from hydra.types import RunMode
 
         from orchestrator.configuration.overrides import Groups
 
-        loader = self.hydra.config_loader
-        known = loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
-        ours = [group for group in self.hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
+        known = self.hydra.config_loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
+        options = _options(self.hydra)
         return Groups(
-            chosen={group: known[group] for group in ours if group in known},
-            options={group: tuple(sorted(loader.get_group_options(group, ObjectType.CONFIG))) for group in ours},
-            foreign=frozenset(group for group in ours if group not in known and (conf_folder() / group).is_dir()),
+            chosen={group: known[group] for group in options if group in known},
+            options=options,
+            foreign=frozenset(group for group in options if group not in known and (conf_folder() / group).is_dir()),
         )
 
     def _read_overrides(self) -> tuple[list[str], list[str]]:
@@ -195,31 +194,57 @@ class Session:
         command = COMMANDS[self.name]
         if command.makes:
             streams.go_on_unread()
-        others = [Composer(self.flags.config_dir)] if command.composes else []
+        others = [Composer(self.hydra, self.flags)] if command.composes else []
         importlib.import_module(f"orchestrator.commands.{self.name}").run(config, *others)
 
 
-@dataclass(frozen=True)
+@functools.lru_cache(maxsize=1)  # a pipeline composes many commands with one Hydra, which takes long to list these
+def _options(hydra: "Hydra") -> dict[str, tuple[str, ...]]:
+    """Return the options of every group but Hydra's own."""
+    from hydra.core.object_type import ObjectType
+
+    ours = [group for group in hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
+    return {group: tuple(sorted(hydra.config_loader.get_group_options(group, ObjectType.CONFIG))) for group in ours}
+
+
 class Composer:
-    """Composes and validates the configuration of any command in this process."""
+    """Composes and validates the configuration of any command in this process, as its own program would."""
 
-    config_dir: str | None
-    """The user's folder of options, by --config-dir."""
+    def __init__(self, hydra: "Hydra", flags: "Namespace") -> None:
+        self._hydra, self._flags = hydra, flags
 
-    def __call__(self, command: str, overrides: Sequence[str]) -> "Config":
-        """Return the configuration of a command.
+    @property
+    def config_dir(self) -> str | None:
+        """The user's folder of options."""
+        return self._flags.config_dir
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags with which another program finds the same options."""
+        folders = {"--config-dir": self._flags.config_dir, "--config-path": self._flags.config_path}
+        return [word for name, path in folders.items() if path for word in (name, str(Path(path).resolve()))]
+
+    def kind(self, command: str) -> "type[Config]":
+        """Return the configuration class of a command.
 
         Raises:
-            UserError: there is no such command, or the overrides have mistakes.
+            ConfigError: there is no such command.
         """
         if command not in COMMANDS:
-            raise UserError(unknown_command(command))
+            raise ConfigError(unknown_command(command))
+        return config_class(COMMANDS[command].config)
+
+    def compose(self, command: str, overrides: Sequence[str]) -> "Config":
+        """Return the configuration of a command with overrides, as they are typed.
+
+        Raises:
+            ConfigError: with every mistake, one line each.
+        """
+        self.kind(command)
         if any(word.startswith("-") for word in overrides):
-            raise UserError("flags after the command are not carried along; give fields alone, as FIELD=VALUE")
-        folder = ["--config-dir", self.config_dir] if self.config_dir else []
-        flags = read_flags(command, [*folder, *overrides])
-        with hydra_of(command, flags) as hydra, hydra_errors_in_one_line():
-            return Session(hydra, command, flags).validated()
+            raise ConfigError("flags after the command are not carried along; give fields alone, as FIELD=VALUE")
+        words = {**vars(self._flags), "config_name": None, "multirun": False, "overrides": list(overrides)}
+        return Session(self._hydra, command, argparse.Namespace(**words)).validated()
 
 
 def unknown_command(name: str) -> str:

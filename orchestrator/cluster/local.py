@@ -150,7 +150,8 @@ def _train(job: Job, use_gpu: bool) -> None:
     from orchestrator.training.train import train
 
     runtime = placed_runtime(use_gpu)
-    take_share_of_cores()
+    if not os.environ.get("OMP_NUM_THREADS"):  # as in a stage of a pipeline, which has a share of the cores
+        take_share_of_cores()
     if runtime.rank:
         train(job, runtime)
         return

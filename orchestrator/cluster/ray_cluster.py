@@ -58,7 +58,7 @@ class RayLauncher:
         """See `Launcher.launch`; events of the workers and of Ray Train's controller arrive through a mailbox."""
         emit({"kind": "note", "text": _start_text(self._config, self._worker_counts)})
         _tune(self._worker_counts)
-        with _cluster(self._config), tempfile.TemporaryDirectory(prefix="ray-train-") as ray_folder:
+        with connected(self._config), tempfile.TemporaryDirectory(prefix="ray-train-") as ray_folder:
             attempt = _Attempt(emit)
             with open_mailbox(attempt.receive) as mailbox:
                 trainer = self._trainer(job, mailbox, ray_folder)
@@ -206,7 +206,7 @@ class _Trainer(TorchTrainer):
 
 
 @contextmanager
-def _cluster(config: ClusterConfig) -> Iterator[None]:
+def connected(config: ClusterConfig) -> Iterator[None]:
     """Connect to the cluster, or start one; leave an existing connection as it is."""
     if ray.is_initialized():
         yield
@@ -266,7 +266,7 @@ def cluster_facts(address: str, root: str) -> dict[str, Any]:
     Raises:
         Exception: Ray's own, if no cluster of the same version answers.
     """
-    with _cluster(ClusterConfig(name="ray", address=address)):
+    with connected(ClusterConfig(name="ray", address=address)):
         return {
             "version": ray.__version__,  # a cluster of another version refuses the connection
             "address": ray.get_runtime_context().gcs_address,
@@ -284,7 +284,7 @@ def _resources(config: ClusterConfig, root: str) -> Resources:
     """
     if config.address is None and not ray.is_initialized():
         return of_this_machine()
-    with _cluster(config):
+    with connected(config):
         check_shared(root)
         return of_the_cluster()
 

@@ -40,7 +40,8 @@ def run(config: CompareConfig) -> None:
     show_comparison(title, named, first.signatures)
     details = {"rows": len(first.places), **first.signatures}
     result = Evaluation(f"compare/{first.task}", about, {name: _plain(one) for name, one in named.items()}, details)
-    print_line(f"evaluation: {record(config.model.path, found, Storage(config.storage.root), [result])}")
+    place = record(config.model.path, found, Storage(config.storage.root), [result], config.to)
+    print_line(f"evaluation: {place}")
 
 
 def _other(config: CompareConfig) -> dict[str, Any]:

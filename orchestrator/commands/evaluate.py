@@ -11,7 +11,7 @@ from orchestrator.artifacts import artifact
 from orchestrator.artifacts.model_folders import find_model
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, local_data, prepared_data
-from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.configuration.commands import EvaluateConfig
 from orchestrator.display.classification import show_classification
 from orchestrator.display.confusion_picture import confusion_picture
@@ -52,7 +52,7 @@ def _measure_on_rows(config: EvaluateConfig, task: TaskConfig) -> None:
         figures = measured(config, config.data, task, config.model, progress, **limits)
     _show(figures, f"{redact(path)}: {task.name}, {config.split} split, {len(figures.places):,} rows")
     entry = Evaluation(task.name, settings, figures.metrics, _details(figures), _picture(figures, settings))
-    print_line(f"evaluation: {record(path, found, root, [entry])}")
+    print_line(f"evaluation: {record(path, found, root, [entry], config.to)}")
     # a model with an adapter is another one than its run has trained
     run = None if config.model.adapter else run_of(found.folder, root)
     if run is not None:
@@ -106,6 +106,11 @@ def _evaluate_text(config: EvaluateConfig) -> None:
     if "val/bits_per_byte" not in metrics:
         print_line("bits per byte are not known: the text was prepared by a version that did not count its bytes")
     show_evaluation(config.model.path, metrics, compression(trained, windows))
+    if config.to is not None:
+        settings = {**identity(config), "data": trained.recipe.get("data") if config.data is None else None}
+        entry = Evaluation("text", settings, metrics)
+        found, root = find_model(config.model.path, config.model.revision), Storage(config.storage.root)
+        print_line(f"evaluation: {record(config.model.path, found, root, [entry], config.to)}")
 
 
 def _measure_on_harness(config: EvaluateConfig) -> None:
@@ -121,7 +126,7 @@ def _measure_on_harness(config: EvaluateConfig) -> None:
         measured = measure(trained, tasks, config.harness, f"model.path={redact(config.model.path)}", progress)
     figures = ((one.task, one.num_fewshot, one.metric, one.value, one.stderr) for one in measured.figures)
     show_task_figures(config.model.path, figures)
-    print_line(f"evaluation:  {record(config.model.path, found, root, measured.evaluations)}")
+    print_line(f"evaluation:  {record(config.model.path, found, root, measured.evaluations, config.to)}")
     run = run_of(found.folder, root)
     for line in track(run, root, measured.metrics, print_line) if run else ():
         print_line(line)

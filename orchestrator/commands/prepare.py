@@ -3,12 +3,10 @@
 from orchestrator.artifacts.model_folders import find_model, read_files
 from orchestrator.artifacts.prepared_data import DataRequirements, check_data, data_notes, prepared_data
 from orchestrator.artifacts.prepared_task import TaskRequest, prepared_task
-from orchestrator.configuration.commands import PrepareConfig
+from orchestrator.configuration.commands import USUAL_LENGTH, PrepareConfig
 from orchestrator.display.progress import prepare_progress
 from orchestrator.display.terminal import print_line
 from orchestrator.storage.store import Storage
-
-_USUAL_LENGTH = 512
 
 
 def run(config: PrepareConfig) -> None:
@@ -31,7 +29,7 @@ def _examples(config: PrepareConfig, storage: Storage) -> tuple[str, list[str]]:
     assert config.task is not None
     assert config.model.path is not None, "a rule of the configuration"
     files = read_files(find_model(config.model.path, config.model.revision).checked().folder)
-    request = TaskRequest(config.task, config.data, files, config.sequence_length or _USUAL_LENGTH)
+    request = TaskRequest(config.task, config.data, files, config.sequence_length or USUAL_LENGTH)
     with prepare_progress() as progress:
         examples = prepared_task(storage, request, progress)
     return examples.name, list(examples.notes)

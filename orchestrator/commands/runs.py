@@ -3,23 +3,37 @@
 from orchestrator.artifacts import artifact
 from orchestrator.configuration.commands import RunsConfig
 from orchestrator.display.runs import show_run, show_runs
+from orchestrator.display.stages import show_stored
 from orchestrator.display.terminal import print_line
-from orchestrator.runs.run import Run, folder_names, no_such_run
+from orchestrator.pipeline.stored import stored_stages
+from orchestrator.runs.run import Run, find_run, folder_names, no_such_run
 from orchestrator.runs.state import RunState, checkpoints_of, read_run, read_runs
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
 
 def run(config: RunsConfig) -> None:
-    """Show the run that is named, or a table of all of them."""
+    """Show the run or the pipeline that is named, or a table of all runs."""
     storage = Storage(config.storage.root)
     if config.name is not None:
-        state = _named(storage, config.name)
-        show_run(state, checkpoints_of(storage, config.name), _locations(storage, state.run))
+        _show(storage, config.name)
     elif states := read_runs(storage):
         show_runs(states)
+        pipelines = dict.fromkeys(state.run.name.partition("/")[0] for state in states if "/" in state.run.name)
+        for name in pipelines:
+            print_line(f"pipeline {name}: orchestrator runs show {name}")
     else:
         print_line(f"no runs in {storage.url('runs')}")
+
+
+def _show(storage: Storage, name: str) -> None:
+    """Show the stages of a pipeline, or a run; both if they have the same name."""
+    if stages := stored_stages(storage, name):
+        show_stored(name, stages)
+        if find_run(storage, name) is None:
+            return
+    state = _named(storage, name)
+    show_run(state, checkpoints_of(storage, name), _locations(storage, state.run))
 
 
 def _named(storage: Storage, name: str) -> RunState:

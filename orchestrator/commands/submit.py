@@ -22,25 +22,25 @@ from orchestrator.submission.request import Request, check, requested, settings_
 _IN_A_ROOT = ("runs", "stages", "data", "explanations")
 
 
-class Compose(Protocol):
-    """Composes and validates the configuration of another command, as `cli` does."""
+class Composer(Protocol):
+    """Composes and validates the configuration of another command; `cli` gives it, the only speaker of Hydra."""
 
     @property
     def config_dir(self) -> str | None:
         """The user's folder of options."""
         ...
 
-    def __call__(self, command: str, overrides: Sequence[str]) -> Config: ...
+    def compose(self, command: str, overrides: Sequence[str]) -> Config: ...
 
 
-def run(config: SubmitConfig, compose: Compose) -> None:
+def run(config: SubmitConfig, composer: Composer) -> None:
     """Send the command to the cluster, or find the job that already runs it; with `submit.wait` follow it to its end.
 
     Raises:
         SystemExit: with the job's exit code, if it is followed and that is not 0.
     """
-    request, folder = requested(config, compose), Path.cwd()
-    config_dir = Path(compose.config_dir) if compose.config_dir else None
+    request, folder = requested(config, composer.compose), Path.cwd()
+    config_dir = Path(composer.config_dir) if composer.config_dir else None
     project = _project(config, request, folder)
     check(request, project.files if project else (), config_dir)
     runtime_env = {"env_vars": request.env_vars, **_environment(config, folder)}

@@ -40,10 +40,11 @@ from orchestrator.configuration.groups import (
     StrategyConfig,
     TrackingConfig,
 )
+from orchestrator.configuration.pipeline import RunPipelineConfig as RunPipelineConfig
 from orchestrator.configuration.planning import PlanFields
 from orchestrator.configuration.submission import JobsConfig, LogsConfig, StopConfig, SubmitConfig
 
-__all__ = ["JobsConfig", "LogsConfig", "StopConfig", "SubmitConfig"]
+__all__ = ["JobsConfig", "LogsConfig", "RunPipelineConfig", "StopConfig", "SubmitConfig"]
 """Those of other files, which are found here by their names as well."""
 
 
@@ -98,6 +99,10 @@ class NoModelPath(Config):
     """With a task: the model whose tokenizer and chat template write the examples, as for other commands."""
     revision: Input[str | None] = None
     """A commit, tag or branch of a hub name; null takes the newest state."""
+
+
+USUAL_LENGTH = 512
+"""Tokens in a sequence of a task's examples."""
 
 
 class PrepareConfig(TextConfig):

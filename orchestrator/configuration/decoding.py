@@ -104,6 +104,8 @@ class MeasureConfig(AnswerConfig):
     """The rows of a task that are read: those of one split, or `all` whatever their split."""
     bleu_tokenizer: Identity[Literal["13a", "intl", "char", "zh", "none"]] = "13a"
     """How BLEU divides a translation into words: by sacrebleu's name; `zh` for Chinese, `char` for Japanese."""
+    to: Runtime[str | None] = None
+    """A folder (any fsspec URL) that gets evaluation.json and its pictures; null: beside the model."""
 
 
 def one_source_of_prompts(config: ContinuationConfig) -> list[str]:

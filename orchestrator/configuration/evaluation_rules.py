@@ -10,7 +10,7 @@ from orchestrator.configuration.schema import shown
 _OF_TEXT = ("part", "mlm_probability", "seed")
 _OF_A_TASK = (
     *(set(AnswerConfig.model_fields) - {"sequence_length", "batch_size"}),
-    *(set(MeasureConfig.model_fields) - set(AnswerConfig.model_fields)),
+    *(set(MeasureConfig.model_fields) - set(AnswerConfig.model_fields) - {"to"}),
     "num_samples",
 )
 TEXT_OR_TASK = frozenset({"task", "data", *_OF_TEXT, *_OF_A_TASK})

@@ -21,6 +21,7 @@ from modules.config import (
     Small,
     Steps,
 )
+from orchestrator.configuration.names import LONGEST_NAME, RunName
 
 StrategyName = Literal["auto", "single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 _PRECISION_SETTINGS = {"bf16", "bfloat16", "torch_autocast", "amp", "data_types", "communication_data_type"}
@@ -30,8 +31,6 @@ BestMetric = Literal["val/loss_clm", "val/loss_mlm", "val/bits_per_byte", "val/m
 TaskMetric = Literal["val/loss_clm", "val/loss_classification", "val/accuracy", "val/macro_f1"]
 
 Workers = Annotated[int, Field(gt=0, le=2**16)]
-_LONGEST_NAME = 128
-"""Characters in a name in W&B, whose server refuses longer ones (wandb 0.31.0: wandb_settings.py, _validators.py)."""
 
 
 def _can_be_in_an_address(value: str) -> str:
@@ -41,29 +40,16 @@ def _can_be_in_an_address(value: str) -> str:
     return value
 
 
-_Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
+_Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 _AddressPart = Annotated[_Name, AfterValidator(_can_be_in_an_address)]
 _Tag = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-def _can_be_a_folder(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError(
-            "must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores"
-        )
-    if len(value) > _LONGEST_NAME:
-        raise ValueError(f"has {len(value)} characters, and may have {_LONGEST_NAME}")
-    return value
-
-
-_RunName = Annotated[str, AfterValidator(_can_be_a_folder)]
 
 
 class RunConfig(Config):
     """One named execution."""
 
-    name: Runtime[_RunName | None] = None
-    """The run's folder and its name in W&B; null makes one from the recipe, so the same command continues it."""
+    name: Runtime[RunName | None] = None
+    """The run's folder and its name in W&B, with at most one slash; null makes one from the recipe."""
     seed: Identity[Seed] = 1234
     """Decides initial weights, data order, masks and samples."""
 
@@ -71,7 +57,7 @@ class RunConfig(Config):
 class BegunRun(Config):
     """A run that exists."""
 
-    name: Input[_RunName]
+    name: Input[RunName]
     """The run whose checkpoint is exported."""
 
 

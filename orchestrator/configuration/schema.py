@@ -27,20 +27,37 @@ def config_classes(annotation: Any) -> list[type[Config]]:
 
 
 def class_at(root: type[Config], path: Sequence[str | int]) -> type[Config] | None:
-    """Return the class of the fields at `path`; list indices are skipped."""
+    """Return the class of the fields at `path`; list indices, and the names in a dict of groups, are skipped."""
     found: type[Config] | None = root
+    is_name = False
     for part in path:
         if isinstance(part, int) or found is None:
             continue
+        if is_name:
+            is_name = False
+            continue
         field = found.model_fields.get(part)
         found = _merged(tuple(config_classes(field.annotation))) if field else None
+        is_name = field is not None and _names_groups(field)
     return found
 
 
 def field_at(root: type[Config], path: Sequence[str | int]) -> FieldInfo | None:
-    """Return the field at `path`, or None where there is no such field."""
+    """Return the field at `path`, or None where there is no such field; a name in a dict of groups is that dict's."""
+    above = [part for part in path[:-1] if isinstance(part, str)]
+    if above and (field := _own_field(root, above)) and _names_groups(field):
+        return field
+    return _own_field(root, path)
+
+
+def _own_field(root: type[Config], path: Sequence[str | int]) -> FieldInfo | None:
     parent = class_at(root, path[:-1])
     return parent.model_fields.get(str(path[-1])) if parent else None
+
+
+def _names_groups(field: FieldInfo) -> bool:
+    """Return whether the field is a dict of groups by name."""
+    return get_origin(field.annotation) is dict and bool(config_classes(field.annotation))
 
 
 def leaves(root: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

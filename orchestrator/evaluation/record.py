@@ -9,7 +9,7 @@ replaces another; the same one done again replaces itself.
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -44,7 +44,9 @@ class Evaluation:
     """Pictures and the like, which are written beside it, by name."""
 
 
-def record(path: str, found: FoundModel, root: Storage, evaluations: Sequence[Evaluation]) -> str:
+def record(
+    path: str, found: FoundModel, root: Storage, evaluations: Sequence[Evaluation], to: str | None = None
+) -> str:
     """Keep evaluations of a model, and return where: a path or a URL.
 
     They are in `evaluation.json` in the model's folder, or, if that is remote, on a hub or read-only, below
@@ -55,6 +57,7 @@ def record(path: str, found: FoundModel, root: Storage, evaluations: Sequence[Ev
         path: The model as the user named it.
         found: Where it is.
         root: The storage root.
+        to: A folder that gets them instead.
 
     Raises:
         DamagedFileError: There is an `evaluation.json` that is none.
@@ -63,6 +66,8 @@ def record(path: str, found: FoundModel, root: Storage, evaluations: Sequence[Ev
     identity = model_identity(path, found)
     entries = [_entry(redact(path), identity, evaluation) for evaluation in evaluations]
     files = {name: content for evaluation in evaluations for name, content in evaluation.files.items()}
+    if to is not None:
+        return _merged(Storage(to), "", entries, files)
     beside, name = found.folder.storage, found.folder.name
     if beside.is_local and found.commit is None:
         with suppress(RefusedError):
@@ -91,15 +96,14 @@ def _entry(path: str, identity: dict[str, Any], evaluation: Evaluation) -> tuple
 def _merged(
     storage: Storage, folder: str, entries: Sequence[tuple[str, str, dict[str, Any]]], files: Mapping[str, bytes]
 ) -> str:
-    """Add entries to a local file in one write, while no other process does."""
+    """Add entries to a file in one write, on a local disk while no other process does."""
     name = f"{folder}/{FILE}"
     if not storage.exists(folder):
         storage.write_bytes(f"{folder}/.keep", b"")
         storage.remove(f"{folder}/.keep")
     _write(storage, folder, files)
     place = storage.local_path(folder)
-    assert place is not None
-    with locked(place):
+    with nullcontext() if place is None else locked(place):
         content = read_object(storage, name, _REMEDY) or {}
         for subject, number, entry in entries:
             content[subject] = {**content.get(subject, {}), number: entry}

@@ -17,8 +17,11 @@ from orchestrator.storage.store import Storage
 
 def run_of(model: StoredFolder, root: Storage) -> Run | None:
     """Return the run below a storage root whose model that folder is; None if it is another's."""
-    name = model.url.rstrip("/").rsplit("/", 2)[-2]
-    if model.url != root.url(f"runs/{name}/model"):
+    runs, url = root.url("runs"), model.url.rstrip("/")
+    if not url.startswith(f"{runs}/") or not url.endswith("/model"):
+        return None
+    name = url.removeprefix(f"{runs}/").removesuffix("/model")
+    if name.count("/") > 1:
         return None
     identity = read_object(root, f"runs/{name}/run.json", "restore it, or remove it to evaluate without W&B")
     return find_run(root, name) if identity and "wandb_run_id" in identity else None

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from orchestrator.checkpoints.attempt import Attempt, lease_name, newest_number
+from orchestrator.checkpoints.attempt import RUNS, Attempt, lease_name, newest_number
 from orchestrator.errors import LeaseError, LeaseLostError, OrchestratorError
 from orchestrator.runs.processes import ProcessId
 from orchestrator.storage.errors import NotFoundError
@@ -45,6 +45,7 @@ def lease(
     on_loss: Callable[[], Any] | None = None,
     on_renewal: Callable[[], Any] = lambda: None,
     wait_seconds: float = 0,
+    above: str = RUNS,
 ) -> Iterator[Attempt]:
     """Hold the lease of a run, and yield the attempt that it admits.
 
@@ -52,12 +53,13 @@ def lease(
         on_loss: Called when another driver has taken over; None ends this process and its children at once.
         on_renewal: Called after each renewal and at the end, to write what somebody has removed from the run's folder.
         wait_seconds: How long to wait for another driver: the one before a restart may hold it until it expires.
+        above: The folder that holds the run's.
 
     Raises:
         LeaseError: another driver holds it.
     """
-    attempt, taken = _taken_within(storage, run_name, wait_seconds), time.time()
-    renewal = _Watch(lambda: _renew(storage, attempt, taken, on_renewal), on_loss or _end_at_once)
+    attempt, taken = _taken_within(storage, run_name, above, wait_seconds), time.time()
+    renewal = _Watch(lambda: _renew(storage, attempt, taken, on_renewal), on_loss or end_at_once)
     renewal.start()
     try:
         yield attempt
@@ -76,7 +78,7 @@ def ended_with_lease(storage: Storage, attempt: Attempt) -> Iterator[None]:
         LeaseLostError: that is so already.
     """
     attempt.check(storage)
-    watch = _Watch(lambda: attempt.check(storage), _end_at_once)
+    watch = _Watch(lambda: attempt.check(storage), end_at_once)
     watch.start()
     try:
         yield
@@ -84,15 +86,15 @@ def ended_with_lease(storage: Storage, attempt: Attempt) -> Iterator[None]:
         watch.stop()
 
 
-def holder(storage: Storage, run_name: str) -> dict[str, Any] | None:
+def holder(storage: Storage, run_name: str, above: str = RUNS) -> dict[str, Any] | None:
     """Return the live holder of a run's lease: host, pid, taken and more; None if there is none."""
-    number = newest_number(storage, run_name)
+    number = newest_number(storage, run_name, above)
     if not number:
         return None
     try:
-        found = _read(storage, lease_name(run_name, number))
+        found = _read(storage, lease_name(run_name, number, above))
     except NotFoundError:  # another driver has taken over in between
-        return holder(storage, run_name)
+        return holder(storage, run_name, above)
     return found if _is_alive(found) else None
 
 
@@ -123,7 +125,7 @@ class _Watch(threading.Thread):
 def _renew(storage: Storage, attempt: Attempt, taken: float, on_renewal: Callable[[], Any]) -> None:
     attempt.check(storage)
     data = _description(attempt.token, taken, renewed=time.time())
-    if newest_number(storage, attempt.run_name) < attempt.number:
+    if newest_number(storage, attempt.run_name, attempt.above) < attempt.number:
         # somebody has removed it: of several drivers one creates it anew
         _create(storage, attempt, data)
     else:
@@ -131,33 +133,33 @@ def _renew(storage: Storage, attempt: Attempt, taken: float, on_renewal: Callabl
     on_renewal()
 
 
-def _taken_within(storage: Storage, run_name: str, seconds: float) -> Attempt:
+def _taken_within(storage: Storage, run_name: str, above: str, seconds: float) -> Attempt:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return _take(storage, run_name)
+            return _take(storage, run_name, above)
         except LeaseError:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(min(_RETRY_SECONDS, seconds))
 
 
-def _take(storage: Storage, run_name: str) -> Attempt:
-    held = newest_number(storage, run_name)
+def _take(storage: Storage, run_name: str, above: str) -> Attempt:
+    held = newest_number(storage, run_name, above)
     if held:
         try:
-            found = _read(storage, lease_name(run_name, held))
+            found = _read(storage, lease_name(run_name, held, above))
         except NotFoundError:  # another driver has taken over in between
-            return _take(storage, run_name)
+            return _take(storage, run_name, above)
         if _is_alive(found):
             raise LeaseError(_refusal(found))
-    attempt, now = Attempt(run_name, held + 1, secrets.token_hex(8)), time.time()
+    attempt, now = Attempt(run_name, held + 1, secrets.token_hex(8), above), time.time()
     try:
         _create(storage, attempt, _description(attempt.token, now, now))
     except LeaseLostError:
         raise LeaseError(_refusal(_read(storage, attempt.lease_name))) from None
     for number in range(max(1, held - 1), held + 1):
-        storage.remove(lease_name(run_name, number))
+        storage.remove(lease_name(run_name, number, above))
     return attempt
 
 
@@ -195,9 +197,9 @@ def _refusal(holder: dict[str, Any]) -> str:
     )
 
 
-def _end_at_once() -> NoReturn:
-    """End this process and its children before they write anything more into a run that another driver holds."""
-    print("error: another driver has taken over this run; this process ends", file=sys.stderr, flush=True)  # noqa: T201
+def end_at_once(reason: str = "another driver has taken over this run; this process ends") -> NoReturn:
+    """End this process and its children before they write anything more into what another driver holds."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)  # noqa: T201
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()

@@ -3,6 +3,7 @@
 import logging
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +14,7 @@ from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import TrainingRunConfig
+from orchestrator.configuration.names import PARTS_OF_A_RUN
 from orchestrator.configuration.schema import nearest, shown
 from orchestrator.errors import DamagedFileError, RunMismatchError, UserError
 from orchestrator.planning.continuation import is_same_but_for_length, obstacle
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _FOLDER = "runs"
+_NUM_READERS = 8
 _NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 _RECIPE, _CONFIG, _IDENTITY, _METRICS = "recipe.json", "config.yaml", "run.json", "metrics.json"
 
@@ -223,8 +226,18 @@ def no_such_run(storage: Storage, field: str, name: str) -> UserError:
 
 
 def folder_names(storage: Storage) -> list[str]:
-    """Return the names of all folders that may be runs; `find_run` finds out which of them are."""
-    return storage.list(_FOLDER, folders_only=True)
+    """Return the names of all folders that may be runs; `find_run` finds out which of them are.
+
+    Those of a pipeline's stages lie in its folder, and their names have a slash.
+    """
+    outer = storage.list(_FOLDER, folders_only=True)
+
+    def inside(name: str) -> list[str]:
+        return [f"{name}/{part}" for part in storage.list(f"{_FOLDER}/{name}", folders_only=True)]
+
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        inner = [path for paths in pool.map(inside, outer) for path in paths]
+    return sorted([*outer, *(path for path in inner if path.partition("/")[2] not in PARTS_OF_A_RUN)])
 
 
 def begin(storage: Storage, run: Run, config: TrainingRunConfig, base_files: Mapping[str, bytes] = _NO_FILES) -> None:

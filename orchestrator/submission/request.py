@@ -23,6 +23,7 @@ _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 _HERE_ALONE = ("submit", "jobs", "logs", "stop", "chat")
 _OUTPUTS = ("output", "to")
 Compose = Callable[[str, Sequence[str]], Config]
+"""Composes and validates the configuration of another command."""
 
 
 @dataclass(frozen=True)

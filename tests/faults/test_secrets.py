@@ -114,6 +114,7 @@ PATH_FIELDS = {
         "model.path": ["pretrain"],
     },
     "evaluate": {
+        "to": ["model.path=x/y"],
         "model.path": [],
         "model.adapter": ["model.path=x/y"],
         "storage.root": ["model.path=x/y"],
@@ -124,6 +125,7 @@ PATH_FIELDS = {
         "harness.include_path": ["model.path=x/y", "harness.tasks=[x]"],
     },
     "compare": {
+        "to": [*_PAIR, *_ROWS, "task=translation"],
         "model.path": ["other.path=x/y", *_ROWS, "task=translation"],
         "model.adapter": [*_PAIR, *_ROWS, "task=translation"],
         "other.path": ["model.path=x/y", *_ROWS, "task=translation"],
@@ -158,6 +160,7 @@ PATH_FIELDS = {
         "storage.root": ["model.path=x/y", "prompt=x"],
     },
     "export": {"to": ["run.name=x"], "storage.root": ["run.name=x"]},
+    "run": {"storage.root": ["+pipeline=quickstart", "dry_run=true"]},
     "runs": {"storage.root": []},
     "doctor": {"storage.root": [], "cluster.address": ["cluster=ray"]},
     "submit": {"submit.address": ["runs", "storage.root=/x"]},

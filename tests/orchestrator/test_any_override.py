@@ -80,6 +80,7 @@ def overrides(command: str) -> st.SearchStrategy[str]:
 NEEDED = {
     "evaluate": ["model.path=x"],
     "generate": ["model.path=x"],
+    "run": ["+pipeline=quickstart"],
     "submit": ["runs"],
     "logs": ["x"],
     "stop": ["x"],

@@ -36,6 +36,7 @@ RUNTIME_FIELDS = {
         "harness.batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
+    *("dry_run", "force", "keep_going", "only", "pipeline.name"),
     *(
         "training.compile",
         "fix",

@@ -57,3 +57,20 @@ def test_text_that_is_not_unicode_is_refused(kind: type[Config], values: dict[st
     with pytest.raises(ConfigError) as caught:
         validated(values, kind)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a/b/c", "must begin with a letter or digit"),
+        ("/a", "must begin with a letter or digit"),
+        ("a/..", "must begin with a letter or digit"),
+        ("a/model", "must not end in /model, which is a folder within that of a run named a"),
+        (f"{'x' * 100}/{'y' * 100}", "has 201 characters, and may have 128"),
+    ],
+)
+def test_a_run_of_a_pipeline_has_one_slash_and_no_name_of_a_part_of_a_run(name: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validated({"run": {"name": name}}, PrepareConfig)
+    assert told in str(caught.value)
+    assert validated({"run": {"name": "a/b-0123"}}, PrepareConfig).run.name == "a/b-0123"

@@ -7,7 +7,8 @@ import pytest
 from stand_in_jobs import StandInClient
 
 from orchestrator.cli import main
-from orchestrator.cli.session import Composer
+from orchestrator.cli.flags import read_flags
+from orchestrator.cli.session import Composer, hydra_of
 from orchestrator.configuration.submission import SubmitConfig
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.submission.job_server import JobServer
@@ -17,7 +18,9 @@ ROOT = "storage.root=s3://bucket/outputs"
 
 
 def request(command: str, *overrides: str) -> Request:
-    return requested(SubmitConfig(command=command, overrides=overrides), Composer(None))
+    flags = read_flags("submit", [command])
+    with hydra_of("submit", flags) as hydra:
+        return requested(SubmitConfig(command=command, overrides=overrides), Composer(hydra, flags).compose)
 
 
 def refusals(command: str, *overrides: str, files: Sequence[str] = (), config_dir: Path | None = None) -> list[str]:

@@ -1,0 +1,91 @@
+"""`orchestrator run`: the stages of a pipeline that are not done yet."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from orchestrator.configuration.pipeline import RunPipelineConfig
+from orchestrator.display.stages import PlannedRow, StagesDisplay, show_plan
+from orchestrator.display.terminal import print_line
+from orchestrator.pipeline.admission import Ledger, Resources, check_fits, machine
+from orchestrator.pipeline.child import Child, Order, RunningChild
+from orchestrator.pipeline.driver import Driver
+from orchestrator.pipeline.graph import Composer, checked_stages, with_needed
+from orchestrator.pipeline.places import TRAINS
+from orchestrator.pipeline.plan import Judgement, Planner, held_by, recipes_of
+from orchestrator.pipeline.progress import Figures
+from orchestrator.storage.store import Storage
+
+
+def run(config: RunPipelineConfig, composer: Composer) -> None:
+    """Check every stage, then run what is not done, or only show it."""
+    storage = Storage(config.storage.root)
+    stages = with_needed(checked_stages(config, composer), config.only)
+    planner = Planner(config.pipeline.name, storage, stages, recipes_of(stages, storage))
+    if config.dry_run:
+        _show(planner, planner.plan(config.force))
+        return
+    root = storage.url() if storage.is_local else config.storage.root
+    figures = Figures(storage)
+    with _place(config) as place, StagesDisplay(f"Pipeline {planner.pipeline}") as display:
+        check_fits(stages, place.ledger.total, place.name)
+        driver = Driver(
+            planner,
+            root,
+            composer,
+            place.ledger,
+            place.start,
+            lambda progress: display.show(figures.rows(progress)),
+            place.address,
+            config.cluster.max_failures if place.address else 0,
+        )
+        driver.run(config.force, config.keep_going)
+    for name, one in driver.progress.items():
+        print_line(f"{name}: {storage.url(one.path)}")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the children run."""
+
+    name: str
+    ledger: Ledger
+    start: Callable[[Order], RunningChild]
+    address: str | None = None
+
+
+@contextmanager
+def _place(config: RunPipelineConfig) -> Iterator[_Place]:
+    """Yield this machine, or the Ray cluster that is chosen; only then is Ray imported."""
+    if config.cluster.name == "local":
+        yield _Place("this machine", Ledger(machine()), Child)
+        return
+    from orchestrator.cluster.ray_tasks import RayTask, ray_stages
+
+    with ray_stages(config.cluster) as (address, (cpus, gpus), shared):
+        ledger = Ledger(Resources(cpus, int(gpus)), shared)
+        yield _Place("the cluster", ledger, lambda order: RayTask(Child, order, _own_gpus(order)), address)
+
+
+def _own_gpus(order: Order) -> int:
+    """Return the GPUs that Ray sets aside for a child itself; the workers of a training have theirs."""
+    return 0 if order.words[0] in TRAINS else order.num_gpus
+
+
+def _show(planner: Planner, plan: dict[str, Judgement]) -> None:
+    shown = [
+        PlannedRow(name, stage.command, _state(plan[name]), _reasons(planner, name, plan[name]))
+        for name, stage in planner.stages.items()
+    ]
+    show_plan(f"Pipeline {planner.pipeline}", shown)
+
+
+def _state(judged: Judgement) -> str:
+    if judged.state == "resume":
+        return f"would resume at step {judged.step}"
+    return {"run": "would run", "depends": "would check"}.get(judged.state, judged.state)
+
+
+def _reasons(planner: Planner, name: str, judged: Judgement) -> list[str]:
+    holder = planner.holder(name) if judged.state != "done" else None
+    return [*judged.reasons, *([f"{held_by(holder)} runs it now"] if holder else [])]

@@ -1,0 +1,1 @@
+"""Answers: which stages, in what order, and why?"""

@@ -1,0 +1,298 @@
+"""Runs the stages that are not done: side by side as far as resources go, each a child process under a lease."""
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.checkpoints.attempt import STAGES, Attempt
+from orchestrator.configuration.commands import PrepareConfig
+from orchestrator.errors import LeaseError, LeaseLostError, LostNodeError, OrchestratorError, StageError, exit_code
+from orchestrator.pipeline import places, records
+from orchestrator.pipeline.admission import Ledger, Share, num_threads
+from orchestrator.pipeline.child import Order, RunningChild, last_error
+from orchestrator.pipeline.graph import Composer
+from orchestrator.pipeline.orders import order_of
+from orchestrator.pipeline.plan import Judgement, Planner, held_by
+from orchestrator.pipeline.progress import Progress
+from orchestrator.runs import lease
+from orchestrator.runs.input_identity import prepared_name
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What has become of an attempt."""
+
+    name: str
+    kind: Literal["done", "failed", "stopped", "held"]
+    text: str = ""
+    judged: Judgement | None = None
+
+
+class Driver:
+    """Runs the stages of a pipeline, and knows how far each is."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        root: str,
+        composer: Composer,
+        ledger: Ledger,
+        start: Callable[[Order], RunningChild],
+        show: Callable[[Mapping[str, Progress]], None],
+        address: str | None = None,
+        max_lost_nodes: int = 0,
+    ) -> None:
+        """Take what it needs.
+
+        Args:
+            planner: Knows the stages, and which of them are done.
+            root: The storage root, as children are told it.
+            composer: Knows the flags of a child's command line.
+            ledger: What there is to share out.
+            start: Starts a child, on a thread that then waits for it.
+            show: Shows how far the stages are.
+            address: The Ray cluster that children join if they train; None without one.
+            max_lost_nodes: A stage is started anew after so many lost nodes.
+        """
+        self._planner, self._root, self._composer, self._ledger = planner, root, composer, ledger
+        self._start, self._show = start, show
+        self._address, self._max_lost_nodes = address, max_lost_nodes
+        self.progress = {name: Progress() for name in planner.stages}
+        self._judged: dict[str, Judgement] = {}
+        self._forced: set[str] = set()
+        self._ended: queue.Queue[_Ended] = queue.Queue()
+        self._threads: dict[str, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._stopping = 0
+
+    def run(self, forced: Collection[str], keep_going: bool) -> None:
+        """Run what is not done.
+
+        Raises:
+            StageError: stages have failed; the message names each, with its error and its log.
+        """
+        self._forced = set(forced)
+        try:
+            while self._advance(keep_going):
+                self._show(self.progress)
+                self._receive()
+        except BaseException as error:
+            self._end_children(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            raise
+        finally:
+            self._show(self.progress)
+        self._raise_failures()
+
+    def _advance(self, keep_going: bool) -> bool:
+        """Start what can start; return whether anything runs."""
+        has_failed = any(one.phase == "failed" for one in self.progress.values())
+        has_room = True
+        for name, one in self.progress.items():
+            if one.phase != "waiting" or name in self._threads:
+                continue
+            needs = {of: self.progress[of].phase for of in self._planner.stages[name].needs}
+            if not_done := [of for of, phase in needs.items() if phase != "done"]:
+                is_lost = not {"failed", "skipped", "stopped"}.isdisjoint(needs.values())
+                one.phase = "skipped" if is_lost else "waiting"
+                one.why = "a stage that it needs has failed" if is_lost else f"needs {', '.join(not_done)}"
+            elif has_failed and not keep_going:
+                one.phase, one.why = "skipped", "not started after a failure; keep_going=true goes on"
+            else:
+                # who finds no room is the next to start, so that smaller ones do not keep it waiting for ever
+                has_room = has_room and self._begin(name, one)
+        return bool(self._threads)
+
+    def _num_side_by_side(self) -> int:
+        """Return how many stages run or could run now."""
+        phases = {name: one.phase for name, one in self.progress.items()}
+        needs = {name: {phases[of] for of in self._planner.stages[name].needs} for name in phases}
+        ready = [name for name, phase in phases.items() if phase == "waiting" and needs[name] <= {"done"}]
+        return len(ready) + sum(phase == "running" for phase in phases.values())
+
+    def _begin(self, name: str, one: Progress) -> bool:
+        """Start a stage, or find it done; return False if there is no room for it."""
+        config, side_by_side = self._planner.stages[name].config, self._num_side_by_side()
+        share = self._ledger.reserve(name, config, is_alone=side_by_side == 1)
+        if share is None:
+            one.why = "waits for CPUs or GPUs that other stages hold"
+            return False
+        judged = self._planner.judge(name, self._judged, name in self._forced)
+        if judged.state == "done":
+            self._ledger.release(name)
+            one.was_done = one.began is None
+            self._is_done(name, judged)
+            return True
+        one.phase, one.why, one.path, one.began = "running", "; ".join(judged.reasons), judged.path, time.time()
+        threads = num_threads(share, config, self._ledger.total, side_by_side)
+        thread = threading.Thread(target=self._attempt, args=(name, share, threads), name=name, daemon=True)
+        self._threads[name] = thread
+        thread.start()
+        return True
+
+    def _receive(self) -> None:
+        """Wait a moment for the end of an attempt, and take note of it."""
+        with suppress(queue.Empty):
+            ended = self._ended.get(timeout=_POLL_SECONDS)
+            self._threads.pop(ended.name).join()
+            self._ledger.release(ended.name)
+            one = self.progress[ended.name]
+            one.seconds, one.why, one.child = time.time() - (one.began or time.time()), ended.text, None
+            if ended.kind == "done" and ended.judged:
+                self._is_done(ended.name, ended.judged)
+            else:
+                one.phase = "waiting" if ended.kind == "held" else ended.kind
+
+    def _is_done(self, name: str, judged: Judgement) -> None:
+        one = self.progress[name]
+        self._judged[name] = judged
+        self._forced.discard(name)
+        one.phase, one.why, one.path = "done", "", judged.path
+
+    def _attempt(self, name: str, share: Share, threads: int) -> None:
+        """Run one stage on a thread of its own; however it ends, the main thread is told."""
+        try:
+            ended = self._led(name, share, threads)
+        except OrchestratorError as error:
+            ended = _Ended(name, "failed", str(error))
+        except BaseException as error:  # a thread must not end without a word
+            ended = _Ended(name, "failed", f"{type(error).__name__}: {error}")
+        self._ended.put(ended)
+
+    def _led(self, name: str, share: Share, threads: int) -> _Ended:
+        key, lost = self._planner.recipes[name].fingerprint, threading.Event()
+
+        def lose() -> None:
+            lost.set()
+            self._kill(name)
+
+        try:
+            with lease.lease(self._planner.storage, key, on_loss=lose, above=STAGES) as attempt:
+                return self._run(name, share, threads, attempt, lost)
+        except LeaseLostError:
+            return _Ended(name, "held", "another driver has taken it over")
+        except LeaseError:
+            return self._waited(name)
+
+    def _waited(self, name: str) -> _Ended:
+        """Wait until no other driver runs the stage; its share of the machine is free meanwhile."""
+        self._ledger.release(name)
+        self.progress[name].phase = "waiting"
+        while (holder := self._planner.holder(name)) and not self._stopping:
+            self.progress[name].why = f"waits for {held_by(holder)}, which runs it"
+            time.sleep(_POLL_SECONDS)
+        return _Ended(name, "held")
+
+    def _run(self, name: str, share: Share, threads: int, attempt: Attempt, lost: threading.Event) -> _Ended:
+        """Run the command of a stage whose lease is held, and record its result."""
+        # another driver may have finished it since it was judged
+        found = self._planner.judge(name, self._judged, name in self._forced)
+        if found.state == "done":
+            return _Ended(name, "done", judged=found)
+        stage, storage, began = self._planner.stages[name], self._planner.storage, time.time()
+        recipe, digests = self._planner.recipes[name], self._planner.input_digests(name, self._judged)
+        attempt.check(storage)
+        records.write_begun(storage, recipe.fingerprint, name, found.path, recipe.content, digests)
+        records.clear(storage, stage.command, found.path)
+        if stage.command == "report":
+            records.write_graph(storage, found.path, self._planner.pipeline, self._graph())
+        flags = [*self._composer.flags, *stage.overrides]
+        words = order_of(stage, flags, self._planner, self._root, found.path, self._judged, share, self._address)
+        order = Order(self._root, found.path, words, attempt, threads, self._visible(share), share.resources.gpus)
+        code = self._child(name, order)
+        if lost.is_set():
+            return _Ended(name, "held", "another driver has taken it over")
+        attempt.check(storage)  # the child may have noticed before this process does
+        if code:
+            return self._failure(name, found.path, code)
+        chosen = prepared_name(stage.config, words) if isinstance(stage.config, PrepareConfig) else None
+        result = records.found_result(storage, stage.command, found.path, chosen)
+        record = {"path": found.path, "command": stage.command, "recipe": recipe.content, "result": result}
+        about = {"inputs": digests, "seconds": round(time.time() - began, 3)}
+        records.write_done(storage, recipe.fingerprint, attempt, {**record, **about})
+        return _Ended(name, "done", judged=Judgement("done", (), found.path, result["digest"]))
+
+    def _visible(self, share: Share) -> dict[str, str]:
+        """Return the variable that shows a child its GPUs; on a cluster Ray sets it."""
+        if self._address is not None or not self._ledger.total.gpus:
+            return {}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)}
+
+    def _wait_for_run(self, name: str, path: str) -> None:
+        """Wait until no process of an earlier attempt trains in the stage's folder any more."""
+        if self._planner.stages[name].command not in places.TRAINS:
+            return
+        while (holder := lease.holder(self._planner.storage, places.run_name(path))) and not self._stopping:
+            self.progress[name].why = f"waits for {held_by(holder)} of an earlier attempt to end"
+            time.sleep(_POLL_SECONDS)
+        self.progress[name].why = ""
+
+    def _child(self, name: str, order: Order) -> int:
+        """Run a child to its end, and return its exit code; one whose node is lost is started on another."""
+        for number in range(self._max_lost_nodes + 1):
+            self._wait_for_run(name, order.path)
+            with self._lock:
+                if self._stopping:
+                    break
+                child = self.progress[name].child = self._start(order)
+            try:
+                return child.wait()
+            except LostNodeError as error:
+                if number == self._max_lost_nodes:
+                    raise
+                self.progress[name].why = f"{error}; started anew"
+        return exit_code(self._stopping)
+
+    def _failure(self, name: str, path: str, code: int) -> _Ended:
+        if self._stopping:
+            return _Ended(name, "stopped", "the same command goes on")
+        storage = self._planner.storage
+        text = f"{last_error(storage, path)}\n    (exit code {code}; log: {storage.url(f'{path}/{records.LOG}')})"
+        return _Ended(name, "failed", text)
+
+    def _graph(self) -> list[dict[str, Any]]:
+        """Return the stages with their times, as the report shows them."""
+        return [
+            {
+                "name": name,
+                "command": stage.command,
+                "needs": list(stage.needs),
+                "path": self.progress[name].path,
+                "state": self.progress[name].phase,
+                "seconds": records.seconds_of(self._planner.storage, self._planner.recipes[name].fingerprint),
+            }
+            for name, stage in self._planner.stages.items()
+        ]
+
+    def _kill(self, name: str) -> None:
+        child = self.progress[name].child
+        if child is not None:
+            child.kill()
+
+    def _end_children(self, number: int) -> None:
+        """Pass a notice of termination on, and wait for all; a second notice kills them."""
+        with self._lock:
+            self._stopping = number
+        try:
+            for one in self.progress.values():
+                if one.child is not None:
+                    one.child.notify(number)
+            while self._threads:
+                self._receive()
+                self._show(self.progress)
+        except BaseException:
+            for name in self.progress:
+                self._kill(name)
+            raise
+
+    def _raise_failures(self) -> None:
+        failed = {name: one for name, one in self.progress.items() if one.phase == "failed"}
+        if failed:
+            lines = [f"stage {name} failed: {one.why}" for name, one in failed.items()]
+            raise StageError("\n".join(lines))

@@ -1,0 +1,156 @@
+"""What is stored of stages: who has begun one, whether it is done, and the recipe of each attempt.
+
+    stages/FINGERPRINT/begun.json          {"path", "pipeline", "stage", "inputs", "time"}
+    stages/FINGERPRINT/done.json           {"path", "command", "recipe", "result": {"name", "digest"}, "inputs", …}
+    runs/PIPELINE/STAGE-FINGERPRINT/stage.json    {"stage", "recipe", "time"}
+
+Results are known by their digests: a stage is done only if its record has its recipe and its result is there, whole.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from orchestrator.artifacts import artifact
+from orchestrator.artifacts.digests import digest
+from orchestrator.checkpoints.attempt import Attempt
+from orchestrator.errors import ArtifactError, DamagedFileError
+from orchestrator.pipeline import places
+from orchestrator.runs.json_files import read_object, write_object
+from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.store import Storage
+
+STAGE, BEGUN, DONE, LOG, GRAPH = "stage.json", "begun.json", "done.json", "log.txt", "graph.json"
+_NUM_READERS = 8
+
+
+def read_begun(storage: Storage, fingerprint: str) -> dict[str, Any] | None:
+    """Return where a stage was begun last; None if it never was, or nobody can tell."""
+    return _read(storage, f"{places.claim(fingerprint)}/{BEGUN}", ("path", "inputs"))
+
+
+def read_done(storage: Storage, fingerprint: str) -> dict[str, Any] | None:
+    """Return the record of a stage that was done; None if there is none, or it is damaged."""
+    return _read(storage, f"{places.claim(fingerprint)}/{DONE}", ("path", "recipe", "result", "inputs"))
+
+
+def write_begun(storage: Storage, fingerprint: str, stage: str, path: str, recipe: Any, inputs: Any) -> None:
+    """Record where a stage runs, before anything of it is written."""
+    pipeline = places.run_name(path).partition("/")[0]
+    begun = {"path": path, "pipeline": pipeline, "stage": stage, "inputs": inputs, "time": time.time()}
+    write_object(storage, f"{path}/{STAGE}", {"stage": stage, "recipe": recipe, "time": time.time()})
+    write_object(storage, f"{places.claim(fingerprint)}/{BEGUN}", begun)
+
+
+def write_done(storage: Storage, fingerprint: str, attempt: Attempt, record: Mapping[str, Any]) -> None:
+    """Record that a stage is done.
+
+    Raises:
+        LeaseLostError: another driver has taken the stage over, and nothing is recorded.
+    """
+    attempt.check(storage)
+    content = {**record, "attempt": attempt.number, "time": time.time()}
+    write_object(storage, f"{places.claim(fingerprint)}/{DONE}", content)
+
+
+def found_result(storage: Storage, command: str, path: str, name: str | None = None) -> dict[str, str]:
+    """Return the name and the digest of a stage's result.
+
+    Args:
+        storage: Where it is.
+        command: What has made it.
+        path: The stage's folder.
+        name: The result, where the command chooses its place.
+
+    Raises:
+        ArtifactError: it is not there, or damaged.
+    """
+    name = places.result_name(command, path) or name
+    if name is None:
+        raise ArtifactError(f"{storage.url(path)}: nothing says where its result is")
+    if places.is_artifact(command):
+        artifact.verify_sizes(storage, name)
+        return {"name": name, "digest": artifact.manifest_digest(storage, name)}
+    try:
+        with storage.open_read(name) as stream:
+            entry = digest(stream)
+    except NotFoundError:
+        raise ArtifactError(f"{storage.url(name)}: is not there") from None
+    if not entry.num_bytes:
+        raise ArtifactError(f"{storage.url(name)}: is empty")
+    return {"name": name, "digest": entry.xxh3_128}
+
+
+def check_result(storage: Storage, command: str, record: Mapping[str, Any]) -> None:
+    """Raise ArtifactError unless the result of a record is there, whole and the one that was recorded."""
+    wanted = record["result"]
+    found = found_result(storage, command, record["path"], wanted["name"])
+    if found["digest"] != wanted["digest"]:
+        raise ArtifactError(f"{storage.url(found['name'])}: is not what the stage has made (another digest)")
+
+
+def clear(storage: Storage, command: str, path: str) -> None:
+    """Remove what an earlier attempt has left of a result, so that the command makes it anew.
+
+    A training goes on from its checkpoints. If it is complete and its model is damaged, the model and the metrics are
+    removed, and it writes both anew from the last checkpoint.
+    """
+    result = places.result_name(command, path)
+    if result is None:
+        return
+    if command not in places.TRAINS:
+        storage.remove(places.leftover(command, path))
+        return
+    if not storage.exists(f"{path}/metrics.json"):
+        return
+    try:
+        found_result(storage, command, path)
+        artifact.verify(storage, result) if storage.is_local else None
+    except ArtifactError:
+        storage.remove(result)
+        storage.remove(f"{path}/metrics.json")
+
+
+def seconds_of(storage: Storage, fingerprint: str) -> float | None:
+    """Return how long a stage took that is done."""
+    record = read_done(storage, fingerprint)
+    return None if record is None else record.get("seconds")
+
+
+def write_graph(storage: Storage, path: str, pipeline: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Write the graph of a pipeline beside a report on it."""
+    write_object(storage, f"{path}/{GRAPH}", {"pipeline": pipeline, "stages": list(stages)})
+
+
+def attempts(storage: Storage, pipeline: str, stage: str | None = None) -> list[dict[str, Any]]:
+    """Return every attempt at a stage, or at any, in a pipeline, the newest first: stage, path, recipe and time."""
+    folder = f"runs/{pipeline}"
+    own = re.compile(rf"{'.+' if stage is None else re.escape(stage)}-[0-9a-f]{{8}}(-\d+)?")
+    names = [name for name in storage.list(folder, folders_only=True) if own.fullmatch(name)]
+
+    def read(name: str) -> dict[str, Any] | None:
+        found = _read(storage, f"{folder}/{name}/{STAGE}", ("stage", "recipe", "time"))
+        return found and {**found, "path": f"{folder}/{name}"}
+
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        found = [one for one in pool.map(read, names) if one]
+    return sorted(found, key=lambda one: -one["time"])
+
+
+def changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between two recipes: the dotted name, what it was and what it is (None where it is not)."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from changes(before.get(name), now.get(name), f"{path}.{name}" if path else name)
+    elif before != now:
+        yield path, before, now
+
+
+def _read(storage: Storage, name: str, needed: tuple[str, ...]) -> dict[str, Any] | None:
+    try:
+        found = read_object(storage, name, "")
+    except DamagedFileError:
+        return None
+    return found if found is not None and all(field in found for field in needed) else None

@@ -1,0 +1,113 @@
+"""What changes with the content of a command's inputs, found by their types and computed as the commands do it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from modules.config import Config, DataConfig, Role, TokenizerConfig
+from modules.huggingface.folder import ADAPTER_WEIGHTS
+from modules.model_config import ModelConfig
+from orchestrator.artifacts.base_model import model_identity
+from orchestrator.artifacts.model_folders import find_adapter, find_model, hub_commit_of, read_files
+from orchestrator.artifacts.prepared_data import data_name, identity_of, text_identity, tokenizer_identity
+from orchestrator.artifacts.prepared_task import TaskRequest, examples_name, rows_identity
+from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.checkpoints.names import committed_steps
+from orchestrator.configuration.commands import USUAL_LENGTH, ModelPath, NoModelPath, OtherModel, PrepareConfig
+from orchestrator.configuration.groups import BegunRun
+from orchestrator.errors import UserError
+from orchestrator.runs.run import find_run, no_such_run
+from orchestrator.storage.input_files import find_files
+from orchestrator.storage.store import Storage
+
+
+class Inputs:
+    """Reads the inputs of several commands, each once: they may read the same files, which takes a while."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._found: dict[tuple[str, ...], Any] = {}
+
+    def identities(self, config: Config, links: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the identity of each input of a command by the setting that names it.
+
+        Args:
+            config: The command's configuration.
+            links: Identities of the inputs that are results of other stages, by setting.
+
+        Raises:
+            UserError, InputError: an input is not there.
+        """
+        is_task = getattr(config, "task", None) is not None
+        return {**links, **self._within(config, "", links, is_task)}
+
+    def _within(self, config: Config, prefix: str, links: Mapping[str, Any], is_task: bool) -> dict[str, Any]:
+        if isinstance(config, DataConfig):
+            is_linked = any(name.startswith(prefix) for name in links)
+            return {} if is_linked else {prefix.rstrip("."): self._data(config, is_task)}
+        found: dict[str, Any] = {}
+        for name, field in type(config).model_fields.items():
+            setting, value = f"{prefix}{name}", getattr(config, name)
+            if isinstance(value, Config):
+                found |= self._within(value, f"{setting}.", links, is_task)
+            elif Role.INPUT in field.metadata and setting not in links and value not in (None, ()):
+                identity = self._identity(config, name, value)
+                found |= {} if identity is None else {setting: identity}
+        return found
+
+    def _identity(self, config: Config, name: str, value: Any) -> Any:
+        """Return the identity of one input; None where another setting's holds it."""
+        if name == "revision":
+            return None  # of a model, whose identity holds its commit
+        if isinstance(config, TokenizerConfig):
+            return tokenizer_identity(config)
+        if isinstance(config, BegunRun):
+            return _run_identity(value, self._storage)
+        if name == "path" and isinstance(config, ModelConfig | ModelPath | NoModelPath | OtherModel):
+            key = ("model", value, str(config.revision))
+            return self._once(key, lambda: _model_identity(value, config.revision))
+        if name == "adapter":
+            return identity_of(find_files([f"{find_adapter(value).folder.url}/{ADAPTER_WEIGHTS}"]))
+        if isinstance(value, str | tuple):
+            return fingerprint({"files": identity_of(find_files([value] if isinstance(value, str) else value))})
+        return value
+
+    def _data(self, config: DataConfig, is_task: bool) -> str:
+        read = rows_identity if is_task else text_identity
+        key = ("rows" if is_task else "text", config.model_dump_json())
+        return self._once(key, lambda: fingerprint({"files": read(config)}))
+
+    def _once(self, key: tuple[str, ...], read: Callable[[], Any]) -> Any:
+        if key not in self._found:
+            self._found[key] = read()
+        return self._found[key]
+
+
+def _model_identity(path: str, revision: str | None) -> dict[str, Any]:
+    commit = hub_commit_of(path, revision)
+    return {"hub": path, "commit": commit} if commit else model_identity(path, find_model(path, revision))
+
+
+def _run_identity(name: str, storage: Storage) -> dict[str, Any]:
+    """Return what changes with the newest checkpoint of a run."""
+    run = find_run(storage, name)
+    if run is None:
+        raise no_such_run(storage, "run.name", name)
+    steps = committed_steps(storage, name)
+    if not steps:
+        raise UserError(f"run.name={name}: it has no finished checkpoint yet")
+    return {"recipe": fingerprint(run.recipe), "step": steps[-1]}
+
+
+def prepared_name(config: PrepareConfig, overrides: Sequence[str]) -> str:
+    """Return the name of what `prepare` makes, relative to the storage root.
+
+    Args:
+        config: Its configuration.
+        overrides: Those of its command line; the last model.path is the place of the model.
+    """
+    if config.task is None:
+        return data_name(config.data, config.tokenizer)
+    paths = [word.partition("=")[2] for word in overrides if word.startswith("model.path=")]
+    found = find_model(paths[-1] if paths else str(config.model.path), config.model.revision)
+    length = config.sequence_length or USUAL_LENGTH
+    return examples_name(TaskRequest(config.task, config.data, read_files(found.checked().folder), length))

@@ -1,0 +1,96 @@
+"""Work on the nodes of a Ray cluster, and what its drivers have reserved."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray_nodes import RayNodes, ray_nodes
+from waiting import eventually
+
+from orchestrator.cluster import ray_tasks
+from orchestrator.cluster.ray_tasks import Admission, RayTask, SharedLedger
+from orchestrator.errors import LostNodeError
+
+
+@pytest.fixture
+def admission(monkeypatch: pytest.MonkeyPatch) -> Admission:
+    monkeypatch.setattr(ray_tasks.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    return Admission()
+
+
+def test_two_drivers_never_reserve_more_than_there_is(admission: Admission) -> None:
+    assert admission.take("one", "base", 3, 0)
+    assert not admission.take("two", "base", 2, 0)
+    assert admission.take("two", "base", 1, 1)
+    assert not admission.take("one", "other", 0, 1)
+    admission.give_back("one", "base")
+    assert admission.left() == (3.0, 0.0)
+
+
+def test_a_driver_that_is_no_longer_heard_of_holds_nothing(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    assert admission.take("dead", "base", 4, 0)
+    monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + ray_tasks.EXPIRY_SECONDS / 2)
+    admission.beat("alive")
+    assert not admission.take("alive", "base", 1, 0)
+    monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + ray_tasks.EXPIRY_SECONDS + 1)
+    assert admission.take("alive", "base", 4, 0)
+
+
+class Work:
+    """Runs until it is notified, and then ends with the number of the notice."""
+
+    def __init__(self, folder: Path) -> None:
+        self._notice, self._number = threading.Event(), 0
+        (folder / "started").write_text("here", encoding="utf-8")
+
+    def wait(self) -> int:
+        self._notice.wait(100)
+        return self._number
+
+    def notify(self, number: int) -> None:
+        self._number = number
+        self._notice.set()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    import ray
+
+    with ray_nodes(1) as cluster:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield cluster
+        ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_work_on_a_cluster_is_notified_shared_and_lost_with_its_node(nodes: RayNodes, tmp_path: Path) -> None:
+    def begun(name: str) -> RayTask[Path]:
+        (tmp_path / name).mkdir()
+        task = RayTask(Work, tmp_path / name)
+        assert eventually((tmp_path / name / "started").exists, seconds=120)
+        return task
+
+    told = begun("told")
+    told.notify(15)
+    assert told.wait() == 15
+
+    one, two = SharedLedger(), SharedLedger()
+    assert one.take("base", 1, 0)
+    assert not two.take("other", 1, 0), "the cluster has one CPU"
+    one.close()
+    assert two.take("other", 1, 0)
+    two.close()
+
+    ended = begun("ended")
+    ended.kill()
+    with pytest.raises(LostNodeError, match="the node of this stage is gone"):
+        ended.wait()
