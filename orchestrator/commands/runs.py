@@ -6,8 +6,8 @@ from orchestrator.display.runs import show_run, show_runs
 from orchestrator.display.stages import show_stored
 from orchestrator.display.terminal import print_line
 from orchestrator.pipeline.stored import stored_stages
-from orchestrator.runs.run import Run, find_run, folder_names, no_such_run
-from orchestrator.runs.state import RunState, checkpoints_of, read_run, read_runs
+from orchestrator.runs.run import Run, folder_names, no_such_run
+from orchestrator.runs.state import checkpoints_of, read_run, read_runs
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
@@ -28,20 +28,16 @@ def run(config: RunsConfig) -> None:
 
 def _show(storage: Storage, name: str) -> None:
     """Show the stages of a pipeline, or a run; both if they have the same name."""
-    if stages := stored_stages(storage, name):
-        show_stored(name, stages)
-        if find_run(storage, name) is None:
-            return
-    state = _named(storage, name)
-    show_run(state, checkpoints_of(storage, name), _locations(storage, state.run))
-
-
-def _named(storage: Storage, name: str) -> RunState:
-    # only direct children of the folder are runs: a model's folder, deeper down, also has a recipe
-    state = read_run(storage, name) if name in folder_names(storage) else None
-    if state is None:
+    # these folders alone are runs or pipelines: a model's folder, deeper down, also has a recipe
+    is_there = name in folder_names(storage)
+    stages = stored_stages(storage, name) if is_there else []
+    state = read_run(storage, name) if is_there else None
+    if not stages and state is None:
         raise no_such_run(storage, "name", name)
-    return state
+    if stages:
+        show_stored(name, stages)
+    if state is not None:
+        show_run(state, checkpoints_of(storage, name), _locations(storage, state.run))
 
 
 def _locations(storage: Storage, this_run: Run) -> list[str]:
