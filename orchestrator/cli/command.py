@@ -28,6 +28,7 @@ COMMANDS = {
     "chat": Command("hold a conversation with a model", "ChatConfig"),
     "explain": Command("show what a model looks at in a prompt", "ExplainConfig", makes=True),
     "export": Command("write the model at any checkpoint of a run for other tools", "ExportConfig", makes=True),
+    "report": Command("make one page about runs, or about the stages of a pipeline", "ReportConfig", makes=True),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }

@@ -40,6 +40,7 @@ from orchestrator.configuration.groups import (
     StrategyConfig,
     TrackingConfig,
 )
+from orchestrator.configuration.report import ReportConfig as ReportConfig
 
 
 class TextConfig(Config):

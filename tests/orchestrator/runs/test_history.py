@@ -244,7 +244,7 @@ def test_continued_run_has_each_step_once_with_its_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    words = arguments(write_text(tmp_path / "text"), tmp_path, "run.name=a", "tracking.num_samples=2")
+    words = arguments(write_text(tmp_path / "text.txt"), tmp_path, "run.name=a", "tracking.num_samples=2")
     assert main(words) == 0
     before = read_history(Storage(str(tmp_path)), "a")
     assert [entry.step for entry in before] == list(range(1, 21))

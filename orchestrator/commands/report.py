@@ -1,0 +1,57 @@
+"""`orchestrator report`: one page about runs, or about the stages of a pipeline."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from orchestrator.artifacts.own_folder import own_folder, put
+from orchestrator.artifacts.staging import staging_folder
+from orchestrator.configuration.report import ReportConfig
+from orchestrator.display.terminal import print_line
+from orchestrator.errors import UserError
+from orchestrator.report.page import report_page
+from orchestrator.report.sources import Sources, read_sources
+from orchestrator.storage.input_files import find_files
+from orchestrator.storage.redaction import redact
+from orchestrator.storage.store import Storage
+
+_KIND = "report"
+_PAGE = "index.html"
+
+
+def run(config: ReportConfig) -> None:
+    """Read what runs and stages have left, and write the page."""
+    asked = json.dumps([config.runs, config.stages])
+    name = f"reports/{(config.runs or ('stages',))[0].replace('/', '-')}-{sha256(asked.encode()).hexdigest()[:8]}"
+    target, name = own_folder(config.storage.root, config.to, name, _KIND)
+    storage = Storage(config.storage.root)
+    sources = read_sources(storage, config.runs, config.stages, _graph(config.graph))
+    page = report_page(config.title or _title(sources), storage.url(), sources)
+    with staging_folder(target, name) as folder:
+        (folder / _PAGE).write_text(page, encoding="utf-8")
+        put(target, folder, name, _KIND)
+    print_line(f"report: {target.url(f'{name}/{_PAGE}' if name else _PAGE)}")
+
+
+def _title(sources: Sources) -> str:
+    labels = [run.label for run in sources.runs]
+    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "") or "Evaluations"
+
+
+def _graph(path: str | None) -> Mapping[str, Any]:
+    """Return the stages in the file of a graph.
+
+    Raises:
+        UserError: there is no such file, or it holds no graph.
+    """
+    if path is None:
+        return {}
+    with find_files([path])[0].open() as file:
+        try:
+            stages = json.loads(file.read())["stages"]
+            if all(isinstance(stage, dict) for stage in stages.values()):
+                return stages
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+    raise UserError(f'graph={redact(path)}: is no graph; it must hold {{"stages": {{NAME: {{"command": …}}}}}} as JSON')

@@ -1,0 +1,58 @@
+"""Which figures are drawn, and in which plots: one layout for the page and for W&B."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_TOKENS = "nats per token"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot; every figure in it has the same unit."""
+
+    title: str
+    metrics: tuple[str, ...]
+    """The first is drawn as a whole line, the others dashed."""
+    unit: str
+    shows_faults: bool = False
+
+
+_PANELS = (
+    Panel("Training loss", ("train/loss",), _TOKENS, shows_faults=True),
+    Panel("Next-token loss", ("train/loss_clm", "val/loss_clm"), _TOKENS),
+    Panel("Masked-token loss", ("train/loss_mlm", "val/loss_mlm"), _TOKENS),
+    Panel("Validation loss", ("val/loss",), _TOKENS),
+    Panel("Learning rate", ("optimizer/lr",), ""),
+    Panel("Gradient norm", ("optimizer/grad_norm",), ""),
+    Panel("Tokens per second", ("throughput/tokens_per_second",), "tokens/s"),
+)
+_NOT_DRAWN = ("progress/", "throughput/", "checkpoint/", "faults/", "memory/", "goodput/", "train/", "optimizer/")
+"""What is a table's figure or a part of a panel above, and no curve of its own."""
+
+
+def panels(found: Iterable[str]) -> list[Panel]:
+    """Return the plots for these metrics: the usual ones, then one for each further metric of a validation.
+
+    A metric that is not among those found is left out, and so is a plot that then has none.
+    """
+    names = set(found)
+    usual = [_with(panel, [name for name in panel.metrics if name in names]) for panel in _PANELS]
+    drawn = {name for panel in _PANELS for name in panel.metrics}
+    others = sorted(name for name in names - drawn if not name.startswith(_NOT_DRAWN))
+    return [panel for panel in usual if panel.metrics] + [Panel(_title(name), (name,), _unit(name)) for name in others]
+
+
+def _with(panel: Panel, metrics: list[str]) -> Panel:
+    return Panel(panel.title, tuple(metrics), panel.unit, panel.shows_faults)
+
+
+def _title(name: str) -> str:
+    group, _, metric = name.partition("/")
+    words = metric.replace("_", " ")
+    return f"Validation: {words}" if group == "val" else f"{group.capitalize()}: {words}"
+
+
+def _unit(name: str) -> str:
+    if "bits_per_byte" in name:
+        return "bits per byte"
+    return _TOKENS if "loss" in name else ""
