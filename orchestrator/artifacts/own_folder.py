@@ -33,4 +33,6 @@ def own_folder(root: str, to: str | None, name: str, kind: str) -> tuple[Storage
 
 def put(storage: Storage, folder: Path, name: str, kind: str) -> None:
     """Publish a local folder there, in place of one of ours."""
-    (artifact.replace if artifact.is_committed(storage, name) else artifact.publish)(storage, folder, name, {"kind": kind})
+    (artifact.replace if artifact.is_committed(storage, name) else artifact.publish)(
+        storage, folder, name, {"kind": kind}
+    )

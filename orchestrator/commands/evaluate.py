@@ -71,6 +71,8 @@ def _show(figures: Measurement, title: str) -> None:
 
 def _details(figures: Measurement) -> dict[str, Any]:
     details: dict[str, Any] = {"rows": len(figures.places), **figures.signatures}
+    if figures.samples:
+        details["samples"] = [sample._asdict() for sample in figures.samples]
     if figures.confusion is not None:
         details |= {"labels": list(figures.labels), "confusion": figures.confusion.astype(int).tolist()}
     return details

@@ -22,6 +22,8 @@ _PAGE = "index.html"
 
 def run(config: ReportConfig) -> None:
     """Read what runs and stages have left, and write the page."""
+    if not config.runs and not config.stages:
+        raise UserError("nothing to report on: name runs=[NAME] or stages=[FOLDER]; `orchestrator runs` lists all")
     asked = json.dumps([config.runs, config.stages])
     name = f"reports/{(config.runs or ('stages',))[0].replace('/', '-')}-{sha256(asked.encode()).hexdigest()[:8]}"
     target, name = own_folder(config.storage.root, config.to, name, _KIND)

@@ -1,9 +1,5 @@
 """The configuration of `orchestrator report`."""
 
-from typing import Self
-
-from pydantic import model_validator
-
 from modules.config import Config, Input, Paths, Runtime
 from orchestrator.configuration.groups import StorageConfig
 
@@ -22,9 +18,3 @@ class ReportConfig(Config):
     to: Runtime[str | None] = None
     """A folder (any fsspec URL) for the page, index.html; null: one below reports/ in storage.root."""
     storage: StorageConfig = StorageConfig()
-
-    @model_validator(mode="after")
-    def _check_there_is_something(self) -> Self:
-        if not self.runs and not self.stages:
-            raise ValueError("nothing to report on: name runs=[NAME] or stages=[FOLDER]; `orchestrator runs` lists all")
-        return self

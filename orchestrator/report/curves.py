@@ -7,7 +7,7 @@ from dataclasses import dataclass
 Point = tuple[float, float]
 
 _MOST_DECADES_LINEAR = 1.5
-"""Positive values that span more powers of ten are drawn on a logarithmic axis, where small ones can be read, too."""
+"""Positive values that span more powers of ten are drawn on a logarithmic axis where the plot allows one."""
 
 
 @dataclass(frozen=True)

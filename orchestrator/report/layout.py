@@ -1,7 +1,7 @@
 """Which figures are drawn, and in which plots: one layout for the page and for W&B."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _TOKENS = "nats per token"
 
@@ -15,6 +15,8 @@ class Panel:
     """The first is drawn as a whole line, the others dashed."""
     unit: str
     shows_faults: bool = False
+    may_be_logarithmic: bool = False
+    """Where its values span powers of ten, so that small ones can be read, too."""
 
 
 _PANELS = (
@@ -23,7 +25,7 @@ _PANELS = (
     Panel("Masked-token loss", ("train/loss_mlm", "val/loss_mlm"), _TOKENS),
     Panel("Validation loss", ("val/loss",), _TOKENS),
     Panel("Learning rate", ("optimizer/lr",), ""),
-    Panel("Gradient norm", ("optimizer/grad_norm",), ""),
+    Panel("Gradient norm", ("optimizer/grad_norm",), "", may_be_logarithmic=True),
     Panel("Tokens per second", ("throughput/tokens_per_second",), "tokens/s"),
 )
 _NOT_DRAWN = ("progress/", "throughput/", "checkpoint/", "faults/", "memory/", "goodput/", "train/", "optimizer/")
@@ -43,7 +45,7 @@ def panels(found: Iterable[str]) -> list[Panel]:
 
 
 def _with(panel: Panel, metrics: list[str]) -> Panel:
-    return Panel(panel.title, tuple(metrics), panel.unit, panel.shows_faults)
+    return replace(panel, metrics=tuple(metrics))
 
 
 def _title(name: str) -> str:

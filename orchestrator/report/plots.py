@@ -60,44 +60,46 @@ class Plot:
     """Everything that is drawn in one plot."""
 
     title: str
-    unit: str
+    about: str
+    """The figures by name, their unit, and what the lines are."""
     steps: tuple[Tick, ...]
     values: tuple[Tick, ...]
     curves: tuple[Curve, ...]
     marks: tuple[Mark, ...]
-    dashed: str = ""
-    """What the dashed lines are, if there are any."""
 
 
 def plot(panel: Panel, series: Sequence[Series]) -> Plot | None:
     """Return the plot of a panel; None if there is no finite value."""
-    drawn = [
-        (one, name, points) for one in series for name in panel.metrics if (points := one.metrics.get(name))
-    ]
+    drawn = [(one, name, points) for one in series for name in panel.metrics if (points := one.metrics.get(name))]
     values = [y for _, _, points in drawn for _, y in points if abs(y) < float("inf")]
     if not values:
         return None
     steps = axis([0, *(x for _, _, points in drawn for x, _ in points)])
-    heights = axis(values, may_be_logarithmic=True)
+    heights = axis(values, may_be_logarithmic=panel.may_be_logarithmic)
     marks = [(one, *mark) for one in series for mark in one.marks] if panel.shows_faults else []
     return Plot(
         panel.title,
-        _unit(panel, heights),
+        _about(panel, heights, has_marks=bool(marks)),
         tuple(Tick(_x(steps, step), text) for step, text in zip(steps.ticks, steps.texts(), strict=True)),
         tuple(Tick(_y(heights, value), text) for value, text in zip(heights.ticks, heights.texts(), strict=True)),
         tuple(_curve(panel, one, name, points, steps, heights) for one, name, points in drawn),
         tuple(Mark(one.number % NUM_COLOURS, _x(steps, step), f"{one.label}: {text}") for one, step, text in marks),
-        ", ".join(name for name in panel.metrics[1:] if any(name == other for _, other, _ in drawn)),
     )
 
 
-def _unit(panel: Panel, heights: Axis) -> str:
-    return ", ".join(filter(None, [panel.unit, "logarithmic" if heights.is_logarithmic else ""]))
+def _about(panel: Panel, heights: Axis, has_marks: bool) -> str:
+    first, *others = panel.metrics
+    parts = [
+        first,
+        f"dashed {', '.join(others)}" if others else "",
+        panel.unit,
+        "logarithmic" if heights.is_logarithmic else "",
+        "dotted: faults and restarts" if has_marks else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
-def _curve(
-    panel: Panel, series: Series, name: str, points: Sequence[Point], steps: Axis, heights: Axis
-) -> Curve:
+def _curve(panel: Panel, series: Series, name: str, points: Sequence[Point], steps: Axis, heights: Axis) -> Curve:
     lines = thinned(points, steps.low, steps.high, _COLUMNS)
     places = [[(_x(steps, x), _y(heights, y)) for x, y in line] for line in lines]
     number = sum(map(len, places))

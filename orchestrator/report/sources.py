@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.errors import UserError
 from orchestrator.evaluation.record import FILE as EVALUATION_FILE
 from orchestrator.report.curves import Point
 from orchestrator.runs.history import Entry, read_history
@@ -16,10 +17,11 @@ from orchestrator.runs.run import no_such_run
 from orchestrator.runs.state import RunState, read_run
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
-from orchestrator.errors import UserError
 
 _REMEDY = "restore it from a copy, or leave it out of the report"
 _NUM_READERS = 8
+_UNKNOWN_MFU = ("throughput/mfu", 0.0)
+"""Where the peak rate of the device is not known, as on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class ReportedRun:
     @property
     def metrics(self) -> dict[str, float]:
         """The final figures, or the newest ones of a run that has none yet."""
-        if self.state.metrics is not None:
-            return dict(self.state.metrics)
-        return {name: value for entry in self.history for name, value in entry.metrics.items()}
+        found = self.state.metrics
+        if found is None:
+            found = {name: value for entry in self.history for name, value in entry.metrics.items()}
+        return {name: value for name, value in found.items() if _is_known(value) and (name, value) != _UNKNOWN_MFU}
 
     @property
     def steps(self) -> str:

@@ -92,8 +92,13 @@ def _row(names: Sequence[str], row: int, width: float) -> dict[str, tuple[float,
 def _path(start: tuple[float, float], stop: tuple[float, float]) -> str:
     x, y = start[0] + BOX_WIDTH / 2, start[1] + BOX_HEIGHT
     to_x, to_y = stop[0] + BOX_WIDTH / 2, stop[1] - 5
-    middle = (y + to_y) / 2
-    return f"M{x:g} {y:g}C{x:g} {middle:g} {to_x:g} {middle:g} {to_x:g} {to_y:g}"
+    if to_y - y < BOX_HEIGHT:
+        middle = (y + to_y) / 2
+        return f"M{x:g} {y:g}C{x:g} {middle:g} {to_x:g} {middle:g} {to_x:g} {to_y:g}"
+    # past the rows between them, where a straight line would run behind their boxes
+    aside = min(x, to_x) - (BOX_WIDTH + _GAP_X) / 2 if min(x, to_x) > BOX_WIDTH else max(x, to_x) + BOX_WIDTH / 2 + 8
+    near, far = y + _GAP_Y / 2, to_y - _GAP_Y / 2
+    return f"M{x:g} {y:g}Q{x:g} {near:g} {aside:g} {near + 9:g}V{far - 4:g}Q{to_x - 20:g} {far:g} {to_x:g} {to_y:g}"
 
 
 def _time(stage: Mapping[str, Any]) -> str:

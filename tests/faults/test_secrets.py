@@ -149,6 +149,7 @@ PATH_FIELDS = {
         "storage.root": ["model.path=x/y", "prompt=x"],
     },
     "export": {"to": ["run.name=x"], "storage.root": ["run.name=x"]},
+    "report": {"graph": ["runs=x"], "to": ["runs=x"], "storage.root": ["runs=x"]},
     "runs": {"storage.root": []},
     "doctor": {"storage.root": [], "cluster.address": ["cluster=ray"]},
 }

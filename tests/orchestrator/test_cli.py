@@ -84,7 +84,7 @@ def test_command_help_shows_fields_with_their_explanations(command: str, capsys:
     assert main([command, "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert COMMANDS[command].summary in said
-    with_root = ("runs", "doctor", "evaluate", "compare", "explain", "export")
+    with_root = ("runs", "doctor", "evaluate", "compare", "explain", "export", "report")
     others = {"predict": "split all", **dict.fromkeys(with_root, "storage.root outputs")}
     assert others.get(command, "seed 1234") in said
 

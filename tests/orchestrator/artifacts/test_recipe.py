@@ -24,9 +24,12 @@ RUNTIME_FIELDS = {
         "harness.batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
-    *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack", "num_samples"),
+    *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack", "num_samples", "title"),
 }
 INPUT_FIELDS = {
+    "runs",
+    "stages",
+    "graph",
     "data.path",
     "data.val_path",
     "data.test_path",
