@@ -1,7 +1,7 @@
 """The configuration of `orchestrator report`."""
 
 from modules.config import Config, Input, Paths, Runtime
-from orchestrator.configuration.groups import StorageConfig
+from orchestrator.configuration.groups import StorageConfig, TrackingConfig
 
 
 class ReportConfig(Config):
@@ -17,4 +17,7 @@ class ReportConfig(Config):
     """Title of the page; null names what it is about."""
     to: Runtime[str | None] = None
     """A folder (any fsspec URL) for the page, index.html; null: one below reports/ in storage.root."""
+    wandb: Runtime[bool] = False
+    """Also save the layout as a workspace and a report in tracking.project of W&B (the extra `workspaces`)."""
+    tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()

@@ -44,6 +44,13 @@ def panels(found: Iterable[str]) -> list[Panel]:
     return [panel for panel in usual if panel.metrics] + [Panel(_title(name), (name,), _unit(name)) for name in others]
 
 
+def missing(found: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Return the title of each usual plot and those of its metrics that are not among these."""
+    names = set(found)
+    gaps = [(panel.title, [name for name in panel.metrics if name not in names]) for panel in _PANELS]
+    return [(title, metrics) for title, metrics in gaps if metrics]
+
+
 def _with(panel: Panel, metrics: list[str]) -> Panel:
     return replace(panel, metrics=tuple(metrics))
 

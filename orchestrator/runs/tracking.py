@@ -156,6 +156,13 @@ def key_place() -> str | None:
     return next(filter(os.environ.get, _KEYS), "netrc" if _has_netrc_key() else None)
 
 
+def default_entity() -> str | None:
+    """Return the user or the team to which W&B counts what the owner of the key does, by asking it."""
+    import wandb
+
+    return wandb.Api().default_entity
+
+
 def api_url() -> str:
     """Return the address of the W&B service."""
     return os.environ.get("WANDB_BASE_URL") or f"https://{_DEFAULT_HOSTS[0]}"

@@ -24,7 +24,19 @@ RUNTIME_FIELDS = {
         "harness.batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
-    *("training.compile", "fix", "build", "name", "to", "output", "max_tokens", "prepack", "num_samples", "title"),
+    *(
+        "training.compile",
+        "fix",
+        "build",
+        "name",
+        "to",
+        "output",
+        "max_tokens",
+        "prepack",
+        "num_samples",
+        "title",
+        "wandb",
+    ),
 }
 INPUT_FIELDS = {
     "runs",
