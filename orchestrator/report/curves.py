@@ -46,6 +46,13 @@ def axis(values: Iterable[float], num_ticks: int = 5, may_be_logarithmic: bool =
     return Axis(ticks[0], ticks[-1], ticks)
 
 
+def step_axis(last: float, num_ticks: int = 5) -> Axis:
+    """Return an axis from 0 to the last step, which need not be a tick."""
+    last = max(last, 1.0)
+    step = max(1.0, _round_step(last / num_ticks))
+    return Axis(0.0, last, tuple(number * step for number in range(int(last / step + 1e-9) + 1)))
+
+
 def _round_step(wanted: float) -> float:
     """Return the smallest step of 1, 2 or 5 times a power of ten that is not below `wanted`."""
     power = 10.0 ** math.floor(math.log10(wanted))

@@ -41,7 +41,7 @@ def panels(found: Iterable[str]) -> list[Panel]:
     usual = [_with(panel, [name for name in panel.metrics if name in names]) for panel in _PANELS]
     drawn = {name for panel in _PANELS for name in panel.metrics}
     others = sorted(name for name in names - drawn if not name.startswith(_NOT_DRAWN))
-    return [panel for panel in usual if panel.metrics] + [Panel(_title(name), (name,), _unit(name)) for name in others]
+    return [panel for panel in usual if panel.metrics] + [_panel(name, names) for name in others]
 
 
 def missing(found: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -53,6 +53,14 @@ def missing(found: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 def _with(panel: Panel, metrics: list[str]) -> Panel:
     return replace(panel, metrics=tuple(metrics))
+
+
+def _panel(name: str, names: set[str]) -> Panel:
+    """Return the plot of a metric of a validation, over that of the training if it is a loss that both have."""
+    what = name.removeprefix("val/loss_")
+    if what != name and f"train/loss_{what}" in names:
+        return Panel(f"{what.capitalize()} loss", (f"train/loss_{what}", name), _TOKENS)
+    return Panel(_title(name), (name,), _unit(name))
 
 
 def _title(name: str) -> str:

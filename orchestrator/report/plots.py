@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.curves import Axis, Point, axis, thinned
+from orchestrator.report.curves import Axis, Point, axis, step_axis, thinned
 from orchestrator.report.layout import Panel
 
 WIDTH, HEIGHT = 460, 260
@@ -74,7 +74,7 @@ def plot(panel: Panel, series: Sequence[Series]) -> Plot | None:
     values = [y for _, _, points in drawn for _, y in points if abs(y) < float("inf")]
     if not values:
         return None
-    steps = axis([0, *(x for _, _, points in drawn for x, _ in points)])
+    steps = step_axis(max(x for _, _, points in drawn for x, _ in points))
     heights = axis(values, may_be_logarithmic=panel.may_be_logarithmic)
     marks = [(one, *mark) for one in series for mark in one.marks] if panel.shows_faults else []
     return Plot(

@@ -67,7 +67,7 @@ def _workspace(title: str, entity: str, project: str, run_ids: Sequence[str], pa
 
 
 def _report(title: str, entity: str, project: str, run_ids: Sequence[str], panels: Sequence[Panel]) -> str:
-    from wandb_workspaces.reports import v2 as wr
+    from wandb_workspaces.reports.v2 import interface as wr
 
     drawn: list[Any] = [_line_plot(panel) for panel in panels]
     runs = wr.Runset(entity=entity, project=project, filters=_only(run_ids))
@@ -76,7 +76,7 @@ def _report(title: str, entity: str, project: str, run_ids: Sequence[str], panel
 
 
 def _line_plot(panel: Panel) -> Any:
-    from wandb_workspaces.reports import v2 as wr
+    from wandb_workspaces.reports.v2 import interface as wr
 
     title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
     return wr.LinePlot(title=title, x="Step", y=list(panel.metrics), log_y=panel.may_be_logarithmic)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from orchestrator.report.curves import axis, thinned
+from orchestrator.report.curves import axis, step_axis, thinned
 
 
 def test_ten_thousand_points_are_thinned_and_no_spike_is_lost() -> None:
@@ -48,6 +48,22 @@ def test_axis_has_round_ticks_around_all_values(values: list[float], texts: list
     assert found.low <= min(known) + 1e-9
     assert found.high >= max(known) - 1e-9
     assert (found.share(found.low), found.share(found.high)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("last", "texts"),
+    [
+        (120, ["0", "50", "100"]),
+        (400, ["0", "100", "200", "300", "400"]),
+        (3, ["0", "1", "2", "3"]),
+        (0, ["0", "1"]),
+        (1_500_000, ["0.0", "0.5M", "1.0M", "1.5M"]),
+    ],
+)
+def test_axis_of_steps_ends_at_the_last_one_and_has_whole_ticks(last: float, texts: list[str]) -> None:
+    found = step_axis(last)
+    assert found.texts() == texts
+    assert (found.low, found.high) == (0, max(1, last))
 
 
 def test_values_over_powers_of_ten_get_a_logarithmic_axis_where_that_is_allowed() -> None:
