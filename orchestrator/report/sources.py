@@ -1,6 +1,7 @@
 """What runs, evaluations and stages have left in storage, as a report needs it."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -99,12 +100,13 @@ def read_sources(storage: Storage, runs: Iterable[str], stages: Iterable[str], g
     """
     names = {name: name for name in runs}
     folders = [_below(storage, stage) for stage in stages]
-    stage_labels = {folder: _label(folder) for folder in folders}
     for folder in folders:
         if not storage.list(folder):
             raise UserError(f"stages={folder}: no such folder in {storage.url()}, or it is empty; correct the path")
         if folder.startswith("runs/") and storage.exists(f"{folder}/recipe.json"):
-            names.setdefault(folder.removeprefix("runs/"), stage_labels[folder])
+            names.setdefault(folder.removeprefix("runs/"), _label(folder))
+    labels = Counter(names.values())
+    names = {name: label if labels[label] == 1 else name for name, label in names.items()}
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         found = [*pool.map(lambda item: _run(storage, *item), names.items())]
     places = [*folders, *(f"{run.state.run.folder}/{kind}" for run in found for kind in ("model", "adapter"))]

@@ -250,6 +250,13 @@ def test_stages_of_a_pipeline_are_runs_evaluations_and_a_graph(root: Storage, tm
     assert len(set(boxes)) == 3
 
 
+def test_stages_of_one_name_are_told_apart_by_their_folders(root: Storage) -> None:
+    for name in ("one/base-0123abcd", "two/base-0123abcd", "two/other-0123abcd"):
+        write_run(root, name, num_steps=2)
+    _, page = page_of(root, "stages=[runs/one/base-0123abcd,runs/two/base-0123abcd,runs/two/other-0123abcd]")
+    assert page.of("li") == ["one/base-0123abcd", "two/base-0123abcd", "other"]
+
+
 def test_evaluation_beside_a_runs_model_is_shown_once(root: Storage) -> None:
     write_run(root, "a", metrics={"train/loss": 1.0})
     write(root, "runs/a/model/evaluation.json", EVALUATION)
