@@ -52,6 +52,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "predict": {"model": {"path": "x"}, "text": "x"},
     "generate": {"model": {"path": "x"}},
     "chat": {"model": {"path": "x"}},
+    "report": {"runs": ["x"]},
     "explain": {"model": {"path": "x"}, "prompt": "x"},
     "export": {"run": {"name": "x"}},
     "finetune": {"model": {"path": "x"}},

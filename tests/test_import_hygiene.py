@@ -64,6 +64,7 @@ def test_tasks_import_neither_torch_nor_transformers() -> None:
         "generate",
         "chat",
         "explain",
+        "report",
         "export",
         "submit",
         "jobs",

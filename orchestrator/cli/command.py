@@ -47,6 +47,7 @@ COMMANDS = {
     "run": Command(
         "run the stages of a pipeline that are not done yet", "RunPipelineConfig", makes=True, composes=True
     ),
+    "report": Command("make one page about runs, or about the stages of a pipeline", "ReportConfig", makes=True),
     "runs": Command("list the runs, or show one of them", "RunsConfig"),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }

@@ -11,7 +11,7 @@ from orchestrator.artifacts import artifact
 from orchestrator.artifacts.model_folders import find_model
 from orchestrator.artifacts.models import TrainedModel, load_model
 from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, local_data, prepared_data
-from orchestrator.artifacts.recipe import fingerprint, identity
+from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.configuration.commands import EvaluateConfig
 from orchestrator.display.classification import show_classification
 from orchestrator.display.confusion_picture import confusion_picture
@@ -22,7 +22,7 @@ from orchestrator.errors import UserError
 from orchestrator.evaluation.harness.environment import prepare_harness
 from orchestrator.evaluation.measurement import Measurement
 from orchestrator.evaluation.record import Evaluation, record
-from orchestrator.evaluation.task_evaluation import evaluated, measured
+from orchestrator.evaluation.task_evaluation import adapter_identity, evaluated, measured
 from orchestrator.evaluation.tracked_run import run_of, track
 from orchestrator.runs.tracking import Tracker
 from orchestrator.storage.redaction import redact
@@ -71,6 +71,8 @@ def _show(figures: Measurement, title: str) -> None:
 
 def _details(figures: Measurement) -> dict[str, Any]:
     details: dict[str, Any] = {"rows": len(figures.places), **figures.signatures}
+    if figures.samples:
+        details["samples"] = [sample._asdict() for sample in figures.samples]
     if figures.confusion is not None:
         details |= {"labels": list(figures.labels), "confusion": figures.confusion.astype(int).tolist()}
     return details
@@ -92,7 +94,8 @@ def _log_confusion(tracker: Tracker, figures: Measurement) -> None:
 def _evaluate_text(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
     trained = load_model(config.model.path, config.model.revision, config.model.adapter, needs_head=True)
-    stream = _text(config, trained)
+    data_name = _text(config, trained)
+    stream = _stream(config, data_name)
     length = config.sequence_length or trained.validation_length
     if length > trained.model.config.max_positions:
         raise UserError(f"sequence_length={length}: the model has {trained.model.config.max_positions} positions")
@@ -106,11 +109,18 @@ def _evaluate_text(config: EvaluateConfig) -> None:
     if "val/bits_per_byte" not in metrics:
         print_line("bits per byte are not known: the text was prepared by a version that did not count its bytes")
     show_evaluation(config.model.path, metrics, compression(trained, windows))
-    if config.to is not None:
-        settings = {**identity(config), "data": trained.recipe.get("data") if config.data is None else None}
-        entry = Evaluation("text", settings, metrics)
-        found, root = find_model(config.model.path, config.model.revision), Storage(config.storage.root)
-        print_line(f"evaluation: {record(config.model.path, found, root, [entry], config.to)}")
+    settings = {
+        "data": data_name,
+        "part": config.part,
+        "sequence_length": length,
+        "max_sequences": config.max_sequences,
+        "mlm_probability": objective.mlm_probability,
+        "seed": seed,
+        **({"adapter": adapter_identity(config.model.adapter)} if config.model.adapter else {}),
+    }
+    path, root = config.model.path, Storage(config.storage.root)
+    found = find_model(path, config.model.revision)
+    print_line(f"evaluation: {record(path, found, root, [Evaluation('text', settings, metrics)], config.to)}")
 
 
 def _measure_on_harness(config: EvaluateConfig) -> None:
@@ -132,7 +142,8 @@ def _measure_on_harness(config: EvaluateConfig) -> None:
         print_line(line)
 
 
-def _text(config: EvaluateConfig, trained: TrainedModel) -> TokenStream:
+def _text(config: EvaluateConfig, trained: TrainedModel) -> str:
+    """Return the prepared text, relative to the storage root."""
     storage = Storage(config.storage.root)
     if config.data is None:
         name = trained.recipe.get("data")
@@ -145,7 +156,11 @@ def _text(config: EvaluateConfig, trained: TrainedModel) -> TokenStream:
         name = _prepared(config.data, config, trained, storage)
     for line in data_notes(storage, name):
         print_line(line)
-    data = TokenData.open(local_data(storage, name))
+    return name
+
+
+def _stream(config: EvaluateConfig, name: str) -> TokenStream:
+    data = TokenData.open(local_data(Storage(config.storage.root), name))
     return data.train if config.data is not None and config.part == "all" else data.val
 
 

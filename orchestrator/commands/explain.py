@@ -5,8 +5,8 @@ from hashlib import sha256
 
 from modules.data.encoding import CannotEncodeError
 from modules.explanation import Explanation, explain
-from orchestrator.artifacts import artifact
 from orchestrator.artifacts.models import TrainedModel, load_model
+from orchestrator.artifacts.own_folder import own_folder, put
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.configuration.commands import ExplainConfig
 from orchestrator.configuration.schema import shown
@@ -22,7 +22,7 @@ _PAGE = "explanation.html"
 
 def run(config: ExplainConfig) -> None:
     """Show the explanation, and write it as a page and as a picture of each layer."""
-    storage, name = _place(config)
+    storage, name = own_folder(config.storage.root, config.to, f"explanations/{_name(config)}", _KIND)
     trained = load_model(config.model.path, config.model.revision, config.model.adapter, needs_head=True)
     ids = _prompt_ids(config, trained)
     with trained.precision():
@@ -31,25 +31,6 @@ def run(config: ExplainConfig) -> None:
     _write(storage, name, to_show)
     show_explanation(to_show)
     print_line(f"page: {storage.url(f'{name}/{_PAGE}')} (beside it a PNG of each layer, its heads from left to right)")
-
-
-def _place(config: ExplainConfig) -> tuple[Storage, str]:
-    """Return the store and the folder in it.
-
-    Raises:
-        UserError: the folder holds anything else than an explanation, which is never overwritten.
-    """
-    if config.to is not None and not config.to.strip():
-        raise UserError("to='': is empty; name a folder or a URL, or null for one below storage.root")
-    storage = Storage(config.storage.root if config.to is None else config.to)
-    name = f"explanations/{_name(config)}" if config.to is None else ""
-    path = storage.local_path(name)
-    if path is not None and path.is_file():
-        raise UserError(f"to={storage.url(name)}: is a file; name a folder")
-    is_ours = artifact.is_committed(storage, name) and artifact.read_manifest(storage, name).get("kind") == _KIND
-    if not is_ours and storage.list(name, hidden=True):
-        raise UserError(f"to={storage.url(name)}: holds other files, and nothing is overwritten; name a new folder")
-    return storage, name
 
 
 def _name(config: ExplainConfig) -> str:
@@ -102,5 +83,4 @@ def _write(storage: Storage, name: str, to_show: ShownExplanation) -> None:
         (folder / _PAGE).write_text(explanation_page(to_show), encoding="utf-8")
         for layer, attention in enumerate(to_show.attention):
             (folder / f"layer_{layer:02d}.png").write_bytes(layer_picture(attention))
-        put = artifact.replace if artifact.is_committed(storage, name) else artifact.publish
-        put(storage, folder, name, {"kind": _KIND})
+        put(storage, folder, name, _KIND)

@@ -40,11 +40,12 @@ from orchestrator.configuration.groups import (
     StrategyConfig,
     TrackingConfig,
 )
-from orchestrator.configuration.pipeline import RunPipelineConfig as RunPipelineConfig
+from orchestrator.configuration.pipeline import RunPipelineConfig
 from orchestrator.configuration.planning import PlanFields
+from orchestrator.configuration.report import ReportConfig
 from orchestrator.configuration.submission import JobsConfig, LogsConfig, StopConfig, SubmitConfig
 
-__all__ = ["JobsConfig", "LogsConfig", "RunPipelineConfig", "StopConfig", "SubmitConfig"]
+__all__ = ["JobsConfig", "LogsConfig", "ReportConfig", "RunPipelineConfig", "StopConfig", "SubmitConfig"]
 """Those of other files, which are found here by their names as well."""
 
 

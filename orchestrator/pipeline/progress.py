@@ -1,10 +1,9 @@
 """How far the running stages are, for the table: step, loss and time left, from what the runs have written."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.display.stages import StageRow
 from orchestrator.display.terminal import loss
@@ -41,6 +40,8 @@ class Figures:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._read: dict[str, tuple[float, tuple[str, str, str]]] = {}
+        self._first: dict[str, tuple[int, float]] = {}
+        """The step at which each run was first seen, and when: from then on it tells its speed."""
 
     def rows(self, progress: Mapping[str, Progress]) -> list[StageRow]:
         """Return a row for each stage."""
@@ -57,41 +58,17 @@ class Figures:
         read, found = self._read.get(path, (0.0, ("", "", "")))
         if time.monotonic() - read > self.INTERVAL_SECONDS:
             try:
-                found = _figures(self._storage, places.run_name(path))
+                state = read_run(self._storage, places.run_name(path))
+                found = self._shown(state) if state else ("", "", "")
             except OrchestratorError:  # a store in trouble must not end the pipeline
                 found = ("", "", "")
             self._read[path] = (time.monotonic(), found)
         return found
 
-
-def _figures(storage: Storage, run_name: str) -> tuple[str, str, str]:
-    """Return step, loss and time left of a training, as they are shown."""
-    state = read_run(storage, run_name)
-    if state is None:
-        return "", "", ""
-    entry = _newest_entry(storage, run_name)
-    metrics: Mapping[str, float] = entry.get("metrics", {})
-    step, last = int(entry.get("step", state.step)), metrics.get("train/loss", state.loss)
-    steps = f"{step}/{state.num_steps}" if state.num_steps else str(step)
-    left = _left(state, step, metrics.get("throughput/step_seconds"))
-    return steps, "" if last is None else loss(last), left
-
-
-def _left(state: RunState, step: int, step_seconds: float | None) -> str:
-    if not state.num_steps or not step_seconds:
-        return ""
-    return duration((state.num_steps - step) * step_seconds)
-
-
-def _newest_entry(storage: Storage, run_name: str) -> dict[str, Any]:
-    """Return the newest entry of a run's history with a loss; empty where there is none."""
-    folder = f"runs/{run_name}/history"
-    for name in reversed(storage.list(folder)):
-        for line in reversed(storage.read_bytes(f"{folder}/{name}").decode(errors="replace").splitlines()):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if "train/loss" in entry.get("metrics", {}):
-                return entry
-    return {}
+    def _shown(self, state: RunState) -> tuple[str, str, str]:
+        """Return step, loss and time left of a training, as they are shown."""
+        step, num_steps = state.step, state.num_steps
+        first_step, began = self._first.setdefault(state.run.name, (step, time.monotonic()))
+        seconds = (time.monotonic() - began) / (step - first_step) if step > first_step else 0.0
+        left = duration((num_steps - step) * seconds) if num_steps and seconds else ""
+        return f"{step}/{num_steps}" if num_steps else str(step), "" if state.loss is None else loss(state.loss), left

@@ -73,9 +73,10 @@ class Results:
         self._last.update(metrics)
         self._validations[step] = metrics
         self._tracker.log(metrics, step)
-        if samples:
-            self._tracker.log_samples([self._tokenizer.decode(row) for row in samples], step)
-        self.emit({"kind": "validation", "step": step, "metrics": metrics})
+        texts = [self._tokenizer.decode(row) for row in samples or ()]
+        if texts:
+            self._tracker.log_samples(texts, step)
+        self.emit({"kind": "validation", "step": step, "metrics": metrics, **({"samples": texts} if texts else {})})
 
     def stop(self, stop: StoppedError) -> None:
         """Report that the training was stopped and can be continued later."""

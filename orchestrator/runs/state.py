@@ -12,6 +12,7 @@ from orchestrator.errors import DamagedFileError, StorageError
 from orchestrator.runs import lease
 from orchestrator.runs.events import INJECTED, EventLog
 from orchestrator.runs.goodput import Goodput, goodput
+from orchestrator.runs.history import newest_figures
 from orchestrator.runs.run import Run, find_run, folder_names
 from orchestrator.storage.store import Storage
 
@@ -40,6 +41,8 @@ class RunState:
     """All events in order."""
     holder: Mapping[str, Any] | None
     """The live driver, as in its lease; None without one."""
+    newest: tuple[int, float | None] | None = None
+    """The newest step of a run whose driver is alive, and its training loss; None if they are not known."""
     damage: str | None = None
     """Which file of it is damaged, and the remedy; then nothing else is known."""
 
@@ -56,9 +59,11 @@ class RunState:
 
     @property
     def step(self) -> int:
-        """Finished steps; for a run that is not done, according to its last event with a step."""
+        """Finished steps; for a run that is not done, as in its history, or in its last event with a step."""
         if self.metrics is not None and "progress/step" in self.metrics:
             return int(self.metrics["progress/step"])
+        if self.newest is not None:
+            return self.newest[0]
         return next((event["step"] for event in reversed(self.events) if "step" in event), 0)
 
     @property
@@ -68,9 +73,11 @@ class RunState:
 
     @property
     def loss(self) -> float | None:
-        """The last training loss; for a run that is not done, the one at its last checkpoint."""
+        """The last training loss; for a run that is not done, the newest in its history, or at its last checkpoint."""
         if self.metrics is not None:
             return self.metrics.get("train/loss")
+        if self.newest is not None and self.newest[1] is not None:
+            return self.newest[1]
         # a checkpoint after `step` was skipped or undone: the run continued from before it
         lasting = (event for event in reversed(self.events) if "loss" in event and event["step"] <= self.step)
         return next((event["loss"] for event in lasting), None)
@@ -133,7 +140,8 @@ def read_run(storage: Storage, name: str) -> RunState | None:
     # lease first, metrics last: a run that ends in between then counts as done, not as interrupted
     holder = lease.holder(storage, run.name)
     events = tuple(EventLog(storage, run.folder).read())
-    return RunState(run=run, metrics=run.metrics(storage), events=events, holder=holder)
+    newest = newest_figures(storage, run.name) if holder is not None else None
+    return RunState(run=run, metrics=run.metrics(storage), events=events, holder=holder, newest=newest)
 
 
 def read_runs(storage: Storage) -> list[RunState]:

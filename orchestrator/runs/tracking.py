@@ -162,6 +162,13 @@ def lacks_key(config: TrackingConfig) -> bool:
     return wanted == "online" and key_place() is None
 
 
+def default_entity() -> str | None:
+    """Return the user or the team to which W&B counts what the owner of the key does, by asking it."""
+    import wandb
+
+    return wandb.Api().default_entity
+
+
 def api_url() -> str:
     """Return the address of the W&B service."""
     return os.environ.get("WANDB_BASE_URL") or f"https://{_DEFAULT_HOSTS[0]}"

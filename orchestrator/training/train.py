@@ -16,6 +16,7 @@ from orchestrator.checkpoints.names import name_of
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.errors import MovedError, StoppedError
 from orchestrator.runs.events import EventLog
+from orchestrator.runs.history import History
 from orchestrator.runs.lease import ended_with_lease
 from orchestrator.runs.results import Results
 from orchestrator.runs.run import Job
@@ -43,8 +44,10 @@ def train(job: Job, runtime: Runtime) -> None:
     if runtime.rank:
         _train_and_export(job, storage, runtime, events)
         return
-    with ended_with_lease(storage, job.attempt):
-        _train_and_export(job, storage, replace(runtime, emit=events.and_then(runtime.emit)), events)
+    history = History(storage, job.run.folder, job.attempt.number)
+    with ended_with_lease(storage, job.attempt), history:
+        emit = history.and_then(events.and_then(runtime.emit))
+        _train_and_export(job, storage, replace(runtime, emit=emit), events)
 
 
 def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: EventLog) -> None:

@@ -101,7 +101,7 @@ def ours(job: Job) -> list[float]:
             stamps.append(time.perf_counter())
 
     again = replace(job.run, name=f"repeat-{time.monotonic_ns()}")
-    train(replace(job, run=again), Runtime(emit=emit))
+    train(replace(job, run=again, attempt=Attempt(again.name, 0, "")), Runtime(emit=emit))
     return stamps
 
 

@@ -161,6 +161,7 @@ PATH_FIELDS = {
     },
     "export": {"to": ["run.name=x"], "storage.root": ["run.name=x"]},
     "run": {"storage.root": ["+pipeline=quickstart", "dry_run=true"]},
+    "report": {"graph": ["runs=x"], "to": ["runs=x"], "storage.root": ["runs=x"]},
     "runs": {"storage.root": []},
     "doctor": {"storage.root": [], "cluster.address": ["cluster=ray"]},
     "submit": {"submit.address": ["runs", "storage.root=/x"]},

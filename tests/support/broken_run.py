@@ -18,6 +18,9 @@ from typing import Any, Self
 import psutil
 from tiny_run import arguments
 
+from orchestrator.runs.history import read_history
+from orchestrator.storage.store import Storage
+
 STEPS = 80
 TIMEOUT_SECONDS = 240
 RECORDING = str(Path(__file__).parent / "recording")
@@ -140,9 +143,13 @@ class Finished:
 
 
 def finished(root: Path) -> Finished:
-    """Return the final weights of a run and the samples of each step, and check that no step is missing."""
+    """Return the final weights of a run and the samples of each step, and check that no step is missing.
+
+    Its history has each of them, too, wherever an attempt was killed.
+    """
     samples = samples_of_steps(root)
     assert list(samples) == list(range(1, len(samples) + 1))
+    assert [entry.step for entry in read_history(Storage(str(root)), "tiny")] == list(samples)
     return Finished((root / "runs/tiny/model/model.safetensors").read_bytes(), samples)
 
 

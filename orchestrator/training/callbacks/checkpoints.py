@@ -124,6 +124,8 @@ class Checkpoints(Callback):
         """Report the step from which the training continues."""
         self._begun_step = pl_module.step
         self._emit({"kind": "begin", "step": pl_module.step, "world_size": self._runtime.world_size})
+        if self.saved_metrics:
+            self._emit({"kind": "restored", "step": pl_module.step, "metrics": self.saved_metrics})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Save at the interval and at the end."""
@@ -149,6 +151,7 @@ class Checkpoints(Callback):
             began = time.perf_counter()
             with self._throughput.pause():
                 self._finish()
+                self._emit({"kind": "save", "step": module.step})
                 save = self._begin(trainer, module, metrics)
                 if self._config.mode == "sync":
                     self._finish(must_last)

@@ -52,9 +52,14 @@ RUNTIME_FIELDS = {
         "follow",
         "prepack",
         "num_samples",
+        "title",
+        "wandb",
     ),
 }
 INPUT_FIELDS = {
+    "runs",
+    "stages",
+    "graph",
     "data.path",
     "data.val_path",
     "data.test_path",

@@ -237,6 +237,10 @@ def test_evaluation_of_the_held_out_text_agrees_with_the_last_validation(
     assert "gzip -9" in said
     assert "xz -9" in said
     assert "val/mlm_accuracy" in said
+    kept = json.loads((model / "evaluation.json").read_text())["text"].values()
+    (entry,) = [entry for entry in kept if entry["settings"]["max_sequences"] == 16]
+    assert entry["metrics"]["val/bits_per_byte"] == pytest.approx(metrics["val/bits_per_byte"], abs=1e-4)
+    assert entry["settings"]["data"].startswith("data/")
 
 
 FIGURE = r"│ *([\d.,]+)( %)? │ (val/\w+)"

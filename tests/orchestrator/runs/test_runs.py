@@ -22,6 +22,7 @@ from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.errors import RefusedError, RunMismatchError
 from orchestrator.runs import lease as leases
 from orchestrator.runs.events import EventLog
+from orchestrator.runs.history import History
 from orchestrator.runs.run import begin, find_run, keep, open_run
 from orchestrator.runs.state import RunState, read_run, read_runs
 from orchestrator.storage.store import Storage
@@ -144,6 +145,17 @@ def write_checkpoint(storage: Storage, name: str, step: int) -> str:
     storage.write_bytes(f"{folder}/state.json", b"{}")
     artifact.commit(storage, folder, {"state.json": digest_bytes(b"{}")}, {"kind": "checkpoint"})
     return folder
+
+
+def test_running_run_shows_its_newest_step_and_loss_and_one_that_was_lost_its_last_checkpoint(
+    storage: Storage,
+) -> None:
+    folder = write_run(storage, "a", [LAUNCH, BEGIN, SAVE])
+    with History(storage, folder) as history:
+        history.record({"kind": "step", "step": 73, "metrics": {"train/loss": 2.125}})
+    assert (state_of(storage, "a").step, state_of(storage, "a").loss) == (50, 2.5)
+    write_lease(storage, folder)
+    assert (state_of(storage, "a").step, state_of(storage, "a").loss) == (73, 2.125)
 
 
 def state_of(storage: Storage, name: str) -> RunState:
