@@ -11,7 +11,7 @@ from orchestrator.pipeline.admission import Ledger, Resources, check_fits, machi
 from orchestrator.pipeline.child import Child, Order, RunningChild
 from orchestrator.pipeline.driver import Driver
 from orchestrator.pipeline.graph import Composer, checked_stages, with_needed
-from orchestrator.pipeline.places import TRAINS
+from orchestrator.pipeline.places import TRAINS, result_name
 from orchestrator.pipeline.plan import Judgement, Planner, held_by, recipes_of
 from orchestrator.pipeline.progress import Figures
 from orchestrator.storage.store import Storage
@@ -41,7 +41,8 @@ def run(config: RunPipelineConfig, composer: Composer) -> None:
         )
         driver.run(config.force, config.keep_going)
     for name, one in driver.progress.items():
-        print_line(f"{name}: {storage.url(one.path)}")
+        result = result_name(stages[name].command, one.path) or one.path
+        print_line(f"{name}: {storage.url(result)}")
 
 
 @dataclass(frozen=True)

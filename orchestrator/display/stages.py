@@ -117,7 +117,8 @@ class StagesDisplay:
             said = row.state if row.state != "waiting" else row.why if "process" in row.why else ""
             if said and self._told.get(row.name) != said:
                 self._told[row.name] = said
-                parts = [row.name, row.state, *filter(None, [row.why, row.seconds and f"({row.seconds})"])]
+                took = f"({row.seconds})" if row.seconds and row.state != "running" else ""
+                parts = [row.name, row.state, *filter(None, [row.why, took])]
                 self._console.print(Text("  ".join(parts)), soft_wrap=True)
 
     def _table(self, rows: Sequence[StageRow]) -> Table:

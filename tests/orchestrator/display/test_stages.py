@@ -34,7 +34,7 @@ def test_elsewhere_there_is_one_line_for_each_change_of_a_state(monkeypatch: pyt
         ):
             display.show(rows)
     assert written.getvalue().splitlines() == [
-        "a  running  (1 s)",
+        "a  running",
         "a  done  (3 s)",
         "b  waiting  waits for process 1 on x, which runs it",
         "b  failed  no such model  (1 s)",
