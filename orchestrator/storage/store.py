@@ -76,6 +76,14 @@ class Storage:
         """Return the size of the file `name`."""
         return int(self._run("look at", name, lambda fs, path: fs.info(path))["size"])
 
+    def bytes_below(self, name: str) -> int:
+        """Return the size of all files below the folder `name`; 0 if it is missing."""
+        try:
+            found = self._run("list", name, lambda fs, path: fs.find(path, detail=True))
+        except NotFoundError:
+            return 0
+        return sum(int(entry["size"] or 0) for entry in found.values())
+
     def modified_seconds(self, name: str) -> float:
         """Return when the file `name` was last changed, in seconds since 1970."""
         return self._run("look at", name, lambda fs, path: fs.modified(path)).timestamp()
