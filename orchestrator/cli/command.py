@@ -47,7 +47,11 @@ COMMANDS = {
     "run": Command(
         "run the stages of a pipeline that are not done yet", "RunPipelineConfig", makes=True, composes=True
     ),
-    "runs": Command("list the runs, or show one of them", "RunsConfig"),
+    "runs": Command(
+        "list the runs, show one of them, or remove what nothing refers to",
+        "RunsConfig",
+        seconds={"prune": ("PruneRunsConfig", "runs_prune")},
+    ),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }
 

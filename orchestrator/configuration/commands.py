@@ -42,9 +42,10 @@ from orchestrator.configuration.groups import (
 )
 from orchestrator.configuration.pipeline import RunPipelineConfig as RunPipelineConfig
 from orchestrator.configuration.planning import PlanFields
+from orchestrator.configuration.pruning import PruneRunsConfig
 from orchestrator.configuration.submission import JobsConfig, LogsConfig, StopConfig, SubmitConfig
 
-__all__ = ["JobsConfig", "LogsConfig", "RunPipelineConfig", "StopConfig", "SubmitConfig"]
+__all__ = ["JobsConfig", "LogsConfig", "PruneRunsConfig", "RunPipelineConfig", "StopConfig", "SubmitConfig"]
 """Those of other files, which are found here by their names as well."""
 
 

@@ -1,9 +1,9 @@
 """What is stored of the stages of pipelines: who has begun one, whether it is done, and the recipe of each attempt.
 
-    stages/FINGERPRINT/begun.json          {"path", "pipeline", "stage", "inputs", "time"}
-    stages/FINGERPRINT/done.json           {"path", "command", "recipe", "result": {"name", "digest"}, "inputs", …}
-    runs/PIPELINE/STAGE-FINGERPRINT/stage.json    {"stage", "recipe", "time"}
-    runs/PIPELINE/stages.json              {"stages": {stage: fingerprint}}: what the pipeline has asked for last
+stages/FINGERPRINT/begun.json          {"path", "pipeline", "stage", "inputs", "time"}
+stages/FINGERPRINT/done.json           {"path", "command", "recipe", "result": {"name", "digest"}, "inputs", …}
+runs/PIPELINE/STAGE-FINGERPRINT/stage.json    {"stage", "recipe", "time"}
+runs/PIPELINE/stages.json              {"stages": {stage: fingerprint}}: what the pipeline has asked for last
 """
 
 import re

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,6 +176,12 @@ class Storage:
             self._run("remove", name, lambda fs, path: fs.rm(path, recursive=True))
         except NotFoundError:
             return
+
+    def remove_if_empty(self, name: str) -> None:
+        """Remove a local folder that has nothing in it; object stores have no such folders."""
+        if self.is_local:
+            with suppress(OSError):
+                Path(self._join(name)).rmdir()
 
     def _join(self, name: str) -> str:
         name = name.strip("/")
