@@ -1,7 +1,7 @@
 """What lies below a storage root, and what refers to what: a record refers to each place that its text names.
 
-The text of a configuration or a recipe is searched as it is, so that no field that may hold a path is forgotten: what is
-kept may be too much, and never too little.
+The text of a configuration or a recipe is searched as it is, so that no field that may hold a path is forgotten: too
+much may be kept, and never too little.
 """
 
 import json
