@@ -19,7 +19,7 @@ from orchestrator.runs.run import no_such_run
 from orchestrator.runs.stages import BEGUN, CURRENT, DONE, STAGE, claim
 from orchestrator.storage.store import Storage
 
-_FIRST, _LAST = ("metrics.json",), (STAGE, CURRENT, "recipe.json")
+_FIRST, _LAST = "metrics.json", ("recipe.json", CURRENT)
 """What says that a run is done, and that by which a later command finds what is left of a removal that was cut off."""
 _USED, _HELD = "it has been used since it was listed", "a driver runs it"
 
@@ -100,16 +100,19 @@ def _removed(storage: Storage, one: Leftover, key: str = "", found: Claim | None
     The record that says it is done goes first, then the one that says where it was begun: who comes after a removal
     that was cut off finds nothing that looks done, and goes on in no folder of which a part is missing.
     """
+    is_run = one.path.startswith("runs/")
     try:
-        with _held(storage, one.path.removeprefix("runs/"), RUNS) if one.path.startswith("runs/") else nullcontext():
+        with _held(storage, one.path.removeprefix("runs/"), RUNS) if is_run else nullcontext():
             for name, record in ((DONE, found.done), (BEGUN, found.begun)) if found else ():
                 if record is None or record["path"] == one.path or one.path == claim(key):
                     storage.remove(f"{claim(key)}/{name}")
-            if one.path.startswith("runs/"):
-                for name, is_folder in _parts(storage, one.path):
-                    artifact.remove(storage, name) if is_folder else storage.remove(name)
+            for part, is_folder in _parts(storage, one.path) if is_run else ():
+                artifact.remove(storage, part) if is_folder else storage.remove(part)
     except LeaseError:
         return _HELD
+    if is_run:
+        storage.remove(f"{one.path}/{STAGE}")  # by which a later command finds what is left
+        _remove_empty(storage, one.path)
     return None
 
 
@@ -218,20 +221,26 @@ def _held(storage: Storage, name: str, above: str) -> Iterator[None]:
     with lease.lease(storage, name, above=above) as attempt:
         yield
     storage.remove(attempt.lease_name)
-    pipeline = [f"{above}/{name}".rpartition("/")[0]] if "/" in name else []
-    for folder in (lease_folder(name, above), f"{above}/{name}", *pipeline):
-        storage.remove_if_empty(folder)
+    storage.remove_if_empty(lease_folder(name, above))
+    _remove_empty(storage, f"{above}/{name}")
+
+
+def _remove_empty(storage: Storage, path: str) -> None:
+    """Remove a folder that is empty by now, and that of its pipeline if it was the last one in it."""
+    storage.remove_if_empty(path)
+    if path.count("/") > 1:
+        storage.remove_if_empty(path.rpartition("/")[0])
 
 
 def _parts(storage: Storage, path: str) -> list[tuple[str, bool]]:
-    """Return what a run's folder holds but its leases, in the order of removal, and whether each is a folder.
+    """Return what a run's folder holds but leases and stage.json, in the order of removal, and whether it is a folder.
 
     Folders of other runs that lie in it, as in that of a pipeline, are no part of it.
     """
     folders = set(storage.list(path, hidden=True, folders_only=True))
-    others = {"lease"} if path.count("/") > 1 else {"lease"} | folders - PARTS_OF_A_RUN
+    others = {"lease", STAGE} if path.count("/") > 1 else {"lease"} | folders - PARTS_OF_A_RUN
     names = [name for name in storage.list(path, hidden=True) if name not in others]
-    names.sort(key=lambda name: (name in _LAST, name not in _FIRST))
+    names.sort(key=lambda name: (name in _LAST, name != _FIRST))
     return [(f"{path}/{name}", name in folders) for name in names]
 
 
