@@ -152,6 +152,13 @@ def test_plan_of_a_finetuning_has_the_defaults_of_finetune_and_those_of_plan() -
     assert own == {"plan": PlanSettings().model_dump(), "device": None, "link": None}
 
 
+def test_runs_prune_has_the_defaults_of_its_class_and_a_line_for_each_field() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        raw = OmegaConf.to_container(compose("runs_prune"), resolve=True)
+    assert config.PruneRunsConfig.model_validate(raw) == config.PruneRunsConfig()
+    assert {path for path, _ in leaves(config.PruneRunsConfig)} == set(explained(CONF / "runs_prune.yaml"))
+
+
 def test_every_option_says_what_it_is_in_its_first_comment() -> None:
     for file in CONF.glob("**/*.yaml"):
         lines = file.read_text(encoding="utf-8").splitlines()

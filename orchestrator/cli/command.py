@@ -48,7 +48,11 @@ COMMANDS = {
         "run the stages of a pipeline that are not done yet", "RunPipelineConfig", makes=True, composes=True
     ),
     "report": Command("make one page about runs, or about the stages of a pipeline", "ReportConfig", makes=True),
-    "runs": Command("list the runs, or show one of them", "RunsConfig"),
+    "runs": Command(
+        "list the runs, show one of them, or remove what nothing refers to",
+        "RunsConfig",
+        seconds={"prune": ("PruneRunsConfig", "runs_prune")},
+    ),
     "doctor": Command("check machine, storage and services, each with a remedy", "DoctorConfig"),
 }
 

@@ -76,6 +76,10 @@ def _as_fields(command: str, flags: "Namespace") -> list[str]:
         words = _named(command, words)
     elif command == "runs" and words[:1] == ["show"]:
         words = _named(command, words[1:])
+    elif command == "runs" and words[:1] == ["prune"]:
+        names = [word for word in words[1:] if "=" not in word]
+        fields = [word for word in words if word not in names]
+        words = [*fields, *([f"names=[{','.join(map(_quoted, names))}]"] if names else [])]
     address = getattr(flags, "address", None)
     return [*words, f"address={_quoted(address)}"] if address is not None else words
 

@@ -42,10 +42,19 @@ from orchestrator.configuration.groups import (
 )
 from orchestrator.configuration.pipeline import RunPipelineConfig
 from orchestrator.configuration.planning import PlanFields
+from orchestrator.configuration.pruning import PruneRunsConfig
 from orchestrator.configuration.report import ReportConfig
 from orchestrator.configuration.submission import JobsConfig, LogsConfig, StopConfig, SubmitConfig
 
-__all__ = ["JobsConfig", "LogsConfig", "ReportConfig", "RunPipelineConfig", "StopConfig", "SubmitConfig"]
+__all__ = [
+    "JobsConfig",
+    "LogsConfig",
+    "PruneRunsConfig",
+    "ReportConfig",
+    "RunPipelineConfig",
+    "StopConfig",
+    "SubmitConfig",
+]
 """Those of other files, which are found here by their names as well."""
 
 

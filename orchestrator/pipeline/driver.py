@@ -21,6 +21,7 @@ from orchestrator.pipeline.plan import Judgement, Planner, held_by
 from orchestrator.pipeline.progress import Progress
 from orchestrator.runs import lease
 from orchestrator.runs.input_identity import prepared_name
+from orchestrator.runs.stages import write_current
 
 _POLL_SECONDS = 1.0
 
@@ -79,6 +80,8 @@ class Driver:
             StageError: stages have failed; the message names each, with its error and its log.
         """
         self._forced = set(forced)
+        wanted = {name: recipe.fingerprint for name, recipe in self._planner.recipes.items()}
+        write_current(self._planner.storage, self._planner.pipeline, wanted)
         try:
             while self._advance(keep_going):
                 self._show(self.progress)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modules.config import Config, Role
-from orchestrator.checkpoints.attempt import STAGES
 from orchestrator.configuration.schema import field_at, leaves, takes_texts
 from orchestrator.errors import ConfigError
 from orchestrator.storage.store import Storage
@@ -64,11 +63,6 @@ def own_settings(words: Sequence[str], kind: type[Config]) -> list[str]:
 def folder(pipeline: str, stage: str, fingerprint: str, number: int = 1) -> str:
     """Return the folder of a stage, relative to the storage root; a forced stage gets another number."""
     return f"runs/{pipeline}/{stage}-{fingerprint[:8]}" + (f"-{number}" if number > 1 else "")
-
-
-def claim(fingerprint: str) -> str:
-    """Return the folder that says who runs a stage and whether it is done."""
-    return f"{STAGES}/{fingerprint}"
 
 
 def run_name(path: str) -> str:

@@ -14,6 +14,7 @@ from orchestrator.pipeline import places, records
 from orchestrator.pipeline.graph import Stage, linked
 from orchestrator.runs import lease
 from orchestrator.runs.input_identity import Inputs
+from orchestrator.runs.stages import attempts, read_begun, read_done
 from orchestrator.storage.store import Storage
 
 State = Literal["done", "run", "resume", "depends"]
@@ -96,7 +97,7 @@ class Planner:
             is_forced: Whether it runs although it is done.
         """
         recipe, command = self.recipes[name], self.stages[name].command
-        record = records.read_done(self.storage, recipe.fingerprint)
+        record = read_done(self.storage, recipe.fingerprint)
         digests = self.input_digests(name, before)
         open_inputs = [of for of in self._inputs(name) if before[of].digest is None]
         if record is None:
@@ -138,7 +139,7 @@ class Planner:
     ) -> Judgement:
         """Return the judgement of a stage that is not done, with the folder in which it runs."""
         key = self.recipes[name].fingerprint
-        begun = records.read_begun(self.storage, key)
+        begun = read_begun(self.storage, key)
         goes_on = begun is not None and _agree(begun["inputs"], digests)
         if record is not None and begun is not None and not mends:
             goes_on = goes_on and begun["path"] != record["path"]  # what is done is left as it is
@@ -163,7 +164,7 @@ class Planner:
 
     def _why(self, name: str) -> list[str]:
         """Return what differs from the newest earlier attempt at a stage."""
-        earlier = records.attempts(self.storage, self.pipeline, name)
+        earlier = attempts(self.storage, self.pipeline, name)
         if not earlier:
             return ["there is none yet"]
         recipe = self.recipes[name].content

@@ -1,39 +1,23 @@
-"""What is stored of stages: who has begun one, whether it is done, and the recipe of each attempt.
-
-    stages/FINGERPRINT/begun.json          {"path", "pipeline", "stage", "inputs", "time"}
-    stages/FINGERPRINT/done.json           {"path", "command", "recipe", "result": {"name", "digest"}, "inputs", …}
-    runs/PIPELINE/STAGE-FINGERPRINT/stage.json    {"stage", "recipe", "time"}
+"""What the driver writes of stages, beside what `runs.stages` reads: records, results and logs.
 
 Results are known by their digests: a stage is done only if its record has its recipe and its result is there, whole.
 """
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest
 from orchestrator.checkpoints.attempt import Attempt
-from orchestrator.errors import ArtifactError, DamagedFileError
+from orchestrator.errors import ArtifactError
 from orchestrator.pipeline import places
-from orchestrator.runs.json_files import read_object, write_object
+from orchestrator.runs.json_files import write_object
+from orchestrator.runs.stages import BEGUN, DONE, STAGE, claim, read_done
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
 
-STAGE, BEGUN, DONE, LOG, GRAPH = "stage.json", "begun.json", "done.json", "log.txt", "graph.json"
-_NUM_READERS = 8
-
-
-def read_begun(storage: Storage, fingerprint: str) -> dict[str, Any] | None:
-    """Return where a stage was begun last; None if it never was, or nobody can tell."""
-    return _read(storage, f"{places.claim(fingerprint)}/{BEGUN}", ("path", "inputs"))
-
-
-def read_done(storage: Storage, fingerprint: str) -> dict[str, Any] | None:
-    """Return the record of a stage that was done; None if there is none, or it is damaged."""
-    return _read(storage, f"{places.claim(fingerprint)}/{DONE}", ("path", "recipe", "result", "inputs"))
+LOG, GRAPH = "log.txt", "graph.json"
 
 
 def write_begun(storage: Storage, fingerprint: str, stage: str, path: str, recipe: Any, inputs: Any) -> None:
@@ -41,7 +25,7 @@ def write_begun(storage: Storage, fingerprint: str, stage: str, path: str, recip
     pipeline = places.run_name(path).partition("/")[0]
     begun = {"path": path, "pipeline": pipeline, "stage": stage, "inputs": inputs, "time": time.time()}
     write_object(storage, f"{path}/{STAGE}", {"stage": stage, "recipe": recipe, "time": time.time()})
-    write_object(storage, f"{places.claim(fingerprint)}/{BEGUN}", begun)
+    write_object(storage, f"{claim(fingerprint)}/{BEGUN}", begun)
 
 
 def write_done(storage: Storage, fingerprint: str, attempt: Attempt, record: Mapping[str, Any]) -> None:
@@ -52,7 +36,7 @@ def write_done(storage: Storage, fingerprint: str, attempt: Attempt, record: Map
     """
     attempt.check(storage)
     content = {**record, "attempt": attempt.number, "time": time.time()}
-    write_object(storage, f"{places.claim(fingerprint)}/{DONE}", content)
+    write_object(storage, f"{claim(fingerprint)}/{DONE}", content)
 
 
 def found_result(storage: Storage, command: str, path: str, name: str | None = None) -> dict[str, str]:
@@ -124,21 +108,6 @@ def write_graph(storage: Storage, path: str, pipeline: str, stages: Sequence[Map
     write_object(storage, f"{path}/{GRAPH}", {"pipeline": pipeline, "stages": list(stages)})
 
 
-def attempts(storage: Storage, pipeline: str, stage: str | None = None) -> list[dict[str, Any]]:
-    """Return every attempt at a stage, or at any, in a pipeline, the newest first: stage, path, recipe and time."""
-    folder = f"runs/{pipeline}"
-    own = re.compile(rf"{'.+' if stage is None else re.escape(stage)}-[0-9a-f]{{8}}(-\d+)?")
-    names = [name for name in storage.list(folder, folders_only=True) if own.fullmatch(name)]
-
-    def read(name: str) -> dict[str, Any] | None:
-        found = _read(storage, f"{folder}/{name}/{STAGE}", ("stage", "recipe", "time"))
-        return found and {**found, "path": f"{folder}/{name}"}
-
-    with ThreadPoolExecutor(_NUM_READERS) as pool:
-        found = [one for one in pool.map(read, names) if one]
-    return sorted(found, key=lambda one: -one["time"])
-
-
 def changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield what differs between two recipes: the dotted name, what it was and what it is (None where it is not)."""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -146,11 +115,3 @@ def changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, A
             yield from changes(before.get(name), now.get(name), f"{path}.{name}" if path else name)
     elif before != now:
         yield path, before, now
-
-
-def _read(storage: Storage, name: str, needed: tuple[str, ...]) -> dict[str, Any] | None:
-    try:
-        found = read_object(storage, name, "")
-    except DamagedFileError:
-        return None
-    return found if found is not None and all(field in found for field in needed) else None

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +76,14 @@ class Storage:
     def num_bytes(self, name: str) -> int:
         """Return the size of the file `name`."""
         return int(self._run("look at", name, lambda fs, path: fs.info(path))["size"])
+
+    def bytes_below(self, name: str) -> int:
+        """Return the size of all files below the folder `name`; 0 if it is missing."""
+        try:
+            found = self._run("list", name, lambda fs, path: fs.find(path, detail=True))
+        except NotFoundError:
+            return 0
+        return sum(int(entry["size"] or 0) for entry in found.values())
 
     def modified_seconds(self, name: str) -> float:
         """Return when the file `name` was last changed, in seconds since 1970."""
@@ -167,6 +176,12 @@ class Storage:
             self._run("remove", name, lambda fs, path: fs.rm(path, recursive=True))
         except NotFoundError:
             return
+
+    def remove_if_empty(self, name: str) -> None:
+        """Remove a local folder that has nothing in it; object stores have no such folders."""
+        if self.is_local:
+            with suppress(OSError):
+                Path(self._join(name)).rmdir()
 
     def _join(self, name: str) -> str:
         name = name.strip("/")

@@ -22,6 +22,13 @@ def test_prometheus_reads_the_list_that_ray_writes() -> None:
     assert job["file_sd_configs"][0]["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
 
 
+def test_kubernetes_objects_are_whole_yaml() -> None:
+    monitor = read("podmonitor.yaml")
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    assert {"name", "namespace", "labels"} <= set(monitor["metadata"])
+    assert {"selector", "podMetricsEndpoints"} <= set(monitor["spec"])
+
+
 def test_grafana_has_the_source_that_the_dashboards_ask_for() -> None:
     (source,) = read("grafana/datasource.yaml")["datasources"]
     template = templates.GRAFANA_DATASOURCE_TEMPLATE(

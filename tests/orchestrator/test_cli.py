@@ -19,7 +19,13 @@ from modules.errors import InputError
 from orchestrator.cli import main
 from orchestrator.cli.command import COMMANDS
 from orchestrator.cli.program import DONE, FAILURE, MISTAKE
-from orchestrator.configuration.commands import EvaluateConfig, GenerateConfig, PretrainConfig, RunsConfig
+from orchestrator.configuration.commands import (
+    EvaluateConfig,
+    GenerateConfig,
+    PretrainConfig,
+    PruneRunsConfig,
+    RunsConfig,
+)
 from orchestrator.display import streams
 from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import ArtifactError, HardwareError, exit_code
@@ -190,6 +196,17 @@ def test_runs_show_name_is_runs_with_that_name(words: list[str], name: str | Non
     (config,) = started
     assert isinstance(config, RunsConfig)
     assert (config.name, config.storage.root) == (name, root)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [([], ()), (["one", "two/a-01234567"], ("one", "two/a-01234567")), (["names=one"], ("one",)), (["42"], ("42",))],
+)
+def test_runs_prune_takes_names(words: list[str], names: tuple[str, ...], started: Started) -> None:
+    assert main(["runs", "prune", *words, "storage.root=memory://x"]) == 0
+    (config,) = started
+    assert isinstance(config, PruneRunsConfig)
+    assert (config.names, config.apply, config.storage.root) == (names, False, "memory://x")
 
 
 def test_deepspeed_settings_are_reachable(started: Started) -> None:

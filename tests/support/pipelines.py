@@ -115,8 +115,9 @@ class FakeChild:
 class SmallPipeline:
     """base -> left and right -> both; each but `both` is a pretraining that reads a text of its own."""
 
-    def __init__(self, folder: Path, name: str = "small") -> None:
-        self.storage = Storage(str(folder / "out"))
+    def __init__(self, folder: Path, name: str = "small", root: str | None = None) -> None:
+        self.root = root or str(folder / "out")
+        self.storage = Storage(self.root)
         self.folder, self.name = folder, name
         self.children = Children(self.storage)
         self.seeds = {"base": 1, "left": 2, "right": 3}
@@ -135,9 +136,7 @@ class SmallPipeline:
         }
         stages["both"] = {"command": "evaluate", "inputs": {"model.path": "left"}, "after": ["right"]}
         pipeline = {"name": self.name, "stages": stages}
-        return RunPipelineConfig.model_validate(
-            {"pipeline": pipeline, "storage": {"root": str(self.folder / "out")}, **given}
-        )
+        return RunPipelineConfig.model_validate({"pipeline": pipeline, "storage": {"root": self.root}, **given})
 
     def planner(self, **given: Any) -> Planner:
         config = self.config(**given)
@@ -151,7 +150,7 @@ class SmallPipeline:
     def driver(self, cpus: float = 2.0, address: str | None = None, max_lost_nodes: int = 0, **given: Any) -> Driver:
         return Driver(
             self.planner(**given),
-            str(self.folder / "out"),
+            self.root,
             PlainComposer(),
             Ledger(Resources(cpus)),
             self.children.start,

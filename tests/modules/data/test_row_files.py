@@ -93,7 +93,7 @@ def test_a_row_says_where_it_is():
         ("a.json", json.dumps([{"messages": TURNS}, {"messages": []}]).encode()),
         ("a.parquet", parquet(messages=[TURNS, []])),
         ("a.parquet.gz", gzip.compress(parquet(messages=pa.array([TURNS, []]).cast(pa.large_list(pa.struct(
-            [("role", pa.string()), ("content", pa.large_string())])))))),
+            [("role", pa.string()), ("content", pa.large_string())])))), mtime=0)),
     ],
 )  # fmt: skip
 def test_a_conversation_comes_as_a_list_of_objects(name, content):
