@@ -106,17 +106,13 @@ class Session:
 
     def _run_trials(self) -> None:
         """Run the trials of a search side by side, each as a child process."""
-        from orchestrator.cli import trials
-        from orchestrator.commands import sweep
+        from orchestrator.cli.trials import run_trials
 
         if self.mistakes:
             raise ConfigError("\n".join(self.mistakes))
         if self.flags.config_name:
             raise ConfigError("--config-name: a sweep finds a command's options by its name; use an experiment instead")
-        texts, search = self.flags.overrides, trials.settings(self.search)
-        found = trials.trials(texts, search)
-        streams.go_on_unread()
-        sweep.run(search, self.name, texts, found, Composer(self.hydra, self.flags))
+        run_trials(self.name, self.search, self.flags.overrides, Composer(self.hydra, self.flags))
 
     def print_composed(self) -> None:
         """Print what --cfg or --info requests.
@@ -152,12 +148,9 @@ class Session:
         command_help.print_help(self.typed, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
 
     def _groups(self) -> Any:
-        from hydra.types import RunMode
-
         from orchestrator.configuration.overrides import Groups
 
-        known = self.hydra.config_loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
-        options = _options(self.hydra)
+        known, options = _known_choices(self.hydra, self.primary), _options(self.hydra)
         return Groups(
             chosen={group: known[group] for group in options if group in known},
             options=options,
@@ -224,6 +217,14 @@ def _options(hydra: "Hydra") -> dict[str, tuple[str, ...]]:
 
     ours = [group for group in hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
     return {group: tuple(sorted(hydra.config_loader.get_group_options(group, ObjectType.CONFIG))) for group in ours}
+
+
+@functools.lru_cache(maxsize=16)  # a sweep composes one command many times
+def _known_choices(hydra: "Hydra", primary: str) -> dict[str, str | None]:
+    """Return the option that each group of a command starts with."""
+    from hydra.types import RunMode
+
+    return hydra.config_loader.compute_defaults_list(primary, [], RunMode.RUN).overrides.known_choices
 
 
 class Composer:

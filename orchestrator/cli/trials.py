@@ -9,11 +9,30 @@ from typing import Any
 from orchestrator.cli.sweep import num_values, parsed
 from orchestrator.configuration.mistakes import validated
 from orchestrator.configuration.sweep import MOST_TRIALS, AnySweep, SweepConfig
+from orchestrator.display import streams
 from orchestrator.errors import ConfigError
+from orchestrator.pipeline.graph import Composer
 from orchestrator.sweep.trial import Trial
 
 _DIGITS = 6
 """Of a drawn number: enough to tell trials apart, and readable."""
+
+
+def run_trials(command: str, search: Sequence[str], texts: Sequence[str], composer: Composer) -> None:
+    """Run the trials of a sweep, or go on with it.
+
+    Args:
+        command: What each trial runs.
+        search: The overrides of the sweep itself.
+        texts: All other overrides, as they are typed.
+        composer: Composes the configuration of each trial.
+    """
+    from orchestrator.commands import sweep
+
+    config = settings(search)
+    found = trials(texts, config)
+    streams.go_on_unread()
+    sweep.run(config, command, texts, found, composer)
 
 
 def settings(texts: Sequence[str]) -> SweepConfig:

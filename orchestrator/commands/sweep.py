@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from modules.config import MOST_STEPS
 from orchestrator.artifacts.recipe import fingerprint, identity
+from orchestrator.checkpoints.attempt import SWEEPS
 from orchestrator.commands.run import place
 from orchestrator.configuration.commands import FinetuneConfig, TrainingRunConfig
 from orchestrator.configuration.rules import worker_counts
@@ -20,7 +21,7 @@ from orchestrator.storage.store import Storage
 from orchestrator.sweep.driver import Driver, Scheduler, Sweep
 from orchestrator.sweep.findings import best, learned
 from orchestrator.sweep.metrics import metrics_of
-from orchestrator.sweep.trial import SWEEPS, Trial, check_same
+from orchestrator.sweep.trial import Trial, check_same
 
 
 def run(settings: SweepConfig, command: str, texts: Sequence[str], trials: Sequence[Trial], composer: Composer) -> None:

@@ -17,10 +17,10 @@ from orchestrator.pipeline.child import Order, RunningChild, last_error
 from orchestrator.pipeline.progress import Progress
 from orchestrator.pipeline.records import LOG
 from orchestrator.planning.choice import score_of
-from orchestrator.runs.lease import holder, lease
+from orchestrator.runs.lease import holder
 from orchestrator.storage.store import Storage
 from orchestrator.sweep.metrics import final_metrics, metric_by_step
-from orchestrator.sweep.trial import SWEEPS, Outcome, Trial, read_outcome, write_outcome
+from orchestrator.sweep.trial import Outcome, Trial, one_driver, read_outcome, write_outcome
 
 _POLL_SECONDS = 1.0
 _METRICS_SECONDS = 5.0
@@ -92,7 +92,7 @@ class Driver:
         Raises:
             TrialError: trials have failed; the message names each, with its error and its log.
         """
-        with lease(self._sweep.storage, self._sweep.name, on_loss=self._lose, above=SWEEPS) as attempt:
+        with one_driver(self._sweep.storage, self._sweep.name, self._lose) as attempt:
             self._recall()
             try:
                 while self._advance(attempt):

@@ -8,16 +8,18 @@ runs/NAME/00007/                 the trial's run, and log.txt
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.errors import ConfigError, DamagedFileError
+from orchestrator.checkpoints.attempt import SWEEPS, Attempt
+from orchestrator.errors import ConfigError, DamagedFileError, LeaseError
 from orchestrator.runs.json_files import read_object, write_object
+from orchestrator.runs.lease import holder, lease
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
-SWEEPS = "sweeps"
 State = Literal["waiting", "begun", "done", "stopped", "failed"]
 
 
@@ -50,6 +52,19 @@ class Outcome:
     def value(self) -> float | None:
         """The newest value of the metric."""
         return self.metric[max(self.metric)] if self.metric else None
+
+
+@contextmanager
+def one_driver(storage: Storage, name: str, on_loss: Callable[[], None]) -> Iterator[Attempt]:
+    """Hold the lease of a sweep.
+
+    Raises:
+        LeaseError: another driver runs it.
+    """
+    if found := holder(storage, name, SWEEPS):
+        raise LeaseError(f"sweep.name={name}: process {found['pid']} on {found['host']} runs it; wait or stop it")
+    with lease(storage, name, on_loss=on_loss, above=SWEEPS) as attempt:
+        yield attempt
 
 
 def check_same(storage: Storage, name: str, content: Mapping[str, Any]) -> None:

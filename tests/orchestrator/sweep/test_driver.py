@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from sweeps import FakeTraining, SmallSweep
 
+from orchestrator.checkpoints.attempt import SWEEPS
 from orchestrator.cluster.ray_asha import Asha
 from orchestrator.errors import LeaseError, LeaseLostError, TrialError
 from orchestrator.pipeline.admission import Resources
 from orchestrator.runs import lease as lease_module
 from orchestrator.runs.lease import lease
 from orchestrator.sweep import driver as driver_module
-from orchestrator.sweep.trial import SWEEPS
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +146,7 @@ def test_a_trial_that_diverges_is_stopped(small: SmallSweep) -> None:
 
 
 def test_one_driver_at_a_time(small: SmallSweep) -> None:
-    with lease(small.storage, "small", above=SWEEPS), pytest.raises(LeaseError):
+    with lease(small.storage, "small", above=SWEEPS), pytest.raises(LeaseError, match="sweep.name=small: process"):
         small.run()
     assert small.started == []
 
