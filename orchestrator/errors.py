@@ -72,6 +72,10 @@ class StageError(OrchestratorError):
     """Stages of a pipeline have failed; the message names each, with its error and its log."""
 
 
+class TrialError(OrchestratorError):
+    """Trials of a sweep have failed; the message names each, with its error and its log."""
+
+
 class BadStepsError(OrchestratorError):
     """Too many steps in a row had to be skipped."""
 

@@ -2,7 +2,7 @@
 
 runs/NAME/lease/0000000007.json    the lease of attempt 7; the one with the highest number is valid
 
-A stage of a pipeline has attempts, too, below stages/ instead of runs/.
+A stage of a pipeline has attempts, too, below stages/ instead of runs/, and a sweep below sweeps/.
 """
 
 import json
@@ -13,7 +13,7 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
 
-RUNS, STAGES = "runs", "stages"
+RUNS, STAGES, SWEEPS = "runs", "stages", "sweeps"
 """Folders below the storage root whose children have leases."""
 
 
@@ -38,7 +38,7 @@ class Attempt:
         """Raise LeaseLostError if another driver has taken the run over since."""
         newest = newest_number(storage, self.run_name, self.above)
         if newest > self.number or not self._is_token_of_lease(storage):
-            name, what = ("run.name=", "run") if self.above == RUNS else (f"{self.above}/", "stage")
+            name, what = ("run.name=", "run") if self.above == RUNS else (f"{self.above}/", self.above.rstrip("s"))
             raise LeaseLostError(f"{name}{self.run_name}: another driver has taken over this {what}; this one ends")
 
     def _is_token_of_lease(self, storage: Storage) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cli.command import COMMANDS, conf_folder
 from orchestrator.cli.flags import second_command
 from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
-from orchestrator.cli.sweep import checked_sweep_folder, jobs, parsed
+from orchestrator.cli.sweep import checked_sweep_folder, is_own, jobs, parsed
 from orchestrator.display import streams
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.redaction import redact
@@ -70,6 +70,8 @@ class Session:
         self.primary = flags.config_name or primary
         self.kind = config_class(kind)
         self.sweeps = bool(flags.multirun) or "hydra.mode=MULTIRUN" in flags.overrides
+        self.search = [text for text in flags.overrides if self.sweeps and is_own(text)]
+        flags.overrides = [text for text in flags.overrides if text not in self.search]
         self.groups = self._groups()
         self.overrides, self.mistakes = self._read_overrides()
 
@@ -90,6 +92,9 @@ class Session:
         """Run every combination of a sweep; nothing starts unless all of them are valid."""
         import tempfile
 
+        if self.search:
+            self._run_trials()
+            return
         self._check_all()
         with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
             # Hydra's sweeper writes its own record there, overrides included; the commands make the runs' folders
@@ -98,6 +103,16 @@ class Session:
             with _restored_logging():
                 logging.getLogger("hydra").setLevel(logging.WARNING)  # below WARNING, its launcher logs every override
                 self.hydra.multirun(config_name=self.primary, task_function=self._run_one, overrides=overrides)
+
+    def _run_trials(self) -> None:
+        """Run the trials of a search side by side, each as a child process."""
+        from orchestrator.cli.trials import run_trials
+
+        if self.mistakes:
+            raise ConfigError("\n".join(self.mistakes))
+        if self.flags.config_name:
+            raise ConfigError("--config-name: a sweep finds a command's options by its name; use an experiment instead")
+        run_trials(self.name, self.search, self.flags.overrides, Composer(self.hydra, self.flags))
 
     def print_composed(self) -> None:
         """Print what --cfg or --info requests.
@@ -133,12 +148,9 @@ class Session:
         command_help.print_help(self.typed, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
 
     def _groups(self) -> Any:
-        from hydra.types import RunMode
-
         from orchestrator.configuration.overrides import Groups
 
-        known = self.hydra.config_loader.compute_defaults_list(self.primary, [], RunMode.RUN).overrides.known_choices
-        options = _options(self.hydra)
+        known, options = _known_choices(self.hydra, self.primary), _options(self.hydra)
         return Groups(
             chosen={group: known[group] for group in options if group in known},
             options=options,
@@ -205,6 +217,14 @@ def _options(hydra: "Hydra") -> dict[str, tuple[str, ...]]:
 
     ours = [group for group in hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
     return {group: tuple(sorted(hydra.config_loader.get_group_options(group, ObjectType.CONFIG))) for group in ours}
+
+
+@functools.lru_cache(maxsize=16)  # a sweep composes one command many times
+def _known_choices(hydra: "Hydra", primary: str) -> dict[str, str | None]:
+    """Return the option that each group of a command starts with."""
+    from hydra.types import RunMode
+
+    return hydra.config_loader.compute_defaults_list(primary, [], RunMode.RUN).overrides.known_choices
 
 
 class Composer:

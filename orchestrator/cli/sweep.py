@@ -1,6 +1,7 @@
 """The runs of a sweep, counted before they are listed."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,12 @@ from orchestrator.cli.hydra_errors import first_line
 from orchestrator.errors import ConfigError, UserError
 
 _MOST_SWEPT = 10_000
+_OWN = re.compile(r"\+{0,2}sweep[.=]")
+
+
+def is_own(text: str) -> bool:
+    """Return whether an override is a setting of the sweep itself."""
+    return _OWN.match(text) is not None
 
 
 def parsed(text: str) -> Any:
@@ -33,7 +40,7 @@ def jobs(overrides: Sequence[str]) -> Sequence[Sequence[str]]:
 
     swept = [override for text in overrides if (override := parsed(text))]
     try:
-        number = math.prod(map(_num_values, swept))
+        number = math.prod(map(num_values, swept))
         if not 0 < number <= _MOST_SWEPT:
             raise ConfigError(f"--multirun: these are {number:,} runs; a sweep has 1 to {_MOST_SWEPT:,}")
         return BasicSweeper.split_arguments(swept, None)[0]
@@ -57,7 +64,7 @@ def checked_sweep_folder(overrides: Sequence[str]) -> bool:
     return bool(folders)
 
 
-def _num_values(override: Any) -> int:
+def num_values(override: Any) -> int:
     """Return how many runs of a sweep an override asks for, without listing them."""
     value = override.value()
     if override.is_range_sweep():

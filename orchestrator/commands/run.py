@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.configuration.pipeline import RunPipelineConfig
 from orchestrator.display.stages import PlannedRow, StagesDisplay, show_plan
 from orchestrator.display.terminal import print_line
@@ -27,17 +28,17 @@ def run(config: RunPipelineConfig, composer: Composer) -> None:
         return
     root = storage.url() if storage.is_local else config.storage.root
     figures = Figures(storage)
-    with _place(config) as place, StagesDisplay(f"Pipeline {planner.pipeline}") as display:
-        check_fits(stages, place.ledger.total, place.name)
+    with place(config.cluster) as where, StagesDisplay(f"Pipeline {planner.pipeline}") as display:
+        check_fits(stages, where.ledger.total, where.name)
         driver = Driver(
             planner,
             root,
             composer,
-            place.ledger,
-            place.start,
+            where.ledger,
+            where.start,
             lambda progress: display.show(figures.rows(progress)),
-            place.address,
-            config.cluster.max_failures if place.address else 0,
+            where.address,
+            config.cluster.max_failures if where.address else 0,
         )
         driver.run(config.force, config.keep_going)
     for name, one in driver.progress.items():
@@ -46,7 +47,7 @@ def run(config: RunPipelineConfig, composer: Composer) -> None:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where the children run."""
 
     name: str
@@ -56,16 +57,16 @@ class _Place:
 
 
 @contextmanager
-def _place(config: RunPipelineConfig) -> Iterator[_Place]:
+def place(config: ClusterConfig) -> Iterator[Place]:
     """Yield this machine, or the Ray cluster that is chosen; only then is Ray imported."""
-    if config.cluster.name == "local":
-        yield _Place("this machine", Ledger(machine()), Child)
+    if config.name == "local":
+        yield Place("this machine", Ledger(machine()), Child)
         return
     from orchestrator.cluster.ray_tasks import RayTask, ray_stages
 
-    with ray_stages(config.cluster) as (address, (cpus, gpus), shared):
+    with ray_stages(config) as (address, (cpus, gpus), shared):
         ledger = Ledger(Resources(cpus, int(gpus)), shared)
-        yield _Place("the cluster", ledger, lambda order: RayTask(Child, order, _own_gpus(order)), address)
+        yield Place("the cluster", ledger, lambda order: RayTask(Child, order, _own_gpus(order)), address)
 
 
 def _own_gpus(order: Order) -> int:

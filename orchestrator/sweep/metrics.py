@@ -1,0 +1,60 @@
+"""The metric of a trial by step, from what its run has written to storage."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.configuration.commands import FinetuneConfig, PretrainConfig, TrainingRunConfig
+from orchestrator.planning.choice import choice_of
+from orchestrator.runs.run import find_run
+from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.store import Storage
+
+_OF_TEXT = {"clm": ("val/loss_clm", "val/bits_per_byte"), "mlm": ("val/loss_mlm", "val/mlm_accuracy")}
+_OF_CLASSES = ("val/macro_f1", "val/accuracy", "val/loss_classification")
+
+
+def metrics_of(config: TrainingRunConfig) -> list[str]:
+    """Return what a run measures that trials can be compared by, the usual one first."""
+    if isinstance(config, FinetuneConfig) and config.task.name == "classification":
+        found = _OF_CLASSES
+    elif isinstance(config, PretrainConfig):
+        learned = {name for phase in config.objective.phases for name, weight in phase.weights.items() if weight}
+        found = [metric for name, metrics in _OF_TEXT.items() if name in learned for metric in metrics]
+    else:
+        found = ("val/loss_clm",)
+    chosen = choice_of(config).metric
+    return sorted(found, key=lambda metric: metric != chosen)
+
+
+def metric_by_step(storage: Storage, run_name: str, metric: str) -> dict[int, float]:
+    """Return what the history of a run holds of a metric; values that are not finite are nan."""
+    found: dict[int, float] = {}
+    for line in sorted(_lines(storage, f"runs/{run_name}/history"), key=lambda line: line.get("order", [])):
+        metrics = line.get("metrics", {})
+        if metric in metrics:
+            value = metrics[metric]
+            found[int(line["step"])] = math.nan if value is None else float(value)
+    return found
+
+
+def final_metrics(storage: Storage, run_name: str) -> Mapping[str, float]:
+    """Return the metrics of a complete run; empty if it is not complete."""
+    run = find_run(storage, run_name)
+    return (run.metrics(storage) if run else None) or {}
+
+
+def _lines(storage: Storage, folder: str) -> Iterator[dict[str, Any]]:
+    for name in storage.list(folder):
+        try:
+            texts = storage.read_bytes(f"{folder}/{name}").splitlines()
+        except NotFoundError:  # merged into another part meanwhile, and read next time
+            continue
+        for text in texts:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and "step" in line:
+                yield line
