@@ -120,6 +120,11 @@ def test_a_command_that_does_not_train_has_no_sweep(fake: SmallSweep, capsys: py
     assert "sweep=grid: is for commands that train" in capsys.readouterr().err
 
 
+def test_a_sweep_without_multirun_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word for word in WORDS if word != "--multirun"]) == 2
+    assert "sweep=random: is for several runs; add --multirun" in capsys.readouterr().err
+
+
 def test_another_sweep_of_the_same_name_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*WORDS, *SWEPT]) == 0
     fake.started.clear()

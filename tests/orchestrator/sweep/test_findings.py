@@ -36,4 +36,12 @@ def test_what_was_learned_is_a_rank_correlation_for_numbers_and_means_for_words(
 
 def test_equal_metrics_teach_nothing() -> None:
     assert "rate unknown" in learned(TRIALS, outcomes(1.0, 1.0, 1.0, 1.0), "val/loss_clm")
-    assert learned(TRIALS[:2], outcomes(1.0, 2.0), "val/loss_clm").startswith("2 trials are done, too few")
+    assert learned(TRIALS[:2], outcomes(1.0, 2.0), "val/loss_clm").startswith("2 trials have ended, too few")
+
+
+def test_a_trial_that_was_stopped_early_counts_in_what_was_learned() -> None:
+    found = outcomes(8.0, 4.0, 2.0, 1.0)
+    found[0].state = "stopped"
+    assert "over 4 trials: rate -1.00" in learned(TRIALS, found, "val/loss_clm")
+    found[0].state = "failed"
+    assert "over 3 trials" in learned(TRIALS, found, "val/loss_clm")
