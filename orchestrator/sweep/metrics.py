@@ -1,14 +1,11 @@
 """The metric of a trial by step, from what its run has written to storage."""
 
-import json
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from orchestrator.configuration.commands import FinetuneConfig, PretrainConfig, TrainingRunConfig
 from orchestrator.planning.choice import choice_of
+from orchestrator.runs.history import read_history
 from orchestrator.runs.run import find_run
-from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
 
 _OF_TEXT = {"clm": ("val/loss_clm", "val/bits_per_byte"), "mlm": ("val/loss_mlm", "val/mlm_accuracy")}
@@ -30,31 +27,11 @@ def metrics_of(config: TrainingRunConfig) -> list[str]:
 
 def metric_by_step(storage: Storage, run_name: str, metric: str) -> dict[int, float]:
     """Return what the history of a run holds of a metric; values that are not finite are nan."""
-    found: dict[int, float] = {}
-    for line in sorted(_lines(storage, f"runs/{run_name}/history"), key=lambda line: line.get("order", [])):
-        metrics = line.get("metrics", {})
-        if metric in metrics:
-            value = metrics[metric]
-            found[int(line["step"])] = math.nan if value is None else float(value)
-    return found
+    entries = read_history(storage, run_name)
+    return {entry.step: entry.metrics[metric] for entry in entries if metric in entry.metrics}
 
 
 def final_metrics(storage: Storage, run_name: str) -> Mapping[str, float]:
     """Return the metrics of a complete run; empty if it is not complete."""
     run = find_run(storage, run_name)
     return (run.metrics(storage) if run else None) or {}
-
-
-def _lines(storage: Storage, folder: str) -> Iterator[dict[str, Any]]:
-    for name in storage.list(folder):
-        try:
-            texts = storage.read_bytes(f"{folder}/{name}").splitlines()
-        except NotFoundError:  # merged into another part meanwhile, and read next time
-            continue
-        for text in texts:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and "step" in line:
-                yield line

@@ -101,7 +101,13 @@ class FakeTraining:
     def validate(self, *losses: float) -> None:
         """Write the losses of the validations after each step."""
         lines: Sequence[Any] = [
-            {"order": [1, 1, step], "kind": "validation", "step": step, "metrics": {"val/loss_clm": loss}}
+            {
+                "order": [1, 1, step],
+                "kind": "validation",
+                "step": step,
+                "time": float(step),
+                "metrics": {"val/loss_clm": loss},
+            }
             for step, loss in enumerate(losses, 1)
         ]
         content = "\n".join(map(json.dumps, lines)).encode()
