@@ -54,7 +54,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"cluster": {"name": "ray", "num_workers": [1, "x"]}}, "cluster.num_workers.1=x: must be a whole number"),
     (
         {"cluster": {"num_workers": [1, 2]}},
-        "cluster.num_workers=[1,2]: [min,max] needs cluster=ray; a local run takes one number",
+        "cluster.num_workers=[1,2]: [min,max] needs cluster=ray; cluster=local takes one number",
     ),
     ({"objective": {"phases": []}}, "objective.phases=[]: must have 1 or more values"),
     (
@@ -63,8 +63,8 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"objective": {"phases": [{"weights": {"clm": 1}}]}}, "objective.phases.0: give either fraction or steps"),
     (
-        {"run": {"name": "a/b"}},
-        "run.name=a/b: must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores",
+        {"run": {"name": "a/b/c"}},
+        "run.name=a/b/c: must begin with a letter or digit and hold only letters, digits, dots, dashes and underscores",
     ),
     ({"run": {"name": "n" * 300}}, f"run.name={'n' * 79}…: has 300 characters, and may have 128"),
     *[
