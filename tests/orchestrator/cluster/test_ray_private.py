@@ -14,7 +14,7 @@ from orchestrator.cluster import ray_cluster
 from orchestrator.configuration.groups import ClusterConfig
 import ray
 before = {name: value for name, value in os.environ.items() if "AUTH" in name}
-with ray_cluster._cluster(ClusterConfig(name="ray")):
+with ray_cluster.connected(ClusterConfig(name="ray")):
     mode, token = os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
     connections = [one for process in [psutil.Process(), *psutil.Process().children(recursive=True)]

@@ -49,6 +49,7 @@ def test_ctrl_c_at_a_terminal_stops_the_answer_and_twice_at_the_prompt_the_progr
         terminal.wait_for("> ")
         terminal.type("never sent")
         terminal.wait_for("never sent")
+        time.sleep(_UNTIL_READLINE_HEARS)
         terminal.type(CTRL_C)
         terminal.wait_for("> ")
         time.sleep(_UNTIL_READLINE_HEARS)

@@ -1,7 +1,9 @@
 """What is asked of a job server: logs that survive a lost connection, and addresses that are safe."""
 
 import contextlib
+import signal
 import socket
+from collections.abc import Iterator
 
 import pytest
 from stand_in_jobs import INTERRUPTED, Details, StandInClient
@@ -30,7 +32,9 @@ def test_followed_log_is_whole_and_said_once_though_the_connection_is_lost(
     assert "".join(JobServer(client).follow("x-attempt1")) == "a\nb\nc\nd\n"
 
 
-def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
+    capsys: pytest.CaptureFixture[str], usual_ctrl_c: None
+) -> None:
     client = StandInClient(Details("x-attempt1"))
     client.log = ["a\n", INTERRUPTED, "b\n"]
     with pytest.raises(SystemExit) as stopped:
@@ -44,6 +48,14 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(capsys: pytest.
         "  stop it:   orchestrator stop x-attempt1 --address http://127.0.0.1:8265",
     ]
     assert (client.stopped, client.get_job_info("x-attempt1").status) == ([], "RUNNING")
+
+
+@pytest.fixture
+def usual_ctrl_c() -> Iterator[None]:
+    """Handle Ctrl-C as a program does that has just begun: what ran before in this process may have left a handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.7:8265", "https://ray.example.com", "ray://10.0.0.7:10001"])
