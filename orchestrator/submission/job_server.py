@@ -36,6 +36,8 @@ _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables that Ray's client prefers to the address that it is given (ray 2.60.0)."""
 _POLL_SECONDS = 1.0
 _MOST_FAILURES = 10
+_MOST_TRIES = 30
+"""How often a job is offered to a cluster whose agents have not begun yet."""
 """Connections in a row that may be lost before anything new has come."""
 
 
@@ -95,18 +97,24 @@ class JobServer:
         Raises:
             ExistsAlreadyError: the id is taken.
         """
+        job = {
+            "entrypoint": entrypoint,
+            "submission_id": job_id,
+            "runtime_env": {**env, "working_dir": str(package)},
+            "metadata": {_RUN: labels.run, _ROOT: labels.root, _COMMAND: labels.command},
+        }
         with _errors(self.address, f"{job_id} was not submitted"):
-            try:
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=job_id,
-                    runtime_env={**env, "working_dir": str(package)},
-                    metadata={_RUN: labels.run, _ROOT: labels.root, _COMMAND: labels.command},
-                )
-            except RuntimeError as error:
-                if "already exists" in str(error):
-                    raise ExistsAlreadyError(job_id) from None
-                raise
+            for tries_left in reversed(range(_MOST_TRIES)):
+                try:
+                    self._client.submit_job(**job)
+                    return
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        raise ExistsAlreadyError(job_id) from None
+                    # a cluster that has just begun: nothing was taken in yet
+                    if "No available agent" not in str(error) or not tries_left:
+                        raise
+                time.sleep(_POLL_SECONDS)
 
     def jobs(self) -> list[Job]:
         """Return all submitted jobs, the oldest first."""

@@ -38,7 +38,7 @@ print("\\n" + json.dumps({"ips": sorted({one.laddr.ip for one in connections}), 
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("mode", ["disabled", None])
+@pytest.mark.parametrize("mode", [pytest.param("disabled", marks=pytest.mark.long), None])
 def test_embedded_cluster_is_on_loopback_with_a_token_of_its_own(mode: str | None, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[3])}

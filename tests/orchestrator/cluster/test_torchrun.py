@@ -119,7 +119,7 @@ def test_killed_worker_is_restarted_by_torchrun_and_the_weights_are_those_of_loc
     assert finished(tmp_path) == of_local
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_failure_is_told_with_rank_and_node_and_torchrun_repeats_it(text: Path, tmp_path: Path) -> None:
     (tmp_path / "runs/tiny").mkdir(parents=True)

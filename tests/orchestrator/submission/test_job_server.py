@@ -4,13 +4,15 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from stand_in_jobs import INTERRUPTED, Details, StandInClient
 
-from orchestrator.errors import UserError
+from orchestrator.errors import MachineError, UserError
 from orchestrator.submission import job_server
-from orchestrator.submission.job_server import JobServer, connect
+from orchestrator.submission.job_server import JobServer, Labels, connect
 from orchestrator.submission.report import follow
 
 
@@ -48,6 +50,25 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
         "  stop it:   orchestrator stop x-attempt1 --address http://127.0.0.1:8265",
     ]
     assert (client.stopped, client.get_job_info("x-attempt1").status) == ([], "RUNNING")
+
+
+@pytest.mark.parametrize(("num_refusals", "is_taken"), [(3, True), (99, False)])
+def test_a_job_is_offered_again_to_a_cluster_that_has_just_begun(
+    num_refusals: int, is_taken: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(job_server.time, "sleep", lambda _: None)
+    answers = [RuntimeError("Request failed: No available agent to submit job")] * num_refusals + ["x-attempt1"]
+    client = Mock(submit_job=Mock(side_effect=answers))
+
+    def offer() -> None:
+        JobServer(client).submit("x-attempt1", Labels("x", "/x", "pretrain"), "true", tmp_path / "package.zip", {})
+
+    if is_taken:
+        offer()
+        assert client.submit_job.call_count == num_refusals + 1
+    else:
+        with pytest.raises(MachineError, match="No available agent"):
+            offer()
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_stopped_or_killed_job_is_continued_by_the_next_submission(
     assert main(["stop", "tiny", "--address", address]) == 0
 
 
+@pytest.mark.long  # that a stopped job saves is shown above
 def test_stopped_job_has_the_time_that_its_checkpoint_may_take(server: JobServer, tmp_path: Path) -> None:
     saving = (
         "import pathlib, signal, sys, time\n"
