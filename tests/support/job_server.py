@@ -1,11 +1,17 @@
 """A Ray cluster of one node with a job server, on loopback, with the tests' token, in processes of its own."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 @contextmanager
@@ -32,7 +38,9 @@ def job_server(home: Path) -> Iterator[str]:
     ray_constants.ENABLE_RAY_CLUSTER, services.start_ray_process = False, start_fewer
     ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 240  # on a busy machine its minute is too short
     try:
-        head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0}
+        # of its own, since the agent of the cluster before may still hold the usual one, and jobs need the agent
+        agent_port = {"dashboard_agent_listen_port": _free_port()}
+        head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, **agent_port}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             yield f"http://{cluster.head_node.address_info['webui_url']}"
