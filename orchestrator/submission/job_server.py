@@ -36,9 +36,9 @@ _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables that Ray's client prefers to the address that it is given (ray 2.60.0)."""
 _POLL_SECONDS = 1.0
 _MOST_FAILURES = 10
+"""Connections in a row that may be lost before anything new has come."""
 _MOST_TRIES = 30
 """How often a job is offered to a cluster whose agents have not begun yet."""
-"""Connections in a row that may be lost before anything new has come."""
 
 
 @dataclass(frozen=True)
