@@ -16,7 +16,7 @@ from modules.errors import InputError
 from modules.huggingface.folder import stored
 from modules.layers import Linear
 from modules.linear import linear
-from modules.model_config import ALL_LINEAR, LoraConfig, ModelConfig
+from modules.model_config import ALL_LINEAR, LoraConfig, ModelConfig, ends_with
 from modules.token_rows import TrainedRows
 
 _LAYERS = {
@@ -85,7 +85,7 @@ def add_adapters(model: nn.Module, config: ModelConfig, lora: LoraConfig) -> Non
     for name, layer in list(model.named_modules()):
         if name.startswith("blocks.") and isinstance(layer, Linear):
             parts = parts_of(config, name, layer.out_features)
-            adapted = [part for part in parts if _is_adapted(part, lora)]
+            adapted = [part for part in parts if lora.adapts(part.path)]
             if adapted:
                 layer.adapter = LowRank(layer.in_features, parts, adapted, lora)
     if lora.trained_tokens:
@@ -132,7 +132,7 @@ def check_target_layers(config: ModelConfig, lora: LoraConfig) -> None:
     """Raise InputError if a name among the target layers is that of no layer of this model."""
     parts = list(_all_parts(config))
     for target in lora.target_layers:
-        if target != ALL_LINEAR and not any(_has_name(part, target) for part in parts):
+        if target != ALL_LINEAR and not any(ends_with(part.path, target) for part in parts):
             known = ", ".join(dict.fromkeys(part.name for part in parts))
             raise InputError(
                 f"model.lora.target_layers={target}: this model has no linear layer of that name; there are {known}, "
@@ -151,15 +151,6 @@ def _all_parts(config: ModelConfig) -> Iterator[Part]:
     for number in range(config.num_layers):
         for layer in _LAYERS[config.family]:
             yield from parts_of(config, f"blocks.{number}.{layer}", 2)
-
-
-def _is_adapted(part: Part, lora: LoraConfig) -> bool:
-    return any(target == ALL_LINEAR or _has_name(part, target) for target in lora.target_layers)
-
-
-def _has_name(part: Part, target: str) -> bool:
-    """Return whether a name is the end of a layer's path, as PEFT reads its `target_modules`."""
-    return f".{part.path}".endswith(f".{target}")
 
 
 def weights_of(layer: str, part: Part) -> tuple[str, str]:

@@ -57,6 +57,11 @@ class ClassifierConfig(Config):
         return self
 
 
+def ends_with(path: str, target: str) -> bool:
+    """Return whether a name is the end of a layer's path, as PEFT reads its `target_modules`."""
+    return f".{path}".endswith(f".{target}")
+
+
 class LoraConfig(Config):
     """Adapters of low rank beside linear layers, which are frozen (Hu et al. 2021, arXiv 2106.09685)."""
 
@@ -75,6 +80,10 @@ class LoraConfig(Config):
     def scale(self) -> float:
         """What the product of an adapter's weights is multiplied by."""
         return self.alpha / self.rank
+
+    def adapts(self, path: str) -> bool:
+        """Return whether a linear layer is adapted, by its path in `transformers`."""
+        return any(target == ALL_LINEAR or ends_with(path, target) for target in self.target_layers)
 
 
 _NOT_OF_THE_SHAPE = ("path", "revision", "dropout", "classifier", "lora")

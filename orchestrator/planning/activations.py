@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from modules.config import ObjectiveConfig, Precision
 from modules.model_config import ModelConfig, padded_vocab_size
-from orchestrator.planning.weights import linear_layers
+from orchestrator.planning.weights import LinearLayer, linear_layers
 
 _FLOAT32 = 4
 _INDEX = 8
@@ -120,8 +120,8 @@ def _block_bytes(model: ModelConfig, of: Pass, widths: Widths, device: str) -> i
     """Return the bytes of one block for each token."""
     norms = 2 * _norm_bytes(model, widths)
     inputs = sum(
-        _adapter_hidden(model, layer.name) * widths.compute
-        + (layer.num_inputs * widths.compute if _keeps_input(model, layer.name) else 0)
+        _adapter_hidden(model, layer) * widths.compute
+        + (layer.num_inputs * widths.compute if _keeps_input(model, layer) else 0)
         for layer in linear_layers(model)
     )
     dropped = 2 * _dropout_bytes(model, widths.compute, device)
@@ -147,7 +147,8 @@ def _attention_bytes(model: ModelConfig, of: Pass, widths: Widths, device: str) 
     else:
         found += (inner + 2 * kv) * widths.compute
         found += (inner + kv) * widths.compute if model.family == "llama" else 0  # rotated queries and keys
-        if not _keeps_input(model, "attention.projection"):
+        projection = next(layer for layer in linear_layers(model) if layer.name == "attention.projection")
+        if not _keeps_input(model, projection):
             found += inner * widths.compute
     if model.query_key_norm:
         of_float32 = 0 if widths.compute == _FLOAT32 and not in_float32 else (inner + kv) * _FLOAT32
@@ -167,23 +168,18 @@ def _dropout_bytes(model: ModelConfig, width: int, device: str) -> int:
     return model.hidden_dim * (width if device == "cpu" else 1) if model.dropout else 0
 
 
-def _keeps_input(model: ModelConfig, layer: str) -> bool:
+def _keeps_input(model: ModelConfig, layer: LinearLayer) -> bool:
     """Return whether a linear layer or its adapter keeps its input, which a frozen layer does not."""
-    return model.lora is None or any(next(each for each in linear_layers(model) if each.name == layer).adapted)
+    return model.lora is None or bool(layer.adapted)
 
 
-def _adapter_hidden(model: ModelConfig, layer: str) -> int:
-    if model.lora is None:
-        return 0
-    return model.lora.rank * sum(next(each for each in linear_layers(model) if each.name == layer).adapted)
+def _adapter_hidden(model: ModelConfig, layer: LinearLayer) -> int:
+    return 0 if model.lora is None else model.lora.rank * len(layer.adapted)
 
 
 def _adapter_copies(model: ModelConfig, widths: Widths) -> int:
     """Return the bytes of one block's adapters' weights, put together for their two products."""
-    if model.lora is None:
-        return 0
     return sum(
-        _adapter_hidden(model, layer.name) * (layer.num_inputs + layer.num_outputs) * widths.weight
+        _adapter_hidden(model, layer) * (layer.num_inputs + layer.num_outputs) * widths.weight
         for layer in linear_layers(model)
-        if any(layer.adapted)
     )

@@ -58,7 +58,7 @@ def _block_flops(model: ModelConfig, of: Pass, is_first: bool) -> Flops:
         # the input of the first frozen layer needs no gradient
         begins = is_first and layer.name == "attention.qkv" and not model.lora.trained_tokens
         total += Flops(forward, 0.0 if begins else forward)
-        if rank := model.lora.rank * sum(layer.adapted):
+        if rank := model.lora.rank * len(layer.adapted):
             down, up = (2.0 * of.num_tokens * rank * width for width in (layer.num_inputs, layer.num_outputs))
             total += Flops(down + up, (1 if begins else 2) * down + 2 * up)
     return total

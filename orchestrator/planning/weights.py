@@ -8,20 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from modules.model_config import ALL_LINEAR, LoraConfig, ModelConfig, padded_vocab_size
+from modules.huggingface.folder import stored
+from modules.model_config import ModelConfig, padded_vocab_size
 
 Part = Literal["vocabulary", "positions", "attention", "feed-forward", "norms", "output head", "classifier", "adapters"]
-_PARTS_OF_LAYERS = {
-    ("gpt2", "attention.qkv"): ("attn.c_attn",),
-    ("gpt2", "attention.projection"): ("attn.c_proj",),
-    ("gpt2", "mlp.up"): ("mlp.c_fc",),
-    ("gpt2", "mlp.down"): ("mlp.c_proj",),
-    ("llama", "attention.qkv"): ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("llama", "attention.projection"): ("self_attn.o_proj",),
-    ("llama", "mlp.gate_up"): ("mlp.gate_proj", "mlp.up_proj"),
-    ("llama", "mlp.down"): ("mlp.down_proj",),
-}
-"""Linear layers of `transformers` that one of ours holds, by which adapters are chosen."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +37,35 @@ class LinearLayer:
     name: str
     part: Part
     num_inputs: int
-    outputs: tuple[int, ...]
-    """Outputs of each layer of `transformers` in it."""
-    adapted: tuple[bool, ...]
-    """Which of those have an adapter."""
+    num_outputs: int
+    adapted: tuple[tuple[str, int], ...]
+    """Those layers of `transformers` in it that have an adapter: name and outputs."""
     has_bias: bool
-
-    @property
-    def num_outputs(self) -> int:
-        return sum(self.outputs)
 
 
 def linear_layers(config: ModelConfig) -> list[LinearLayer]:
     """Return the linear layers of one block, in the model's order."""
     width, inner = config.hidden_dim, config.num_heads * config.width_per_head
     kv, mlp, is_gpt2 = config.kv_heads * config.width_per_head, config.feed_forward_dim, config.family == "gpt2"
-    first, ups = ("mlp.up", (mlp,)) if is_gpt2 else ("mlp.gate_up", (mlp, mlp))
-    qkv = (inner + 2 * kv,) if is_gpt2 else (inner, kv, kv)
-    rows: list[tuple[str, Part, int, tuple[int, ...], bool]] = [
-        ("attention.qkv", "attention", width, qkv, is_gpt2 or config.qkv_bias),
-        ("attention.projection", "attention", inner, (width,), is_gpt2),
-        (first, "feed-forward", width, ups, is_gpt2),
-        ("mlp.down", "feed-forward", mlp, (width,), is_gpt2),
+    first, num_ups = ("mlp.up", mlp) if is_gpt2 else ("mlp.gate_up", 2 * mlp)
+    rows: list[tuple[str, Part, int, int, bool]] = [
+        ("attention.qkv", "attention", width, inner + 2 * kv, is_gpt2 or config.qkv_bias),
+        ("attention.projection", "attention", inner, width, is_gpt2),
+        (first, "feed-forward", width, num_ups, is_gpt2),
+        ("mlp.down", "feed-forward", mlp, width, is_gpt2),
     ]
     return [
-        LinearLayer(name, part, inputs, outputs, _adapted(config, name), bias)
+        LinearLayer(name, part, inputs, outputs, _adapted(config, name, outputs), bias)
         for name, part, inputs, outputs, bias in rows
     ]
+
+
+def _adapted(config: ModelConfig, layer: str, num_outputs: int) -> tuple[tuple[str, int], ...]:
+    if config.lora is None:
+        return ()
+    tensors = stored(config, f"blocks.0.{layer}.weight", num_outputs).tensors
+    paths = [(name.removesuffix(".weight"), outputs) for name, outputs in tensors]
+    return tuple((path.rpartition(".")[2], outputs) for path, outputs in paths if config.lora.adapts(path))
 
 
 def weights(config: ModelConfig, vocab_size: int) -> list[Weight]:
@@ -147,21 +139,11 @@ def _linear(config: ModelConfig, prefix: str, layer: LinearLayer) -> Iterator[We
     yield Weight(f"{prefix}{layer.name}.weight", layer.part, (layer.num_outputs, layer.num_inputs), is_matrix=True)
     if layer.has_bias:
         yield Weight(f"{prefix}{layer.name}.bias", layer.part, (layer.num_outputs,))
-    names = _PARTS_OF_LAYERS[config.family, layer.name]
-    for name, outputs, is_adapted in zip(names, layer.outputs, layer.adapted, strict=True):
-        if is_adapted and config.lora is not None:
-            path, rank = f"{prefix}{layer.name}.adapter.{name.rpartition('.')[2]}", config.lora.rank
-            yield Weight(f"{path}_a", "adapters", (rank, layer.num_inputs), is_matrix=True)
-            yield Weight(f"{path}_b", "adapters", (outputs, rank), is_matrix=True)
-
-
-def _adapted(config: ModelConfig, layer: str) -> tuple[bool, ...]:
-    names = _PARTS_OF_LAYERS[config.family, layer]
-    return tuple(config.lora is not None and _is_target(name, config.lora) for name in names)
-
-
-def _is_target(name: str, lora: LoraConfig) -> bool:
-    return any(target == ALL_LINEAR or f".{name}".endswith(f".{target}") for target in lora.target_layers)
+    for name, outputs in layer.adapted:
+        assert config.lora is not None
+        path, rank = f"{prefix}{layer.name}.adapter.{name}", config.lora.rank
+        yield Weight(f"{path}_a", "adapters", (rank, layer.num_inputs), is_matrix=True)
+        yield Weight(f"{path}_b", "adapters", (outputs, rank), is_matrix=True)
 
 
 def _frozen_unless_adapter(weight: Weight) -> Weight:
