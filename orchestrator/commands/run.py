@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from orchestrator.configuration.composer import Composer
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.configuration.pipeline import RunPipelineConfig
 from orchestrator.display.stages import PlannedRow, StagesDisplay, show_plan
@@ -11,7 +12,7 @@ from orchestrator.display.terminal import print_line
 from orchestrator.pipeline.admission import Ledger, Resources, check_fits, machine
 from orchestrator.pipeline.child import Child, Order, RunningChild
 from orchestrator.pipeline.driver import Driver
-from orchestrator.pipeline.graph import Composer, checked_stages, with_needed
+from orchestrator.pipeline.graph import checked_stages, with_needed
 from orchestrator.pipeline.places import TRAINS, result_name
 from orchestrator.pipeline.plan import Judgement, Planner, held_by, recipes_of
 from orchestrator.pipeline.progress import Figures
@@ -29,7 +30,8 @@ def run(config: RunPipelineConfig, composer: Composer) -> None:
     root = storage.url() if storage.is_local else config.storage.root
     figures = Figures(storage)
     with place(config.cluster) as where, StagesDisplay(f"Pipeline {planner.pipeline}") as display:
-        check_fits(stages, where.ledger.total, where.name)
+        configs = {f"pipeline.stages.{name}": stage.config for name, stage in stages.items()}
+        check_fits(configs, where.ledger.total, where.name)
         driver = Driver(
             planner,
             root,

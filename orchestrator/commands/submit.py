@@ -1,11 +1,10 @@
 """`orchestrator submit`: a command runs on a Ray cluster, whether or not this machine stays on."""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from modules.config import Config
+from orchestrator.configuration.composer import Composer
 from orchestrator.configuration.submission import SubmitConfig
 from orchestrator.display.terminal import print_line
 from orchestrator.display.units import size
@@ -22,24 +21,13 @@ from orchestrator.submission.request import Request, check, requested, settings_
 _IN_A_ROOT = ("runs", "stages", "data", "explanations")
 
 
-class Composer(Protocol):
-    """Composes and validates the configuration of another command; `cli` gives it, the only speaker of Hydra."""
-
-    @property
-    def config_dir(self) -> str | None:
-        """The user's folder of options."""
-        ...
-
-    def compose(self, command: str, overrides: Sequence[str]) -> Config: ...
-
-
 def run(config: SubmitConfig, composer: Composer) -> None:
     """Send the command to the cluster, or find the job that already runs it; with `submit.wait` follow it to its end.
 
     Raises:
         SystemExit: with the job's exit code, if it is followed and that is not 0.
     """
-    request, folder = requested(config, composer.compose), Path.cwd()
+    request, folder = requested(config, composer), Path.cwd()
     config_dir = Path(composer.config_dir) if composer.config_dir else None
     project = _project(config, request, folder)
     check(request, project.files if project else (), config_dir)

@@ -7,13 +7,12 @@ from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.checkpoints.attempt import SWEEPS
 from orchestrator.commands.run import place
 from orchestrator.configuration.commands import FinetuneConfig, TrainingRunConfig
-from orchestrator.configuration.rules import worker_counts
+from orchestrator.configuration.composer import Composer
 from orchestrator.configuration.sweep import SweepConfig
 from orchestrator.display.stages import StagesDisplay
 from orchestrator.display.terminal import print_line
-from orchestrator.errors import ConfigError, HardwareError
-from orchestrator.pipeline.admission import Resources, need_of
-from orchestrator.pipeline.graph import Composer
+from orchestrator.errors import ConfigError
+from orchestrator.pipeline.admission import check_fits
 from orchestrator.pipeline.progress import Figures
 from orchestrator.runs.json_files import write_object
 from orchestrator.storage.redaction import redact
@@ -38,7 +37,8 @@ def run(settings: SweepConfig, command: str, texts: Sequence[str], trials: Seque
     first = next(iter(sweep.configs.values()))
     figures = Figures(sweep.storage)
     with place(first.cluster) as where, StagesDisplay(f"Sweep {sweep.name}") as display:
-        _check_fits(sweep, where.ledger.total, where.name)
+        for trial in sweep.trials:  # one after another, since one reason is often that of all
+            check_fits({f"trial {trial.name}": sweep.configs[trial.number]}, where.ledger.total, where.name)
         check_same(sweep.storage, sweep.name, about)
         driver = Driver(
             sweep,
@@ -112,17 +112,6 @@ def _shared_mistakes(settings: SweepConfig, configs: Sequence[TrainingRunConfig]
 
 def _counts_epochs(config: TrainingRunConfig) -> bool:
     return isinstance(config, FinetuneConfig) and config.finetune.num_epochs is not None
-
-
-def _check_fits(sweep: Sweep, total: Resources, where: str) -> None:
-    for trial in sweep.trials:
-        config = sweep.configs[trial.number]
-        need = need_of(config, worker_counts(config)[0], total)
-        if not total.covers(need):
-            raise HardwareError(
-                f"trial {trial.name}: needs {need}, and {where} has {total}; lower cluster.num_workers or "
-                "cluster.cpus_per_worker"
-            )
 
 
 def _scheduler(sweep: Sweep, settings: SweepConfig) -> Scheduler | None:

@@ -12,7 +12,6 @@ from modules.cores import num_cores
 from orchestrator.configuration.commands import ModelPath, TrainingRunConfig
 from orchestrator.configuration.rules import worker_counts
 from orchestrator.errors import HardwareError
-from orchestrator.pipeline.graph import Stage
 
 _DEVICES = Path("/proc/driver/nvidia/gpus")
 
@@ -74,22 +73,20 @@ def _counts(config: Config) -> list[int]:
     return worker_counts(config) if isinstance(config, TrainingRunConfig) else [1]
 
 
-def check_fits(stages: Mapping[str, Stage], total: Resources, where: str) -> None:
-    """Raise HardwareError with a line for each stage that can never run.
+def check_fits(configs: Mapping[str, Config], total: Resources, where: str) -> None:
+    """Raise HardwareError with a line for each command that can never run.
 
     Args:
-        stages: The stages that are to run.
+        configs: The configuration of each by what a message calls it.
         total: All that there is.
         where: What has it.
     """
-    lines = []
-    for name, stage in stages.items():
-        need = need_of(stage.config, _counts(stage.config)[0], total)
-        if not total.covers(need):
-            lines.append(
-                f"pipeline.stages.{name}: needs {need}, and {where} has {total}; lower its cluster.num_workers or "
-                "cluster.cpus_per_worker"
-            )
+    needs = {name: need_of(config, _counts(config)[0], total) for name, config in configs.items()}
+    lines = [
+        f"{name}: needs {need}, and {where} has {total}; lower its cluster.num_workers or cluster.cpus_per_worker"
+        for name, need in needs.items()
+        if not total.covers(need)
+    ]
     if lines:
         raise HardwareError("\n".join(lines))
 
@@ -166,6 +163,11 @@ class Ledger:
                 if self._shared is not None:
                     self._shared.give_back(name)
                 self._free_gpus += share.gpu_ids
+
+
+def visible_gpus(share: Share, total: Resources, address: str | None) -> dict[str, str]:
+    """Return the variable that shows a child its GPUs; on a cluster, which has an address, Ray sets it."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)} if address is None and total.gpus else {}
 
 
 def num_threads(share: Share, config: Config, total: Resources, num_side_by_side: int) -> int:

@@ -1,7 +1,6 @@
 """Runs the stages that are not done: side by side as far as resources go, each a child process under a lease."""
 
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -11,19 +10,18 @@ from typing import Any, Literal
 
 from orchestrator.checkpoints.attempt import STAGES, Attempt
 from orchestrator.configuration.commands import PrepareConfig
-from orchestrator.errors import LeaseError, LeaseLostError, LostNodeError, OrchestratorError, StageError, exit_code
-from orchestrator.pipeline import places, records
-from orchestrator.pipeline.admission import Ledger, Share, num_threads
+from orchestrator.configuration.composer import Composer
+from orchestrator.errors import LeaseError, LeaseLostError, LostNodeError, OrchestratorError, StageError
+from orchestrator.pipeline import children, places, records
+from orchestrator.pipeline.admission import Ledger, Share, num_threads, visible_gpus
 from orchestrator.pipeline.child import Order, RunningChild, last_error
-from orchestrator.pipeline.graph import Composer
+from orchestrator.pipeline.children import Children, termination
 from orchestrator.pipeline.orders import order_of
 from orchestrator.pipeline.plan import Judgement, Planner, held_by
 from orchestrator.pipeline.progress import Progress
 from orchestrator.runs import lease
 from orchestrator.runs.input_identity import prepared_name
 from orchestrator.runs.stages import write_current
-
-_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,13 @@ class Driver:
             max_lost_nodes: A stage is started anew after so many lost nodes.
         """
         self._planner, self._root, self._composer, self._ledger = planner, root, composer, ledger
-        self._start, self._show = start, show
-        self._address, self._max_lost_nodes = address, max_lost_nodes
+        self._show, self._address = show, address
         self.progress = {name: Progress() for name in planner.stages}
+        self._children = Children(start, self.progress, max_lost_nodes)
         self._judged: dict[str, Judgement] = {}
         self._forced: set[str] = set()
         self._ended: queue.Queue[_Ended] = queue.Queue()
         self._threads: dict[str, threading.Thread] = {}
-        self._lock = threading.Lock()
-        self._stopping = 0
 
     def run(self, forced: Collection[str], keep_going: bool) -> None:
         """Run what is not done.
@@ -87,7 +83,7 @@ class Driver:
                 self._show(self.progress)
                 self._receive()
         except BaseException as error:
-            self._end_children(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            self._children.end(termination(error), self._wait_for_all)
             raise
         finally:
             self._show(self.progress)
@@ -142,7 +138,7 @@ class Driver:
     def _receive(self) -> None:
         """Wait a moment for the end of an attempt, and take note of it."""
         with suppress(queue.Empty):
-            ended = self._ended.get(timeout=_POLL_SECONDS)
+            ended = self._ended.get(timeout=children.POLL_SECONDS)
             self._threads.pop(ended.name).join()
             self._ledger.release(ended.name)
             one = self.progress[ended.name]
@@ -173,7 +169,7 @@ class Driver:
 
         def lose() -> None:
             lost.set()
-            self._kill(name)
+            self._children.kill(name)
 
         try:
             with lease.lease(self._planner.storage, key, on_loss=lose, above=STAGES) as attempt:
@@ -187,9 +183,9 @@ class Driver:
         """Wait until no other driver runs the stage; its share of the machine is free meanwhile."""
         self._ledger.release(name)
         self.progress[name].phase = "waiting"
-        while (holder := self._planner.holder(name)) and not self._stopping:
+        while (holder := self._planner.holder(name)) and not self._children.stopping:
             self.progress[name].why = f"waits for {held_by(holder)}, which runs it"
-            time.sleep(_POLL_SECONDS)
+            time.sleep(children.POLL_SECONDS)
         return _Ended(name, "held")
 
     def _run(self, name: str, share: Share, threads: int, attempt: Attempt, lost: threading.Event) -> _Ended:
@@ -207,7 +203,8 @@ class Driver:
             records.write_graph(storage, found.path, self._planner.pipeline, self._graph())
         flags = [*self._composer.flags, *stage.overrides]
         words = order_of(stage, flags, self._planner, self._root, found.path, self._judged, share, self._address)
-        order = Order(self._root, found.path, words, attempt, threads, self._visible(share), share.resources.gpus)
+        visible = visible_gpus(share, self._ledger.total, self._address)
+        order = Order(self._root, found.path, words, attempt, threads, visible, share.resources.gpus)
         code = self._child(name, order)
         if lost.is_set():
             return _Ended(name, "held", "another driver has taken it over")
@@ -221,39 +218,25 @@ class Driver:
         records.write_done(storage, recipe.fingerprint, attempt, {**record, **about})
         return _Ended(name, "done", judged=Judgement("done", (), found.path, result["digest"]))
 
-    def _visible(self, share: Share) -> dict[str, str]:
-        """Return the variable that shows a child its GPUs; on a cluster Ray sets it."""
-        if self._address is not None or not self._ledger.total.gpus:
-            return {}
-        return {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)}
-
-    def _wait_for_run(self, name: str, path: str) -> None:
-        """Wait until no process of an earlier attempt trains in the stage's folder any more."""
-        if self._planner.stages[name].command not in places.TRAINS:
-            return
-        while (holder := lease.holder(self._planner.storage, places.run_name(path))) and not self._stopping:
-            self.progress[name].why = f"waits for {held_by(holder)} of an earlier attempt to end"
-            time.sleep(_POLL_SECONDS)
-        self.progress[name].why = ""
-
     def _child(self, name: str, order: Order) -> int:
-        """Run a child to its end, and return its exit code; one whose node is lost is started on another."""
-        for number in range(self._max_lost_nodes + 1):
-            self._wait_for_run(name, order.path)
-            with self._lock:
-                if self._stopping:
-                    break
-                child = self.progress[name].child = self._start(order)
-            try:
-                return child.wait()
-            except LostNodeError as error:
-                if number == self._max_lost_nodes:
-                    raise
-                self.progress[name].why = f"{error}; started anew"
-        return exit_code(self._stopping)
+        """Run the child of a stage to its end, and return its exit code."""
+        one = self.progress[name]
+
+        def waiting(held: Mapping[str, Any]) -> None:
+            one.why = f"waits for {held_by(held)} of an earlier attempt to end"
+
+        def before() -> None:
+            if self._planner.stages[name].command in places.TRAINS:
+                self._children.wait_for_run(self._planner.storage, places.run_name(order.path), waiting)
+                one.why = ""
+
+        def on_lost(error: LostNodeError) -> None:
+            one.why = f"{error}; started anew"
+
+        return self._children.run(name, order, before, on_lost)
 
     def _failure(self, name: str, path: str, code: int) -> _Ended:
-        if self._stopping:
+        if self._children.stopping:
             return _Ended(name, "stopped", "the same command goes on")
         storage = self._planner.storage
         text = f"{last_error(storage, path)}\n    (exit code {code}; log: {storage.url(f'{path}/{records.LOG}')})"
@@ -273,26 +256,10 @@ class Driver:
             for name, stage in self._planner.stages.items()
         ]
 
-    def _kill(self, name: str) -> None:
-        child = self.progress[name].child
-        if child is not None:
-            child.kill()
-
-    def _end_children(self, number: int) -> None:
-        """Pass a notice of termination on, and wait for all; a second notice kills them."""
-        with self._lock:
-            self._stopping = number
-        try:
-            for one in self.progress.values():
-                if one.child is not None:
-                    one.child.notify(number)
-            while self._threads:
-                self._receive()
-                self._show(self.progress)
-        except BaseException:
-            for name in self.progress:
-                self._kill(name)
-            raise
+    def _wait_for_all(self) -> None:
+        while self._threads:
+            self._receive()
+            self._show(self.progress)
 
     def _raise_failures(self) -> None:
         failed = {name: one for name, one in self.progress.items() if one.phase == "failed"}

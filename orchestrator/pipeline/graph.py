@@ -1,34 +1,17 @@
 """The stages of a pipeline in an order in which each follows those that it needs; all mistakes are told at once."""
 
 import graphlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from modules.config import Config, Role
 from modules.errors import InputError
+from orchestrator.configuration.composer import Composer
 from orchestrator.configuration.pipeline import PipelineConfig, RunPipelineConfig, StageConfig
 from orchestrator.configuration.schema import field_at, nearest, typed
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.pipeline import places
 from orchestrator.storage.store import Storage
-
-
-class Composer(Protocol):
-    """Composes the configurations of other commands; the command line gives one."""
-
-    @property
-    def flags(self) -> list[str]:
-        """The flags with which another program finds the same options."""
-        ...
-
-    def kind(self, command: str) -> type[Config]:
-        """Return the configuration class of a command; raise ConfigError if there is none."""
-        ...
-
-    def compose(self, command: str, overrides: Sequence[str]) -> Config:
-        """Return a validated configuration; raise ConfigError with every mistake, one line each."""
-        ...
 
 
 @dataclass(frozen=True)

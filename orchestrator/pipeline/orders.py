@@ -39,11 +39,11 @@ def order_of(
         for setting, value in stage.links.items()
     ]
     own = places.overrides(root, kind, stage.command, path)
-    cluster = _cluster(share, address) if isinstance(stage.config, TrainingRunConfig) else []
+    cluster = cluster_words(share, address) if isinstance(stage.config, TrainingRunConfig) else []
     return (stage.command, *words, *inputs, *own, *cluster)
 
 
-def _cluster(share: Share, address: str | None) -> list[str]:
-    """Return the settings of a training that joins the pipeline's cluster, or gets a fixed part of it."""
+def cluster_words(share: Share, address: str | None) -> list[str]:
+    """Return the settings of a training that joins its driver's cluster, or gets a fixed part of it."""
     joins = [] if address is None else ["cluster.name=ray", f"cluster.address={address}"]
     return [*joins, *([f"cluster.num_workers={share.num_workers}"] if share.is_fixed else [])]

@@ -1,7 +1,7 @@
 """What is asked of the cluster: a command whose settings were composed and checked here, under the name of its run."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from modules.config import Config, Role
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.configuration.commands import TrainingRunConfig
+from orchestrator.configuration.composer import Composer
 from orchestrator.configuration.schema import shown
 from orchestrator.configuration.submission import SubmitConfig
 from orchestrator.errors import ConfigError, UserError
@@ -22,8 +23,6 @@ STOP_MARGIN_SECONDS = 30
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 _HERE_ALONE = ("submit", "jobs", "logs", "stop", "chat")
 _OUTPUTS = ("output", "to")
-Compose = Callable[[str, Sequence[str]], Config]
-"""Composes and validates the configuration of another command."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Request:
         return self.run if isinstance(self.config, TrainingRunConfig) else ""
 
 
-def requested(config: SubmitConfig, compose: Compose) -> Request:
+def requested(config: SubmitConfig, composer: Composer) -> Request:
     """Return the request, composed and validated here.
 
     Raises:
@@ -66,10 +65,10 @@ def requested(config: SubmitConfig, compose: Compose) -> Request:
     command, given = config.command, tuple(config.overrides)
     if command in _HERE_ALONE:
         raise UserError(f"command={command}: runs here alone; submit what trains, measures or makes something")
-    own = compose(command, given)
+    own = composer.compose(command, given)
     run = _run_name(command, own)
     added = tuple(_added(own, given, run))
-    return Request(run, command, given + added, compose(command, given + added), added)
+    return Request(run, command, given + added, composer.compose(command, given + added), added)
 
 
 def _run_name(command: str, config: Config) -> str:

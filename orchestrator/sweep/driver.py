@@ -11,18 +11,19 @@ from typing import Protocol
 
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.configuration.commands import TrainingRunConfig
-from orchestrator.errors import LeaseLostError, LostNodeError, OrchestratorError, TrialError, exit_code
-from orchestrator.pipeline.admission import Ledger, Share, num_threads
+from orchestrator.errors import LeaseLostError, OrchestratorError, TrialError
+from orchestrator.pipeline import children, places
+from orchestrator.pipeline.admission import Ledger, Share, num_threads, visible_gpus
 from orchestrator.pipeline.child import Order, RunningChild, last_error
+from orchestrator.pipeline.children import Children, termination
+from orchestrator.pipeline.orders import cluster_words
 from orchestrator.pipeline.progress import Progress
 from orchestrator.pipeline.records import LOG
 from orchestrator.planning.choice import score_of
-from orchestrator.runs.lease import holder
 from orchestrator.storage.store import Storage
 from orchestrator.sweep.metrics import final_metrics, metric_by_step
 from orchestrator.sweep.trial import Outcome, Trial, one_driver, read_outcome, write_outcome
 
-_POLL_SECONDS = 1.0
 _METRICS_SECONDS = 5.0
 
 
@@ -76,14 +77,14 @@ class Driver:
             address: The Ray cluster that children join; None without one.
             max_lost_nodes: A trial is started anew after so many lost nodes.
         """
-        self._sweep, self._ledger, self._start, self._show = sweep, ledger, start, show
-        self._scheduler, self._address, self._max_lost_nodes = scheduler, address, max_lost_nodes
+        self._sweep, self._ledger, self._show = sweep, ledger, show
+        self._scheduler, self._address = scheduler, address
         self.outcomes: dict[int, Outcome] = {}
         self.progress = {trial.name: Progress(path=self._path(trial)) for trial in sweep.trials}
         self._ended: queue.Queue[tuple[Trial, int, str]] = queue.Queue()
         self._threads: dict[str, threading.Thread] = {}
-        self._lock, self._lost = threading.Lock(), threading.Event()
-        self._stopping = 0
+        self._children = Children(start, self.progress, max_lost_nodes)
+        self._lost = threading.Event()
         self._read_at = 0.0
 
     def run(self) -> None:
@@ -102,7 +103,7 @@ class Driver:
                     if self._lost.is_set():
                         raise LeaseLostError(f"sweep.name={self._sweep.name}: another driver has taken it over")
             except BaseException as error:
-                self._end_children(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+                self._children.end(termination(error), self._wait_for_all)
                 raise
             finally:
                 self._show(self.progress)
@@ -157,12 +158,8 @@ class Driver:
         sweep, config = self._sweep, self._sweep.configs[trial.number]
         own = [f"storage.root={sweep.root}", f"run.name={sweep.name}/{trial.name}"]
         group = [] if config.tracking.group else [f"tracking.group={sweep.name}"]
-        joins = [] if self._address is None else ["cluster.name=ray", f"cluster.address={self._address}"]
-        workers = [f"cluster.num_workers={share.num_workers}"] if share.is_fixed else []
-        words = (sweep.command, *sweep.flags, *trial.words, *own, *group, *joins, *workers)
-        visible: dict[str, str] = {}
-        if self._address is None and self._ledger.total.gpus:
-            visible = {"CUDA_VISIBLE_DEVICES": ",".join(share.gpu_ids)}
+        words = (sweep.command, *sweep.flags, *trial.words, *own, *group, *cluster_words(share, self._address))
+        visible = visible_gpus(share, self._ledger.total, self._address)
         return Order(sweep.root, self._path(trial), words, attempt, threads, visible, share.resources.gpus)
 
     def _attempt(self, trial: Trial, order: Order) -> None:
@@ -175,26 +172,18 @@ class Driver:
             self._ended.put((trial, 1, f"{type(error).__name__}: {error}"))
 
     def _child(self, trial: Trial, order: Order) -> int:
-        """Run a child to its end, and return its exit code; one whose node is lost is started on another."""
-        for number in range(self._max_lost_nodes + 1):
+        """Run the child of a trial to its end, and return its exit code."""
+
+        def before() -> None:
             # a process of an earlier driver may not have ended yet
-            while holder(self._sweep.storage, order.path.removeprefix("runs/")) and not self._stopping:
-                time.sleep(_POLL_SECONDS)
-            with self._lock:
-                if self._stopping:
-                    break
-                child = self.progress[trial.name].child = self._start(order)
-            try:
-                return child.wait()
-            except LostNodeError:
-                if number == self._max_lost_nodes:
-                    raise
-        return exit_code(self._stopping)
+            self._children.wait_for_run(self._sweep.storage, places.run_name(order.path), lambda _: None)
+
+        return self._children.run(trial.name, order, before, lambda _: None)
 
     def _receive(self) -> None:
         """Wait a moment for the end of a child, and record what has become of its trial."""
         with suppress(queue.Empty):
-            trial, code, error = self._ended.get(timeout=_POLL_SECONDS)
+            trial, code, error = self._ended.get(timeout=children.POLL_SECONDS)
             self._threads.pop(trial.name).join()
             self._ledger.release(trial.name)
             one = self.progress[trial.name]
@@ -209,7 +198,7 @@ class Driver:
         elif outcome.state == "stopped":
             one.phase, one.why = "stopped", "stopped early by sweep=asha"
             return
-        elif self._stopping:
+        elif self._children.stopping:
             one.phase, one.why = "stopped", "the same command goes on"
             return
         else:
@@ -257,27 +246,12 @@ class Driver:
 
     def _lose(self) -> None:
         self._lost.set()
-        self._kill()
+        self._children.kill_all()
 
-    def _kill(self) -> None:
-        for one in self.progress.values():
-            if one.child is not None:
-                one.child.kill()
-
-    def _end_children(self, number: int) -> None:
-        """Pass a notice of termination on, and wait for all; a second notice kills them."""
-        with self._lock:
-            self._stopping = number
-        try:
-            for one in self.progress.values():
-                if one.child is not None:
-                    one.child.notify(number)
-            while self._threads:
-                self._receive()
-                self._show(self.progress)
-        except BaseException:
-            self._kill()
-            raise
+    def _wait_for_all(self) -> None:
+        while self._threads:
+            self._receive()
+            self._show(self.progress)
 
     def _raise_failures(self) -> None:
         failed = {trial.name: self.outcomes[trial.number] for trial in self._sweep.trials}

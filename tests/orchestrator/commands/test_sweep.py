@@ -16,8 +16,8 @@ from orchestrator.commands import sweep as command
 from orchestrator.commands.run import Place
 from orchestrator.configuration.sweep import SweepConfig
 from orchestrator.errors import ConfigError
+from orchestrator.pipeline import children
 from orchestrator.pipeline.admission import Ledger, Resources
-from orchestrator.sweep import driver as driver_module
 
 WORDS = shlex.split(
     "pretrain --multirun sweep=random sweep.num_trials=3 sweep.name=small data=files data.path=text.txt"
@@ -37,7 +37,7 @@ def fake(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SmallSweep:
         yield Place("this machine", Ledger(Resources(2.0)), fake.start)
 
     monkeypatch.setattr(command, "place", place)
-    monkeypatch.setattr(driver_module, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(children, "POLL_SECONDS", 0.02)
     return fake
 
 

@@ -11,7 +11,7 @@ from pipelines import FakeChild, SmallPipeline
 
 from orchestrator.checkpoints.attempt import STAGES, lease_name
 from orchestrator.errors import HardwareError, LostNodeError, StageError
-from orchestrator.pipeline import driver as driver_module
+from orchestrator.pipeline import children
 from orchestrator.pipeline.admission import Ledger, Resources, check_fits
 from orchestrator.runs import lease as lease_module
 from orchestrator.runs.lease import lease
@@ -19,7 +19,7 @@ from orchestrator.runs.lease import lease
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallPipeline:
-    monkeypatch.setattr(driver_module, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(children, "POLL_SECONDS", 0.02)
     return SmallPipeline(tmp_path)
 
 
@@ -201,7 +201,7 @@ def test_a_notice_of_termination_reaches_the_children_and_the_same_command_goes_
 
 
 def test_a_stage_that_can_never_fit_is_refused_with_its_need(small: SmallPipeline) -> None:
-    stages = small.planner().stages
+    stages = {f"pipeline.stages.{name}": stage.config for name, stage in small.planner().stages.items()}
     with pytest.raises(HardwareError) as caught:
         check_fits(stages, Resources(0.5), "this machine")
     assert "pipeline.stages.base: needs 1 CPUs, and this machine has 0.5 CPUs" in str(caught.value)

@@ -20,7 +20,7 @@ ROOT = "storage.root=s3://bucket/outputs"
 def request(command: str, *overrides: str) -> Request:
     flags = read_flags("submit", [command])
     with hydra_of("submit", flags) as hydra:
-        return requested(SubmitConfig(command=command, overrides=overrides), Composer(hydra, flags).compose)
+        return requested(SubmitConfig(command=command, overrides=overrides), Composer(hydra, flags))
 
 
 def refusals(command: str, *overrides: str, files: Sequence[str] = (), config_dir: Path | None = None) -> list[str]:

@@ -10,6 +10,7 @@ from sweeps import FakeTraining, SmallSweep
 from orchestrator.checkpoints.attempt import SWEEPS
 from orchestrator.cluster.ray_asha import Asha
 from orchestrator.errors import LeaseError, LeaseLostError, TrialError
+from orchestrator.pipeline import children
 from orchestrator.pipeline.admission import Resources
 from orchestrator.runs import lease as lease_module
 from orchestrator.runs.lease import lease
@@ -18,7 +19,7 @@ from orchestrator.sweep import driver as driver_module
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(children, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(driver_module, "_METRICS_SECONDS", 0.0)
 
 
