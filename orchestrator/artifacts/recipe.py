@@ -25,6 +25,13 @@ def identity(config: Config) -> dict[str, Any]:
     return found
 
 
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return what is within nested dicts by dotted names; an empty dict is a value."""
+    if isinstance(value, dict) and value:
+        return {key: leaf for name, item in value.items() for key, leaf in flat(item, f"{path}.{name}").items()}
+    return {path.removeprefix("."): value}
+
+
 def fingerprint(recipe: dict[str, Any]) -> str:
     """Return 16 hexadecimal digits that identify a recipe."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]

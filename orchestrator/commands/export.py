@@ -18,7 +18,7 @@ from orchestrator.checkpoints.names import committed_steps, name_of
 from orchestrator.configuration.commands import ExportConfig
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import ArtifactError, DamagedFileError, UserError
-from orchestrator.runs.run import Run, find_run, folder_names, no_such_run
+from orchestrator.runs.run import Run, find_run, has_folder, no_such_run
 from orchestrator.storage.store import Storage
 
 
@@ -51,7 +51,7 @@ def _uses(model: ModelConfig, url: str) -> list[str]:
 
 
 def _run(storage: Storage, name: str) -> Run:
-    found = find_run(storage, name) if name in folder_names(storage) else None
+    found = find_run(storage, name) if has_folder(storage, name) else None
     if found is None:
         raise no_such_run(storage, "run.name", name)
     return found

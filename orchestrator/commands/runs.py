@@ -9,7 +9,7 @@ from orchestrator.display.terminal import print_line
 from orchestrator.display.units import size
 from orchestrator.pipeline.stored import stored_stages
 from orchestrator.runs.prune import Leftover, find_leftovers, remove_data, remove_folders
-from orchestrator.runs.run import Run, folder_names, no_such_run
+from orchestrator.runs.run import Run, has_folder, no_such_run
 from orchestrator.runs.state import checkpoints_of, read_run, read_runs
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
@@ -57,7 +57,7 @@ def _show_ended(ended: list[tuple[Leftover, str | None]]) -> None:
 def _show(storage: Storage, name: str) -> None:
     """Show the stages of a pipeline, or a run; both if they have the same name."""
     # these folders alone are runs or pipelines: a model's folder, deeper down, also has a recipe
-    is_there = name in folder_names(storage)
+    is_there = has_folder(storage, name)
     stages = stored_stages(storage, name) if is_there else []
     state = read_run(storage, name) if is_there else None
     if not stages and state is None:

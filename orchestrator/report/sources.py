@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.artifacts.recipe import flat
 from orchestrator.errors import UserError
 from orchestrator.evaluation.record import FILE as EVALUATION_FILE
 from orchestrator.report.curves import Point
@@ -139,13 +140,7 @@ def _settings(storage: Storage, state: RunState) -> dict[str, Any]:
     except (NotFoundError, yaml.YAMLError):
         content = None
     given = content if isinstance(content, dict) else state.run.recipe
-    return {"command": state.run.recipe.get("command", "pretrain"), **_flat(given)}
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {key: leaf for name, item in value.items() for key, leaf in _flat(item, f"{path}.{name}").items()}
-    return {path.removeprefix("."): value}
+    return {"command": state.run.recipe.get("command", "pretrain"), **flat(given)}
 
 
 def _evaluations(storage: Storage, folders: Iterable[str]) -> list[ReportedEvaluation]:
@@ -166,7 +161,7 @@ def _evaluation(subject: str, entry: Mapping[str, Any]) -> ReportedEvaluation:
         model=str(entry.get("model", {}).get("path", "")),
         created=str(entry.get("created", "")),
         metrics={name: value for name, value in entry.get("metrics", {}).items() if _is_known(value)},
-        settings=_flat(entry.get("settings", {})),
+        settings=flat(entry.get("settings", {})),
         labels=details.get("labels", ()),
         confusion=details.get("confusion", ()),
         samples=details.get("samples", ()),

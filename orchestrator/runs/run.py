@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from orchestrator.artifacts.recipe import fingerprint, identity
+from orchestrator.artifacts.recipe import fingerprint, flat, identity
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import TrainingRunConfig
@@ -240,6 +240,14 @@ def folder_names(storage: Storage) -> list[str]:
     return sorted([*outer, *(path for path in inner if path.partition("/")[2] not in PARTS_OF_A_RUN)])
 
 
+def has_folder(storage: Storage, name: str) -> bool:
+    """Return whether `folder_names` has a name, without listing what lies in the folders of others."""
+    outer, slash, inner = name.partition("/")
+    if outer not in storage.list(_FOLDER, folders_only=True) or inner in PARTS_OF_A_RUN:
+        return False
+    return not slash or inner in storage.list(f"{_FOLDER}/{outer}", folders_only=True)
+
+
 def begin(storage: Storage, run: Run, config: TrainingRunConfig, base_files: Mapping[str, bytes] = _NO_FILES) -> None:
     """Write configuration and recipe into the run's folder, the recipe last: with it the run has begun.
 
@@ -266,16 +274,10 @@ def _write(storage: Storage, run: Run, config: TrainingRunConfig) -> None:
 
 
 def _mismatch(name: str, stored: dict[str, Any], requested: dict[str, Any]) -> str:
-    before, now = _flat(stored), _flat(requested)
+    before, now = flat(stored), flat(requested)
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     lines = [f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
     title = (
         f"run.name={name}: a run of this name was begun with other settings; choose another run.name or restore them:"
     )
     return "\n".join([title, *lines])
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {key: leaf for name, item in value.items() for key, leaf in _flat(item, f"{path}.{name}").items()}
-    return {path.removeprefix("."): value}

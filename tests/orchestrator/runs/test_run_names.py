@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from orchestrator.artifacts.model_folders import StoredFolder
 from orchestrator.checkpoints.names import name_of, step_of
 from orchestrator.evaluation.tracked_run import run_of
-from orchestrator.runs.run import find_run, folder_names
+from orchestrator.runs.run import find_run, folder_names, has_folder
 from orchestrator.storage.store import Storage
 
 
@@ -24,6 +26,19 @@ def test_a_run_within_a_pipeline_is_found_and_the_parts_of_a_run_are_none(tmp_pa
     found = find_run(storage, "pipeline/base-01234567")
     assert found is not None
     assert found.folder == "runs/pipeline/base-01234567"
+
+
+def test_one_name_is_looked_for_without_listing_what_lies_in_other_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = stored(tmp_path)
+    asked = ["alone", "alone/model", "pipeline", "pipeline/base-01234567", "pipeline/", "none", "../runs/alone", ""]
+    assert [name for name in asked if has_folder(storage, name)] == folder_names(storage)
+    listed, list_folder = [], storage.list
+    monkeypatch.setattr(storage, "list", lambda name, **how: listed.append(name) or list_folder(name, **how))
+    assert has_folder(storage, "pipeline/base-01234567")
+    assert has_folder(storage, "alone")
+    assert listed == ["runs", "runs/pipeline", "runs"]
 
 
 def test_the_run_of_a_model_in_a_pipeline_is_known_to_its_evaluation(tmp_path: Path) -> None:
