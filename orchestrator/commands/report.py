@@ -32,7 +32,7 @@ def run(config: ReportConfig) -> None:
         check_workspaces()
     target, name = own_folder(config.storage.root, config.to, name, _KIND)
     storage = Storage(config.storage.root)
-    sources = read_sources(storage, config.runs, config.stages, _graph(config.graph))
+    sources = read_sources(storage, config.runs, config.stages, read_graph(config.graph))
     if config.wandb and not any(run.history for run in sources.runs):
         raise UserError("wandb=true: none of these runs has kept a history of its figures; leave it away")
     title = config.title or _title(sources)
@@ -62,7 +62,7 @@ def _title(sources: Sources) -> str:
     return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "") or "Evaluations"
 
 
-def _graph(path: str | None) -> Mapping[str, Any]:
+def read_graph(path: str | None) -> Mapping[str, Any]:
     """Return the stages in the file of a graph.
 
     Raises:

@@ -199,10 +199,10 @@ class Driver:
         attempt.check(storage)
         records.write_begun(storage, recipe.fingerprint, name, found.path, recipe.content, digests)
         records.clear(storage, stage.command, found.path)
+        typed = [*self._composer.flags, *stage.overrides]
         if stage.command == "report":
-            records.write_graph(storage, found.path, self._planner.pipeline, self._graph())
-        flags = [*self._composer.flags, *stage.overrides]
-        words = order_of(stage, flags, self._planner, self._root, found.path, self._judged, share, self._address)
+            typed.append(f"graph={records.write_graph(storage, found.path, self._graph())}")
+        words = order_of(stage, typed, self._planner, self._root, found.path, self._judged, share, self._address)
         visible = visible_gpus(share, self._ledger.total, self._address)
         order = Order(self._root, found.path, words, attempt, threads, visible, share.resources.gpus)
         code = self._child(name, order)
@@ -242,19 +242,17 @@ class Driver:
         text = f"{last_error(storage, path)}\n    (exit code {code}; log: {storage.url(f'{path}/{records.LOG}')})"
         return _Ended(name, "failed", text)
 
-    def _graph(self) -> list[dict[str, Any]]:
-        """Return the stages with their times, as the report shows them."""
-        return [
-            {
-                "name": name,
+    def _graph(self) -> dict[str, dict[str, Any]]:
+        """Return the stages with their times, in the form that `report` reads."""
+        return {
+            name: {
                 "command": stage.command,
-                "needs": list(stage.needs),
-                "path": self.progress[name].path,
+                "inputs": list(stage.needs),
                 "state": self.progress[name].phase,
                 "seconds": records.seconds_of(self._planner.storage, self._planner.recipes[name].fingerprint),
             }
             for name, stage in self._planner.stages.items()
-        ]
+        }
 
     def _wait_for_all(self) -> None:
         while self._threads:

@@ -4,7 +4,7 @@ Results are known by their digests: a stage is done only if its record has its r
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.artifacts import artifact
@@ -103,9 +103,10 @@ def seconds_of(storage: Storage, fingerprint: str) -> float | None:
     return None if record is None else record.get("seconds")
 
 
-def write_graph(storage: Storage, path: str, pipeline: str, stages: Sequence[Mapping[str, Any]]) -> None:
-    """Write the graph of a pipeline beside a report on it."""
-    write_object(storage, f"{path}/{GRAPH}", {"pipeline": pipeline, "stages": list(stages)})
+def write_graph(storage: Storage, path: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the graph of a pipeline beside a report on it, and return where."""
+    write_object(storage, f"{path}/{GRAPH}", {"stages": dict(stages)})
+    return storage.url(f"{path}/{GRAPH}")
 
 
 def changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -90,6 +90,8 @@ class Children:
             (folder / "model.safetensors").write_text(content, encoding="utf-8")
             artifact.publish(self.storage, folder, f"{order.path}/model", {"kind": "model"})
             shutil.rmtree(folder, ignore_errors=True)
+        elif order.words[0] == "report":
+            self.storage.write_bytes(f"{order.path}/report/index.html", content.encode())
         else:
             self.storage.write_bytes(f"{order.path}/evaluation.json", json.dumps({"of": content}).encode())
 

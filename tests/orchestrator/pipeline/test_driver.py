@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pipelines import FakeChild, SmallPipeline
+from pipelines import FakeChild, PlainComposer, SmallPipeline
 
 from orchestrator.checkpoints.attempt import STAGES, lease_name
+from orchestrator.commands.report import read_graph
+from orchestrator.configuration.report import ReportConfig
 from orchestrator.errors import HardwareError, LostNodeError, StageError
 from orchestrator.pipeline import children
 from orchestrator.pipeline.admission import Ledger, Resources, check_fits
+from orchestrator.report.stage_graph import stage_graph
 from orchestrator.runs import lease as lease_module
 from orchestrator.runs.lease import lease
 
@@ -35,6 +38,23 @@ def test_each_stage_runs_once_after_those_that_it_needs_and_never_again(small: S
     assert sorted(started) == ["base", "both", "left", "right"]
     assert (started[0], started[-1]) == ("base", "both")
     assert small.run() == []
+
+
+def test_a_report_stage_is_given_the_graph_of_its_pipeline(small: SmallPipeline) -> None:
+    stages = {
+        "base": {"command": "pretrain", "overrides": ["data.source=files", f"data.path={small.folder}/base.txt"]},
+        "page": {"command": "report", "inputs": {"stages": ["base"]}},
+    }
+    small.run(pipeline={"name": "small", "stages": stages})
+    (order,) = (order for order in small.children.orders if order.words[0] == "report")
+    config = PlainComposer().compose("report", order.words[1:])
+    assert isinstance(config, ReportConfig)
+    graph = stage_graph(read_graph(config.graph))
+    assert [(box.name, box.command, box.state) for box in graph.boxes] == [
+        ("base", "pretrain", "done"),
+        ("page", "report", "running"),
+    ]
+    assert len(graph.paths) == 1
 
 
 def test_stages_run_side_by_side_as_far_as_there_are_cores(small: SmallPipeline) -> None:
