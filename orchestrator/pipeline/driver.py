@@ -249,10 +249,16 @@ class Driver:
                 "command": stage.command,
                 "inputs": list(stage.needs),
                 "state": self.progress[name].phase,
-                "seconds": records.seconds_of(self._planner.storage, self._planner.recipes[name].fingerprint),
+                "seconds": self._seconds(name),
             }
             for name, stage in self._planner.stages.items()
         }
+
+    def _seconds(self, name: str) -> float | None:
+        """Return how long a stage took; None until it is done, though an earlier attempt may have been."""
+        if self.progress[name].phase != "done":
+            return None
+        return records.seconds_of(self._planner.storage, self._planner.recipes[name].fingerprint)
 
     def _wait_for_all(self) -> None:
         while self._threads:

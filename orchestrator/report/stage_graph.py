@@ -10,8 +10,14 @@ from orchestrator.errors import UserError
 
 BOX_WIDTH, BOX_HEIGHT = 140, 58
 _GAP_X, _GAP_Y, _EDGE = 16, 34, 4
+_ASIDE = 8
+"""How far from the boxes an arrow goes that passes them."""
 _MOST_IN_A_ROW = 3
 """More would be too small to read on a telephone."""
+
+
+Place = tuple[float, float]
+"""The upper left corner of a box."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ def stage_graph(stages: Mapping[str, Mapping[str, Any]]) -> Graph:
         Box(x, y, name, str(stages[name].get("command", "")), str(stages[name].get("state", "")), _time(stages[name]))
         for name, (x, y) in places.items()
     )
-    paths = tuple(_path(places[one], places[name]) for name in places for one in _inputs(stages, name))
+    arrows = [(places[one], places[name]) for name in places for one in _inputs(stages, name)]
+    paths = tuple(_path(*arrow) for arrow in arrows)
+    width += _ASIDE + _EDGE if any(_passes_rows(*arrow) for arrow in arrows) else 0
     return Graph(width, 2 * _EDGE + len(rows) * (BOX_HEIGHT + _GAP_Y) - _GAP_Y, boxes, paths)
 
 
@@ -81,7 +89,7 @@ def _depths(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
         raise UserError("graph: its stages need one another in a circle; correct `inputs`") from None
 
 
-def _row(names: Sequence[str], row: int, width: float) -> dict[str, tuple[float, float]]:
+def _row(names: Sequence[str], row: int, width: float) -> dict[str, Place]:
     left = (width - len(names) * (BOX_WIDTH + _GAP_X) + _GAP_X) / 2
     return {
         name: (left + number * (BOX_WIDTH + _GAP_X), _EDGE + row * (BOX_HEIGHT + _GAP_Y))
@@ -89,14 +97,21 @@ def _row(names: Sequence[str], row: int, width: float) -> dict[str, tuple[float,
     }
 
 
-def _path(start: tuple[float, float], stop: tuple[float, float]) -> str:
+def _passes_rows(start: Place, stop: Place) -> bool:
+    """Return whether there are rows between two stages."""
+    return stop[1] - start[1] > BOX_HEIGHT + _GAP_Y
+
+
+def _path(start: Place, stop: Place) -> str:
     x, y = start[0] + BOX_WIDTH / 2, start[1] + BOX_HEIGHT
     to_x, to_y = stop[0] + BOX_WIDTH / 2, stop[1] - 5
-    if to_y - y < BOX_HEIGHT:
+    if not _passes_rows(start, stop):
         middle = (y + to_y) / 2
         return f"M{x:g} {y:g}C{x:g} {middle:g} {to_x:g} {middle:g} {to_x:g} {to_y:g}"
     # past the rows between them, where a straight line would run behind their boxes
-    aside = min(x, to_x) - (BOX_WIDTH + _GAP_X) / 2 if min(x, to_x) > BOX_WIDTH else max(x, to_x) + BOX_WIDTH / 2 + 8
+    aside = (
+        min(x, to_x) - (BOX_WIDTH + _GAP_X) / 2 if min(x, to_x) > BOX_WIDTH else max(x, to_x) + BOX_WIDTH / 2 + _ASIDE
+    )
     near, far = y + _GAP_Y / 2, to_y - _GAP_Y / 2
     return f"M{x:g} {y:g}Q{x:g} {near:g} {aside:g} {near + 9:g}V{far - 4:g}Q{to_x - 20:g} {far:g} {to_x:g} {to_y:g}"
 

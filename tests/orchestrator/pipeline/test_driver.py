@@ -46,13 +46,14 @@ def test_a_report_stage_is_given_the_graph_of_its_pipeline(small: SmallPipeline)
         "page": {"command": "report", "inputs": {"stages": ["base"]}},
     }
     small.run(pipeline={"name": "small", "stages": stages})
-    (order,) = (order for order in small.children.orders if order.words[0] == "report")
+    small.run(pipeline={"name": "small", "stages": stages}, force=["page"])
+    order = small.children.orders[-1]
     config = PlainComposer().compose("report", order.words[1:])
     assert isinstance(config, ReportConfig)
     graph = stage_graph(read_graph(config.graph))
-    assert [(box.name, box.command, box.state) for box in graph.boxes] == [
-        ("base", "pretrain", "done"),
-        ("page", "report", "running"),
+    assert [(box.name, box.command, box.state, bool(box.time)) for box in graph.boxes] == [
+        ("base", "pretrain", "done", True),
+        ("page", "report", "running", False),
     ]
     assert len(graph.paths) == 1
 
