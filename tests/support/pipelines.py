@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from fake_children import FakeChildren, FakeProcess
 
 from modules.config import Config
 from orchestrator.artifacts import artifact
@@ -48,39 +47,17 @@ class PlainComposer:
         return validated(values, self.kind(command))
 
 
-class Children:
-    """Starts functions in place of children, and counts how often each stage has run."""
+class Children(FakeChildren):
+    """Starts functions in place of the children of stages."""
 
     def __init__(self, storage: Storage) -> None:
+        super().__init__()
         self.storage = storage
-        self.started: list[str] = []
-        self.orders: list[Order] = []
-        self.before: dict[str, Callable[[FakeChild], int | None]] = {}
-        """By stage: what its child does first; an exit code ends it there."""
         self.content: dict[str, str] = {}
         """By stage: what its result holds, in place of its name."""
-        self.most_at_once = 0
-        self._running = 0
-        self._lock = threading.Lock()
 
     def start(self, order: Order) -> "FakeChild":
         return FakeChild(self, order)
-
-    def run(self, child: "FakeChild") -> int:
-        with self._lock:
-            self.started.append(child.stage)
-            self.orders.append(child.order)
-            self._running += 1
-            self.most_at_once = max(self.most_at_once, self._running)
-        try:
-            before = self.before.get(child.stage)
-            code = before(child) if before else None
-            if code is None and not child.killed.is_set():
-                self.write(child.order, self.content.get(child.stage, child.stage))
-            return -signal.SIGKILL if child.killed.is_set() else code or 0
-        finally:
-            with self._lock:
-                self._running -= 1
 
     def write(self, order: Order, content: str) -> None:
         """Write what the command of an order writes."""
@@ -96,22 +73,16 @@ class Children:
             self.storage.write_bytes(f"{order.path}/evaluation.json", json.dumps({"of": content}).encode())
 
 
-class FakeChild:
-    """One function that runs as a child would."""
+class FakeChild(FakeProcess):
+    """One stage."""
 
     def __init__(self, children: Children, order: Order) -> None:
-        self.order, self._children = order, children
         self.stage = order.path.rpartition("/")[2].rpartition("-" + order.attempt.run_name[:8])[0]
-        self.killed, self.notified = threading.Event(), threading.Event()
+        super().__init__(children, order, self.stage)
+        self._write, self._content = children.write, children.content.get(self.stage, self.stage)
 
-    def wait(self) -> int:
-        return self._children.run(self)
-
-    def notify(self, number: int) -> None:
-        self.notified.set()
-
-    def kill(self) -> None:
-        self.killed.set()
+    def finish(self) -> None:
+        self._write(self.order, self._content)
 
 
 class SmallPipeline:

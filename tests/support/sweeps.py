@@ -2,12 +2,11 @@
 
 import json
 import math
-import signal
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fake_children import FakeChildren, FakeProcess
 from pipelines import PlainComposer
 
 from orchestrator.cli import trials
@@ -22,20 +21,15 @@ from orchestrator.sweep.trial import Trial
 RATES = "optimizer.learning_rate=tag(log,interval(1e-4,1e-2))"
 
 
-class SmallSweep:
+class SmallSweep(FakeChildren):
     """Trials of `pretrain`, whose metric is the better the nearer the learning rate is to 0.001."""
 
     def __init__(self, folder: Path, *texts: str, **settings: Any) -> None:
+        super().__init__()
         self.folder, self.storage = folder, Storage(str(folder / "out"))
         self.settings = SweepConfig.model_validate({"method": "random", "num_trials": 4, **settings})
         self.texts = texts or (RATES, "training.num_steps=20")
         self.trials = trials.trials(self.texts, self.settings)
-        self.started: list[str] = []
-        self.orders: list[Order] = []
-        self.before: dict[str, Callable[[FakeTraining], int | None]] = {}
-        """By trial: what its child does first; an exit code ends it there."""
-        self.running = self.most_at_once = 0
-        self.lock = threading.Lock()
 
     def driver(self, cpus: float = 2.0, scheduler: Scheduler | None = None) -> Driver:
         configs = {one.number: self.composed(one) for one in self.trials}
@@ -62,41 +56,18 @@ class SmallSweep:
         return json.loads((self.folder / f"out/sweeps/small/trials/{trial}.json").read_text())
 
 
-class FakeTraining:
-    """One function that runs as a child would."""
+class FakeTraining(FakeProcess):
+    """One trial."""
 
     def __init__(self, sweep: SmallSweep, order: Order) -> None:
-        self.sweep, self.order, self.trial = sweep, order, order.path.rpartition("/")[2]
-        self.killed, self.notified = threading.Event(), threading.Event()
+        self.sweep, self.trial = sweep, order.path.rpartition("/")[2]
+        super().__init__(sweep, order, self.trial)
 
     @property
     def loss(self) -> float:
         """The metric at the end."""
         (rate,) = (float(word.partition("=")[2]) for word in self.order.words if word.startswith("optimizer.learning"))
         return abs(math.log10(rate) + 3)
-
-    def wait(self) -> int:
-        sweep = self.sweep
-        with sweep.lock:
-            sweep.started.append(self.trial)
-            sweep.orders.append(self.order)
-            sweep.running += 1
-            sweep.most_at_once = max(sweep.most_at_once, sweep.running)
-        try:
-            before = sweep.before.get(self.trial)
-            code = before(self) if before else None
-            if code is None and not self.killed.is_set():
-                self.finish()
-            return -signal.SIGKILL if self.killed.is_set() else code or 0
-        finally:
-            with sweep.lock:
-                sweep.running -= 1
-
-    def notify(self, number: int) -> None:
-        self.notified.set()
-
-    def kill(self) -> None:
-        self.killed.set()
 
     def validate(self, *losses: float) -> None:
         """Write the losses of the validations after each step."""
