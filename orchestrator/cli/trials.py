@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.cli.sweep import num_values, parsed
+from orchestrator.configuration.composer import Composer
 from orchestrator.configuration.mistakes import validated
 from orchestrator.configuration.sweep import MOST_TRIALS, AnySweep, SweepConfig
 from orchestrator.display import streams
 from orchestrator.errors import ConfigError
-from orchestrator.pipeline.graph import Composer
 from orchestrator.sweep.trial import Trial
 
 _DIGITS = 6
