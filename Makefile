@@ -1,8 +1,6 @@
 .DEFAULT_GOAL := help
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))))
 BIN := .venv/bin
-DEMO := outputs/runs/quickstart
-CLASSIFIER := outputs/runs/packages
 SMOLLM2 := outputs/models/smollm2-135m-instruct
 
 .PHONY: help
@@ -21,17 +19,9 @@ setup: .venv/.installed  ## Make .venv with the locked requirements and the comm
 	@touch $@
 
 .PHONY: demo
-demo: setup  ## Pretrain, evaluate, sample and fine-tune a small model, from nothing, in a few minutes
-	@$(BIN)/orchestrator pretrain +experiment=quickstart
-	@$(BIN)/orchestrator evaluate model.path=$(DEMO)/model
-	@$(BIN)/orchestrator generate model.path=$(DEMO)/model prompt="import os" num_sequences=5
-	@$(BIN)/orchestrator finetune +experiment=packages model.path=$(DEMO)/model
-	@$(BIN)/orchestrator evaluate task=classification data=stdlib model.path=$(CLASSIFIER)/model
-	@echo
-	@echo "model:      $(DEMO)/model"
-	@echo "classifier: $(CLASSIFIER)/model"
-	@echo "metrics:    $(DEMO)/metrics.json, $(CLASSIFIER)/metrics.json"
-	@for data in $(DEMO)/wandb/*run-* $(CLASSIFIER)/wandb/*run-*; do [ ! -d $$data ] || echo "W&B data:   $$data" \
+demo: setup  ## Run a pipeline: pretrain, evaluate and fine-tune a small model, and make a page of it, in a few minutes
+	@$(BIN)/orchestrator run +pipeline=quickstart
+	@for data in outputs/runs/quickstart/*/wandb/*run-*; do [ ! -d $$data ] || echo "W&B data: $$data" \
 		"(look: $(BIN)/wandb leet $$data; upload: $(BIN)/wandb sync $$data)"; done
 
 .PHONY: smollm2
