@@ -91,26 +91,28 @@ def commit(storage: Storage, name: str, files: Mapping[str, FileEntry], extra: M
         files: every file of the artifact by its name below `name`; other files there are never read.
         extra: further fields of the manifest.
     """
-    write_manifest(storage, name, files, extra)
-    return write_commit(storage, name)
-
-
-def write_manifest(
-    storage: Storage, name: str, files: Mapping[str, FileEntry], extra: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write the manifest of artifact `name`, which is valid only after `write_commit`."""
-    for file in files:
-        _check_name(file)
-    manifest = {**extra, "files": {file: asdict(files[file]) for file in sorted(files)}}
-    storage.write_bytes(f"{name}/{MANIFEST}", (json.dumps(manifest, indent=1) + "\n").encode())
+    manifest = {**extra, "files": listed(files)}
+    write_manifest(storage, name, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_commit(storage, name)
     return manifest
 
 
-def write_commit(storage: Storage, name: str) -> dict[str, Any]:
+def listed(files: Mapping[str, FileEntry]) -> dict[str, Any]:
+    """Return files as a manifest lists them."""
+    for file in files:
+        _check_name(file)
+    return {file: asdict(files[file]) for file in sorted(files)}
+
+
+def write_manifest(storage: Storage, name: str, manifest: bytes) -> None:
+    """Write the manifest of artifact `name`, which is valid only after `write_commit`."""
+    storage.write_bytes(f"{name}/{MANIFEST}", manifest)
+
+
+def write_commit(storage: Storage, name: str) -> None:
     """Commit artifact `name`, whose files and manifest are in place."""
     data = storage.read_bytes(f"{name}/{MANIFEST}")
     storage.write_bytes(f"{name}/{COMMITTED}", f"{digest_bytes(data).xxh3_128}\n".encode())
-    return json.loads(data)
 
 
 def is_committed(storage: Storage, name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.checkpoints.fragments import FragmentReader
-from orchestrator.checkpoints.names import committed_steps, name_of
+from orchestrator.checkpoints.names import begun_steps, name_of, newest_committed
 from orchestrator.checkpoints.parts import STATE, Shapes, check_format, check_shapes, other_version
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.distributed.collectives import from_rank_0, gathered
@@ -84,9 +84,8 @@ def restore(
         StorageError: the store cannot be read, which does not mean that a checkpoint is damaged.
     """
     faults = []
-    for step in reversed(from_rank_0(lambda: committed_steps(storage, run_name))):
-        if at_most is not None and step > at_most:
-            continue
+    newest_first = newest_committed(storage, run_name, at_most)
+    while (step := from_rank_0(lambda: next(newest_first, None))) is not None:
         progress, error = _load(storage, name_of(run_name, step), state, shapes)
         errors = [other for other in gathered(error) if other]
         if not errors:
@@ -117,6 +116,6 @@ def _load(
 
 def discard_after(storage: Storage, run_name: str, step: int) -> None:
     """Remove the commits of all checkpoints after `step`: the run continues from there and writes them again."""
-    for later in committed_steps(storage, run_name):
-        if later > step:
+    for later in begun_steps(storage, run_name):
+        if later > step:  # committed or not
             storage.remove(f"{name_of(run_name, later)}/{artifact.COMMITTED}")

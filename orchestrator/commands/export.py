@@ -14,7 +14,7 @@ from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.export import RECIPE, Exportable, dtype_of, export_adapter, export_model, recipe_to_show
 from orchestrator.checkpoints.first_weights import BaseWeights
 from orchestrator.checkpoints.model_card import BIDIRECTIONAL
-from orchestrator.checkpoints.names import committed_steps, name_of
+from orchestrator.checkpoints.names import committed_steps, is_committed_step, name_of, newest_committed
 from orchestrator.configuration.commands import ExportConfig
 from orchestrator.display.terminal import print_line
 from orchestrator.errors import ArtifactError, DamagedFileError, UserError
@@ -58,18 +58,19 @@ def _run(storage: Storage, name: str) -> Run:
 
 
 def _step(config: ExportConfig, storage: Storage, this_run: Run) -> int:
-    steps = committed_steps(storage, config.run.name)
-    if not steps:
+    newest = next(newest_committed(storage, config.run.name), None)
+    if newest is None:
         raise UserError(
             f"run.name={config.run.name}: it has no finished checkpoint yet; export it after its first save"
         )
-    if config.step is not None and config.step not in steps:
-        there = ", ".join(map(str, steps))
+    if config.step is not None and not is_committed_step(storage, config.run.name, config.step):
+        there = ", ".join(map(str, committed_steps(storage, config.run.name)))
         raise UserError(
             f"step={config.step}: run {config.run.name} has no finished checkpoint after it; there are {there}"
         )
     done = this_run.exported_step(storage)
-    return config.step or (done if done in steps else steps[-1])
+    is_there = done is not None and is_committed_step(storage, config.run.name, done)
+    return config.step or (done if done is not None and is_there else newest)
 
 
 def _place(config: ExportConfig, storage: Storage, this_run: Run, step: int) -> tuple[Storage, str]:

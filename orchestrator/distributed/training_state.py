@@ -83,7 +83,10 @@ def _whole(parameters: dict[str, Any]) -> Iterator[Fragment]:
 
 
 class _WholeState:
-    """One process or DDP: every rank holds the whole state, and writes an equal share of each tensor."""
+    """One process or DDP: every rank holds the whole state, and writes an equal stretch of it.
+
+    A share of each tensor would be as many bytes, and a manifest of a line for each tensor and rank.
+    """
 
     def __init__(self, model: nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
         self._parameters, self._frozen = _trained_and_frozen(model)
@@ -91,9 +94,13 @@ class _WholeState:
         self._rank, self._world_size = rank, world_size
 
     def owned(self) -> Iterator[Fragment]:
+        num_elements = sum(parameter.numel() for parameter in self._parameters.values())
+        first, last = (num_elements * (self._rank + i) // self._world_size for i in (0, 1))
+        position = 0
         for name, parameter in self._parameters.items():
-            start, stop = (parameter.numel() * (self._rank + i) // self._world_size for i in (0, 1))
-            for kind, tensor in self._tensors(parameter).items():
+            start, stop = (min(max(place - position, 0), parameter.numel()) for place in (first, last))
+            position += parameter.numel()
+            for kind, tensor in self._tensors(parameter).items() if start < stop else ():
                 yield Fragment(name, kind, start, stop, tensor.detach().view(-1)[start:stop])
 
     def _tensors(self, parameter: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from modules.errors import InputError
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.checkpoints.attempt import STAGES
-from orchestrator.checkpoints.names import committed_steps
+from orchestrator.checkpoints.names import newest_committed
 from orchestrator.configuration.schema import shown
 from orchestrator.errors import ArtifactError, ConfigError, UserError
 from orchestrator.pipeline import places, records
@@ -150,7 +150,7 @@ class Planner:
     def _newest_step(self, name: str, path: str) -> int:
         if self.stages[name].command not in places.TRAINS:
             return 0
-        return max(committed_steps(self.storage, places.run_name(path)), default=0)
+        return next(newest_committed(self.storage, places.run_name(path)), 0)
 
     def _new_path(self, name: str) -> str:
         number, key = 1, self.recipes[name].fingerprint

@@ -37,7 +37,7 @@ class Goodput:
 def goodput(events: Sequence[Event]) -> Goodput:
     """Return the goodput of a run, computed from its events in order."""
     return Goodput(
-        wall_seconds=_wall_seconds(events),
+        wall_seconds=wall_seconds(events),
         lasting_seconds=sum(_lasting_seconds(*attempt) for attempt in _attempts(events)),
         stall_seconds=sum(event["seconds"] for event in events if event["kind"] == "checkpoint"),
         recovery_seconds=tuple(_recoveries(events)),
@@ -55,7 +55,12 @@ def last_recovery(events: Sequence[Event]) -> float | None:
     return next(iter(_recoveries(events[since:])), None)
 
 
-def _wall_seconds(events: Sequence[Event]) -> float:
+def wall_seconds(events: Sequence[Event]) -> float:
+    """Return the time from the first launch to the last event, without that between a stop or end and the next launch.
+
+    Args:
+        events: Kind and time of each, in order.
+    """
     if not events:
         return 0.0
     waiting = [

@@ -11,7 +11,7 @@ from orchestrator.artifacts.model_folders import find_adapter, find_model, hub_c
 from orchestrator.artifacts.prepared_data import data_name, identity_of, text_identity, tokenizer_identity
 from orchestrator.artifacts.prepared_task import TaskRequest, examples_name, rows_identity
 from orchestrator.artifacts.recipe import fingerprint
-from orchestrator.checkpoints.names import committed_steps
+from orchestrator.checkpoints.names import newest_committed
 from orchestrator.configuration.commands import USUAL_LENGTH, ModelPath, NoModelPath, OtherModel, PrepareConfig
 from orchestrator.configuration.groups import BegunRun
 from orchestrator.errors import UserError
@@ -92,10 +92,10 @@ def _run_identity(name: str, storage: Storage) -> dict[str, Any]:
     run = find_run(storage, name)
     if run is None:
         raise no_such_run(storage, "run.name", name)
-    steps = committed_steps(storage, name)
-    if not steps:
+    step = next(newest_committed(storage, name), None)
+    if step is None:
         raise UserError(f"run.name={name}: it has no finished checkpoint yet")
-    return {"recipe": fingerprint(run.recipe), "step": steps[-1]}
+    return {"recipe": fingerprint(run.recipe), "step": step}
 
 
 def prepared_name(config: PrepareConfig, overrides: Sequence[str]) -> str:

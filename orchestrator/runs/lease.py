@@ -8,6 +8,7 @@ drivers succeeds in that. A driver that can be seen from here holds its lease as
 stopped; any other one until its lease expires.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NoReturn
 
 import psutil
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 RENEWAL_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
 """A lease that was not renewed for this long is free; the clocks of the hosts must differ by less."""
+_RENEWALS_A_CALL = 6
+"""So many renewals are a minute."""
 _RETRY_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 """Where a store cannot create exclusively, a driver waits this long for the lease of another one to appear."""
@@ -51,7 +55,7 @@ def lease(
 
     Args:
         on_loss: Called when another driver has taken over; None ends this process and its children at once.
-        on_renewal: Called after each renewal and at the end, to write what somebody has removed from the run's folder.
+        on_renewal: Called once a minute and at the end, to write what somebody has removed from the run's folder.
         wait_seconds: How long to wait for another driver: the one before a restart may hold it until it expires.
         above: The folder that holds the run's.
 
@@ -59,14 +63,22 @@ def lease(
         LeaseError: another driver holds it.
     """
     attempt, taken = _taken_within(storage, run_name, above, wait_seconds), time.time()
-    renewal = _Watch(lambda: _renew(storage, attempt, taken, on_renewal), on_loss or end_at_once)
+    renewals = itertools.count(1)
+
+    def renew() -> None:
+        _renew(storage, attempt, taken)
+        if next(renewals) % _RENEWALS_A_CALL == 0:
+            on_renewal()
+
+    renewal = _Watch(renew, on_loss or end_at_once)
     renewal.start()
     try:
         yield attempt
     finally:
         renewal.stop()
         with suppress(OrchestratorError):
-            _renew(storage, attempt, taken, on_renewal)
+            _renew(storage, attempt, taken)
+            on_renewal()
             storage.write_bytes(attempt.lease_name, _description(attempt.token, taken, renewed=0.0))
 
 
@@ -78,7 +90,7 @@ def ended_with_lease(storage: Storage, attempt: Attempt) -> Iterator[None]:
         LeaseLostError: that is so already.
     """
     attempt.check(storage)
-    watch = _Watch(lambda: attempt.check(storage), end_at_once)
+    watch = _Watch(partial(attempt.check, storage), end_at_once)
     watch.start()
     try:
         yield
@@ -101,7 +113,7 @@ def holder(storage: Storage, run_name: str, above: str = RUNS) -> dict[str, Any]
 class _Watch(threading.Thread):
     """Calls `check` every few seconds until it finds that the lease is lost."""
 
-    def __init__(self, check: Callable[[], None], on_loss: Callable[[], Any]) -> None:
+    def __init__(self, check: Callable[[], Any], on_loss: Callable[[], Any]) -> None:
         super().__init__(name="lease", daemon=True)
         self._check, self._on_loss = check, on_loss
         self._done = threading.Event()
@@ -122,15 +134,14 @@ class _Watch(threading.Thread):
         self.join()
 
 
-def _renew(storage: Storage, attempt: Attempt, taken: float, on_renewal: Callable[[], Any]) -> None:
-    attempt.check(storage)
+def _renew(storage: Storage, attempt: Attempt, taken: float) -> None:
+    is_stored = attempt.check(storage)
     data = _description(attempt.token, taken, renewed=time.time())
-    if newest_number(storage, attempt.run_name, attempt.above) < attempt.number:
+    if is_stored:
+        storage.write_bytes(attempt.lease_name, data)
+    else:
         # somebody has removed it: of several drivers one creates it anew
         _create(storage, attempt, data)
-    else:
-        storage.write_bytes(attempt.lease_name, data)
-    on_renewal()
 
 
 def _taken_within(storage: Storage, run_name: str, above: str, seconds: float) -> Attempt:

@@ -42,9 +42,9 @@ class Results:
         if self._runtime.rank == 0:
             self._runtime.emit(event)
 
-    def events(self) -> list[Event]:
-        """Return the events of the run so far."""
-        return self._events.read()
+    def outline_of_events(self) -> list[Event]:
+        """Return kind and time of each event of the run so far; a long run has too many to read them all."""
+        return self._events.outline()
 
     def start(self, num_steps: int) -> None:
         """Report that the training starts."""

@@ -12,7 +12,7 @@ import yaml
 
 from orchestrator.artifacts.recipe import fingerprint, flat, identity
 from orchestrator.checkpoints.attempt import Attempt
-from orchestrator.checkpoints.names import committed_steps
+from orchestrator.checkpoints.names import newest_committed
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.names import PARTS_OF_A_RUN
 from orchestrator.configuration.schema import nearest, shown
@@ -178,14 +178,14 @@ def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]
         return begun
     if not is_same_but_for_length(begun.recipe, recipe):
         raise RunMismatchError(_mismatch(name, begun.recipe, recipe))
-    if reason := obstacle(begun.recipe, recipe, max(committed_steps(storage, name), default=0)):
+    if reason := obstacle(begun.recipe, recipe, next(newest_committed(storage, name), 0)):
         raise RunMismatchError(f"{_mismatch(name, begun.recipe, recipe)}\n  {reason}")
     return replace(begun, recipe=recipe)
 
 
 def _check_is_new(storage: Storage, name: str) -> None:
     """Raise RunMismatchError if there are checkpoints without a recipe, from which another run would continue."""
-    if committed_steps(storage, name):
+    if next(newest_committed(storage, name), None) is not None:
         raise RunMismatchError(
             f"run.name={name}: {storage.url(f'{_FOLDER}/{name}')} has checkpoints but no {_RECIPE}, which says how "
             f"they were made; restore it (a finished run has a copy in model/{_RECIPE}), or choose another run.name"

@@ -1,12 +1,14 @@
 """What the orchestrator itself costs up to 10,000 workers and 1,000 stages: requests, bytes, seconds, and their growth.
 
 The product's own functions run with small numbers of workers, stages or faults against a store in memory, and requests
-are counted. A growth exponent of 1 is linear; it is fitted to the two largest sizes, and carries the cost to the full
-size. No worker trains here, and no stage computes: what grows is the bookkeeping.
+are counted, a listing once for each 1,000 names, as object stores count it. A growth exponent of 1 is linear; it is
+fitted to the two largest sizes, and carries the cost to the full size: that is extrapolated. No worker trains here, and
+no stage computes: what grows is the bookkeeping.
 
 Run: python tests/benchmarks/bench_scale.py
 """
 
+import gc
 import math
 import sys
 import time
@@ -26,8 +28,9 @@ from orchestrator.checkpoints.names import name_of
 from orchestrator.checkpoints.parts import Index, Part, are_all_stored, commit_parts, file_of, store_part
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention, prune
+from orchestrator.runs import lease as leases
 from orchestrator.runs.events import EventLog
-from orchestrator.runs.goodput import last_recovery
+from orchestrator.runs.goodput import last_recovery, wall_seconds
 from orchestrator.runs.json_files import write_object
 from orchestrator.runs.lease import lease
 from orchestrator.runs.run import find_run
@@ -39,8 +42,11 @@ Row = tuple[str, float, float, float]
 NUM_PARAMETERS, PARAMETER_ELEMENTS = 148, 10**6
 """As many as GPT-2 124M has; 12 layers."""
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
-WORKERS, FLAT_WORKERS, ALL_WORKERS = (8, 32, 128), (64, 256, 1024), 10_000
+WORKERS, ALL_WORKERS = (64, 256, 1024), 10_000
+FAULTS = (8, 32, 128)
 STAGES, ALL_STAGES = (25, 50, 100), 1_000
+PAGE_NAMES = 1000
+"""Names in one answer to a listing."""
 REQUESTS = ("exists", "list", "read_bytes", "write_bytes", "create_bytes", "remove", "num_bytes", "modified_seconds")
 
 
@@ -77,6 +83,7 @@ def counted() -> Iterator[Counter[str]]:
         def request(self: Storage, *arguments: Any, **settings: Any) -> Any:
             counts["requests"] += 1
             answer = original(self, *arguments, **settings)
+            counts["requests"] += max(0, math.ceil(len(answer) / PAGE_NAMES) - 1) if name == "list" else 0
             counts["bytes read"] += len(answer) if name == "read_bytes" else 0
             counts["bytes written"] += len(arguments[1]) if name in ("write_bytes", "create_bytes") else 0
             return answer
@@ -94,7 +101,7 @@ def counted() -> Iterator[Counter[str]]:
 
 
 def index_of(rank: int, num_workers: int, is_flat: bool) -> Index:
-    """Return a rank's ranges: a stretch of all parameters one after the other (ZeRO-1, 2), or a share of each."""
+    """Return a rank's ranges: a stretch of all parameters one after the other (DDP, ZeRO-1, 2), or a share of each."""
     index: Index = {}
     share = NUM_PARAMETERS * PARAMETER_ELEMENTS // num_workers
     for number in range(NUM_PARAMETERS):
@@ -115,17 +122,21 @@ def saved(storage: Storage, num_workers: int, is_flat: bool, step: int = 1) -> t
         for rank in range(num_workers):
             part = Part(name_of("big", step), "save-1", rank, num_workers, index_of(rank, num_workers, is_flat))
             store_part(storage, part, [memoryview(b"")])
+        gc.collect()
+        gc.freeze()  # the process that commits has no torch, whose objects a collection would look at
         began = time.process_time()  # another program on this machine must not count
         assert are_all_stored(storage, part)
-        commit_parts(storage, part, Progress(step, 0).to_json(), {}, Attempt("big", 0, ""))
+        # the store in memory looks at all files for each that it removes
+        with patch.object(Storage, "remove", lambda *_: None):
+            commit_parts(storage, part, Progress(step, 0).to_json(), {}, Attempt("big", 0, ""))
         return counts, time.process_time() - began
 
 
 def of_saves() -> Iterator[Cost]:
     """Costs of a checkpoint by number of workers."""
-    for is_flat, layout in ((True, "flat shards"), (False, "a share of each parameter")):
+    for is_flat, layout in ((True, "a stretch of all"), (False, "a share of each (zero3)")):
         requests, manifest, seconds, restored = {}, {}, {}, {}
-        for number in FLAT_WORKERS if is_flat else WORKERS:
+        for number in WORKERS:
             storage = Storage(f"memory://scale/{is_flat}/{number}")
             counts, seconds[number] = saved(storage, number, is_flat)
             requests[number] = counts["requests"]
@@ -133,7 +144,7 @@ def of_saves() -> Iterator[Cost]:
             restored[number] = bytes_of_restore(storage, number)
         where = "checkpoints/parts.py"
         yield Cost(f"save, {layout}: requests of all workers", "requests", where, requests, ALL_WORKERS)
-        yield Cost(f"save, {layout}: manifest", "bytes", f"{where}: merge_indexes", manifest, ALL_WORKERS)
+        yield Cost(f"save, {layout}: manifest", "bytes", f"{where}: MergedRanges", manifest, ALL_WORKERS)
         yield Cost(f"save, {layout}: computing of rank 0", "seconds", f"{where}: commit_parts", seconds, ALL_WORKERS)
         where = "checkpoints/checkpoint.py: restore"
         yield Cost(f"restore, {layout}: manifests read by all", "bytes", where, restored, ALL_WORKERS)
@@ -161,16 +172,16 @@ def bytes_of_restore(storage: Storage, num_workers: int) -> int:
 
 def of_long_runs() -> Iterator[Cost]:
     """Costs of a whole run by number of faults, which grows with the number of workers, and by checkpoints kept."""
-    recovery, leases, pruning = {}, {}, {}
-    for number in WORKERS:
-        storage = Storage(f"memory://scale/faults/{number}")
-        recovery[number] = requests_of_recoveries(storage, number)
-        leases[number] = requests_of_leases(storage, number)
-        pruning[number] = requests_of_pruning(storage, number)
-    yield Cost("faults: events of each recovery", "requests", "runs/results.py: _recovery", recovery, ALL_STAGES)
-    yield Cost("attempts: leases", "requests", "runs/lease.py: lease", leases, ALL_STAGES)
-    place = "checkpoints/retention.py: prune"
-    yield Cost("checkpoints that are all kept: pruning", "requests", place, pruning, ALL_STAGES)
+    costs: dict[tuple[str, str], Callable[[Storage, int], int]] = {
+        ("faults: events of each recovery", "runs/results.py: _recovery"): requests_of_recoveries,
+        ("faults: mean time between them (interval=auto)", "training/save_schedule.py"): requests_of_intervals,
+        ("attempts: leases", "runs/lease.py: lease"): requests_of_leases,
+        ("checkpoints that are all kept: pruning", "checkpoints/retention.py: prune"): requests_of_pruning,
+        ("checkpoints that are all kept: restarts", "checkpoints/checkpoint.py: restore"): requests_of_restarts,
+    }
+    for (what, place), requests_of in costs.items():
+        measured = {number: requests_of(Storage(f"memory://scale/{what}/{number}"), number) for number in FAULTS}
+        yield Cost(f"{what}: requests of the run", "requests", place, measured, ALL_STAGES)
 
 
 def requests_of_recoveries(storage: Storage, num_faults: int) -> int:
@@ -181,6 +192,17 @@ def requests_of_recoveries(storage: Storage, num_faults: int) -> int:
             events.record({"kind": "begin", "step": 0})
             last_recovery(events.read("fault", "begin", last=("begin", 2)))
     return counts["requests"]
+
+
+def requests_of_intervals(storage: Storage, num_faults: int) -> int:
+    """Each attempt asks once how far apart the faults were; between two faults there are ten saves."""
+    events = EventLog(storage, "runs/big", frozenset({"launch", "fault", "begin", "checkpoint"}))
+    with counted() as counts:
+        for _ in range(num_faults):
+            for kind in ("launch", "begin", *["checkpoint"] * 10, "fault"):
+                storage.write_bytes(f"runs/big/events/{time.time_ns() // 1000:017d}-{kind}-00.json", b"{}")
+            assert wall_seconds(events.outline()) > 0
+    return counts["requests"] - 13 * num_faults
 
 
 def requests_of_leases(storage: Storage, num_attempts: int) -> int:
@@ -199,9 +221,20 @@ def requests_of_pruning(storage: Storage, num_saves: int) -> int:
     return counts["requests"]
 
 
+def requests_of_restarts(storage: Storage, num_restarts: int) -> int:
+    """Each restart looks for the newest checkpoint, and there is one more each time."""
+    with counted() as counts:
+        for step in range(1, num_restarts + 1):
+            storage.write_bytes(f"{name_of('big', step)}/COMMITTED", b"")
+            with patch.object(checkpoint, "_load", lambda *_: (Progress(1, 0), None)):
+                assert checkpoint.restore(storage, "big", None, {}, print) is not None  # type: ignore[arg-type]
+            checkpoint.discard_after(storage, "big", step)
+    return counts["requests"] - num_restarts
+
+
 def of_stages() -> Iterator[Cost]:
     """Costs of runs below one root, as a pipeline's stages make them."""
-    beginning, listing, seconds = {}, {}, {}
+    beginning, listing, seconds, held = {}, {}, {}, {}
     for number in STAGES:
         storage = Storage(f"memory://scale/stages/{number}")
         with counted() as counts:
@@ -212,6 +245,9 @@ def of_stages() -> Iterator[Cost]:
         with counted() as counts:
             assert len(read_runs(storage)) == number
         listing[number], seconds[number] = counts["requests"], time.process_time() - began
+        held[number] = sum(requests_of_a_minute(storage, f"stage_{stage}") for stage in range(number))
+    place = "runs/lease.py"
+    yield Cost("stages at once: a minute of their leases", "requests", place, held, ALL_STAGES)
     yield Cost("stages: lease, recipe, events", "requests", "cluster/training_run.py", beginning, ALL_STAGES)
     yield Cost("orchestrator runs: requests", "requests", "runs/state.py: read_runs", listing, ALL_STAGES)
     yield Cost("orchestrator runs: computing", "seconds", "runs/state.py: read_runs", seconds, ALL_STAGES)
@@ -222,6 +258,19 @@ def begin_stage(storage: Storage, name: str) -> None:
     with lease(storage, name):
         write_object(storage, f"runs/{name}/recipe.json", {"training": {"num_steps": 1}})
         EventLog(storage, f"runs/{name}", frozenset({"launch"})).record({"kind": "launch"})
+
+
+def requests_of_a_minute(storage: Storage, name: str) -> int:
+    """Return what the leases of a training stage ask for in a minute: the stage's and the run's, driver and worker."""
+    with counted() as counts:
+        for above in ("stages", "runs"):
+            attempt = leases._take(storage, name, above)
+            begun = counts["requests"]
+            for _ in range(round(60 / leases.RENEWAL_SECONDS)):
+                leases._renew(storage, attempt, time.time())
+                attempt.check(storage)
+            counts["of leases"] += counts["requests"] - begun
+    return counts["of leases"]
 
 
 def table_of(costs: Sequence[Cost]) -> Table:

@@ -141,7 +141,8 @@ def test_files_of_several_writers_count_after_the_commit(storage: Storage) -> No
     for rank in range(3):
         storage.write_bytes(f"{NAME}/rank{rank}.bin", bytes([rank]) * 10)
         entries[f"rank{rank}.bin"] = digest_bytes(bytes([rank]) * 10)
-    artifact.write_manifest(storage, NAME, entries, {"step": 7})
+    manifest = {"step": 7, "files": artifact.listed(entries)}
+    artifact.write_manifest(storage, NAME, json.dumps(manifest).encode())
     assert not is_committed(storage, NAME)
     artifact.write_commit(storage, NAME)
     assert verify(storage, NAME)["step"] == 7

@@ -1,6 +1,7 @@
 """Checkpoints of a run: which is the newest complete one, and which are kept."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from store_requests import store_requests
 from torch import Tensor
 
 from orchestrator.artifacts import artifact
@@ -234,7 +236,7 @@ def test_a_run_without_checkpoints_starts_anew(storage: Storage) -> None:
     ],
 )
 def test_the_newest_is_kept_and_what_else_was_requested(storage: Storage, retention: Retention, kept: set[int]) -> None:
-    assert retention.keeps(list(range(10, 110, 10))) == kept
+    assert retention.keeps(list(range(10, 110, 10)), lambda _: True) == kept
 
 
 def test_what_is_not_kept_is_removed_and_unfinished_saves_before_the_newest(storage: Storage) -> None:
@@ -250,6 +252,37 @@ def test_the_newest_before_bad_steps_are_kept_until_a_good_step(storage: Storage
     committed(storage, *range(10, 110, 10))
     prune(storage, RUN, Retention(keep_last=2, good_step=65))
     assert committed_steps(storage, RUN) == [50, 60, 90, 100]
+
+
+def test_requests_of_a_save_and_of_a_restart_do_not_grow_with_the_checkpoints_that_are_kept(
+    storage: Storage,
+) -> None:
+    committed(storage, 200)
+    found = []
+    for earlier in (range(100, 105), range(105, 155)):
+        for step in earlier:
+            storage.write_bytes(f"{name_of(RUN, step)}/COMMITTED", b"")
+        retention = Retention(keep_last=2, keep_every_steps=1, keep_best=1, scores={101: 0.5}, good_step=200)
+        with store_requests() as requests:
+            prune(storage, RUN, retention)
+            assert restored(storage) == 200
+            checkpoint.discard_after(storage, RUN, 200)
+        found.append(Counter(requests))
+    assert found[0] == found[1] == {"list": 3, "exists": 5, "read_bytes": 3}
+    assert len(begun_steps(storage, RUN)) == 56
+
+
+def test_checkpoints_that_a_rollback_has_discarded_are_removed_although_their_steps_are_kept(storage: Storage) -> None:
+    retention = Retention(keep_every_steps=10)
+    committed(storage, *range(10, 60, 10))
+    prune(storage, RUN, retention)
+    checkpoint.discard_after(storage, RUN, 20)
+    committed(storage, 25)
+    prune(storage, RUN, retention)
+    assert begun_steps(storage, RUN) == [10, 20, 25, 30, 40, 50]  # what is later may be being written
+    committed(storage, 30, 55)
+    prune(storage, RUN, retention)
+    assert begun_steps(storage, RUN) == committed_steps(storage, RUN) == [10, 20, 30, 55]
 
 
 def test_a_failed_removal_stops_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

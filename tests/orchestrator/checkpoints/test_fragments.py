@@ -1,5 +1,6 @@
 """Files of fragments: any range is read from the files that hold it, and damaged data is never used."""
 
+import gc
 import itertools
 import json
 from collections.abc import Iterable
@@ -164,6 +165,30 @@ def test_an_index_survives_json(storage: Storage, values: Tensor) -> None:
     committed(storage, *cut(values))
     manifest = json.loads(storage.read_bytes(f"{NAME}/manifest.json"))
     assert torch.equal(FragmentReader(storage, NAME, manifest).read("w", MASTER, 0, SIZE), values)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]], ids=["in order", "in any order"])
+def test_ranges_of_all_ranks_are_listed_in_order_of_their_starts(
+    storage: Storage, values: Tensor, order: list[int]
+) -> None:
+    ranks = cut(values)
+    reader = committed(storage, *(ranks[number] for number in order))
+    manifest = artifact.read_manifest(storage, NAME)
+    assert [(start, stop) for start, stop, _, _ in manifest["fragments"]["w"][MASTER]] == [*itertools.pairwise(CUTS)]
+    assert torch.equal(reader.read("w", MASTER, 0, SIZE), values)
+
+
+def test_commit_keeps_no_object_for_each_range_of_each_rank(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tracked(num_ranks: int) -> int:
+        """Return how many more objects the garbage collector has to look at when the last record was merged."""
+        merged = parts.MergedRanges()
+        before = len(gc.get_objects())
+        for rank in range(num_ranks):
+            index = {f"w{number}": {MASTER: [(rank, rank + 1, "file", 0)]} for number in range(20)}
+            merged.add(parts.encoded_ranges(index))
+        return len(gc.get_objects()) - before
+
+    assert tracked(200) - tracked(20) < 20
 
 
 def test_parts_leave_no_records_behind(storage: Storage, values: Tensor) -> None:

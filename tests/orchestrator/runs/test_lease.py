@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from living_driver import living_driver
+from store_requests import store_requests
 from waiting import eventually
 
 from orchestrator.errors import LeaseError, LeaseLostError
@@ -193,6 +194,29 @@ def test_living_driver_renews(storage: Storage, monkeypatch: pytest.MonkeyPatch)
     with lease(storage, RUN):
         first = storage.read_bytes(f"runs/{RUN}/lease/0000000001.json")
         assert eventually(lambda: storage.read_bytes(f"runs/{RUN}/lease/0000000001.json") != first)
+
+
+def test_renewal_and_check_of_a_lease_list_nothing(storage: Storage) -> None:
+    attempt = leases._take(storage, RUN, "runs")
+    with store_requests() as requests:
+        leases._renew(storage, attempt, time.time())
+        assert requests == ["read_bytes", "read_bytes", "write_bytes"]
+        requests.clear()
+        assert attempt.check(storage)
+        assert requests == ["read_bytes", "read_bytes"]
+
+
+@pytest.mark.parametrize("left", [(2,), (1, 2), (3,), (1, 2, 3)], ids=str)
+def test_attempt_is_lost_whichever_leases_its_followers_have_left(storage: Storage, left: tuple[int, ...]) -> None:
+    attempt = leases._take(storage, RUN, "runs")
+    own = storage.read_bytes(attempt.lease_name)
+    storage.remove(attempt.lease_name)
+    for number in left:
+        held_by(storage, number, token="theirs")
+    if 1 in left:
+        storage.write_bytes(attempt.lease_name, own)
+    with pytest.raises(LeaseLostError):
+        attempt.check(storage)
 
 
 def test_driver_that_lost_its_lease_is_notified(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
