@@ -78,10 +78,14 @@ def _changes(of: Setting, device_bytes: float, host_bytes: float | None) -> Iter
 
 def _too_long(of: Setting) -> str:
     """Return what is left to do where neither a smaller micro-batch nor more workers are enough."""
-    most = of.among(of.sequences * of.num_workers)
+    shares_host = of.device == "cpu"
+    most = of.with_micro_batch(1) if shares_host else of.among(of.sequences * of.num_workers)
     least = min(needed(memory(most, name), most) for name in candidates(most.num_workers, most.precision))
+    workers = (
+        "each worker" if shares_host else f"each of {most.num_workers:,} workers, the most that share out the batch"
+    )
+    more = "" if shares_host else ", or raise training.global_batch_size and cluster.num_workers"
     return (
-        f"with one sequence on each of {most.num_workers:,} workers, the most that share out the global batch, it "
-        f"would be {least / 1e9:.3g} GB; lower training.sequence_length, take a larger device, or raise "
-        "training.global_batch_size and cluster.num_workers"
+        f"with one sequence at once on {workers}, it would be {least / 1e9:.3g} GB; lower training.sequence_length, or "
+        f"take a smaller model or more memory{more}"
     )

@@ -49,7 +49,9 @@ def test_a_sequence_that_fits_nowhere_is_said_to_be_too_long() -> None:
 
 
 def test_workers_of_one_processor_are_no_remedy() -> None:
-    assert "num_workers=" not in nothing_fits(replace(SETTING, device="cpu", micro_batch=1, accumulation=64), 5e9)
+    message = nothing_fits(replace(SETTING, device="cpu", micro_batch=1, accumulation=64), 5e9)
+    assert "num_workers" not in message
+    assert "take a smaller model or more memory" in message
 
 
 def test_offloaded_state_must_fit_into_the_host() -> None:
