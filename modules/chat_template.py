@@ -12,8 +12,9 @@ import tokenizers
 from jinja2 import nodes
 
 from modules.data.control_tokens import ControlEncoder
-from modules.data.pretrained_tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER, named_tokens, read_json
+from modules.data.pretrained_tokenizer import named_tokens, read_json
 from modules.data.tokenizer import Tokenizer
+from modules.data.tokenizer_names import SETTINGS_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER
 from modules.errors import InputError
 from modules.template_sandbox import template_environment
 

@@ -38,9 +38,15 @@ def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     )
 
 
-def test_plan_imports_no_training_library() -> None:
-    script = "from orchestrator.cli import main; assert main(['plan', 'pretrain', 'device=h100', 'strategy=auto']) == 0"
-    assert imported_by(script) & TRAINING_LIBRARIES == set()
+def test_plan_imports_neither_a_training_library_nor_numpy(tmp_path: Path) -> None:
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
+    settings = {"model_type": "llama", "vocab_size": 64, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, **shape}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tuned = ["finetune", "method=lora", "task=dialogue", f"model.path={tmp_path}"]
+    script = "from orchestrator.cli import main" + "".join(
+        f"\nassert main({['plan', *words]}) == 0" for words in (["pretrain", "device=h100", "strategy=auto"], tuned)
+    )
+    assert imported_by(script) & {*TRAINING_LIBRARIES, "transformers", "numpy", "tokenizers"} == set()
 
 
 def test_tasks_import_neither_torch_nor_transformers() -> None:

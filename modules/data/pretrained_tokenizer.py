@@ -14,17 +14,9 @@ from modules.data.tokenizer_file import (
     usual_name,
     with_all_special,
 )
+from modules.data.tokenizer_names import KEPT_FILES, MAP_FILE, SETTINGS_FILE, TEMPLATE_FOLDER, TOKENIZER_FILE
 from modules.errors import InputError
 
-TOKENIZER_FILE, SETTINGS_FILE, MAP_FILE = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
-KEPT_FILES = (
-    *(TOKENIZER_FILE, SETTINGS_FILE, MAP_FILE, "added_tokens.json", TEMPLATE_FILE, f"{TEMPLATE_FOLDER}/*.jinja"),
-    *("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt"),
-)
-"""Patterns of the files that belong to a tokenizer; it is saved with those that came."""
-READ_FILES = (*KEPT_FILES, "config.json", "generation_config.json")
-"""Patterns of the files that `load_pretrained` and `modules.chat_template` look at."""
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 

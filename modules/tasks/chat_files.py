@@ -5,16 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modules.chat_template import ChatTemplate, find_chat_template, has_chat_template
-from modules.data.pretrained_tokenizer import (
-    SETTINGS_FILE,
-    TEMPLATE_FILE,
-    TOKENIZER_FILE,
-    load_pretrained,
-    named_tokens,
-    read_json,
-)
+from modules.data.pretrained_tokenizer import load_pretrained, named_tokens, read_json
 from modules.data.tokenizer import CHAT_ROLES, Tokenizer
 from modules.data.tokenizer_file import read_tokenizer_file, with_all_special
+from modules.data.tokenizer_names import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from modules.tasks.settings import DialogueConfig
 from modules.tasks.turns import find_end_token
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from modules.config import TokenizerConfig
-from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained, read_json
+from modules.data.pretrained_tokenizer import load_pretrained, read_json
 from modules.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
+from modules.data.tokenizer_names import TOKENIZER_FILE
 from modules.errors import InputError
 from modules.huggingface.folder import CONFIG, GENERATION_CONFIG, read_config, weight_files
 from modules.model_config import ClassifierConfig, ModelConfig

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modules.data.pretrained_tokenizer import READ_FILES
+from modules.data.tokenizer_names import READ_FILES
 from modules.huggingface.folder import (
     ADAPTER_CONFIG,
     CONFIG,

@@ -10,8 +10,9 @@ import torch
 
 from modules.config import ObjectiveConfig, TrainingConfig
 from modules.cores import num_cores
-from modules.data.pretrained_tokenizer import TOKENIZER_FILE, load_pretrained
+from modules.data.pretrained_tokenizer import load_pretrained
 from modules.data.tokenizer import Tokenizer
+from modules.data.tokenizer_names import TOKENIZER_FILE
 from modules.generation.sampling import Sampling
 from modules.huggingface.adapter import read_adapter
 from modules.huggingface.folder import ModelFolder, read_bytes, read_config

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.data.pretrained_tokenizer import SETTINGS_FILE, named_tokens
+from modules.data.pretrained_tokenizer import named_tokens
 from modules.data.tokenizer import Tokenizer
+from modules.data.tokenizer_names import SETTINGS_FILE
 from modules.huggingface.adapter import save_adapter
 from modules.huggingface.export import save_generation_config, save_huggingface, shards_of
 from modules.huggingface.weights import num_parameters, parameter_shapes, trained_shapes

@@ -14,13 +14,11 @@ import psutil
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.errors import ConfigError
-from orchestrator.planning.advice import chosen
+from orchestrator.planning.advice import USABLE, chosen
 from orchestrator.planning.memory import memory, needed
 from orchestrator.planning.setting import setting_of
 
 AnyRun = TypeVar("AnyRun", bound=TrainingRunConfig)
-_USABLE = 0.92
-"""Share of a device's memory that tensors can take: the rest is CUDA's, NCCL's and what fragments of it are lost."""
 
 
 def with_strategy(config: AnyRun, vocab_size: Callable[[], int]) -> tuple[AnyRun, str | None]:
@@ -37,8 +35,8 @@ def with_strategy(config: AnyRun, vocab_size: Callable[[], int]) -> tuple[AnyRun
         return config, None
     device = _device(config.cluster)
     setting = setting_of(config, config.model.vocab_size or vocab_size(), device)
-    usable = _USABLE * _device_bytes(config, device)
-    name = chosen(setting, usable)
+    usable = USABLE * _device_bytes(config, device)
+    name = chosen(setting, usable, _host_bytes(config, device))
     line = f"strategy=auto: {name}, the simplest that fits: {needed(memory(setting, name), setting) / 1e9:.3g} GB"
     strategy = config.strategy.model_copy(update={"name": name})
     return config.model_copy(update={"strategy": strategy}), f"{line} of {usable / 1e9:.3g} GB for a worker"
@@ -69,6 +67,17 @@ def _device_bytes(config: TrainingRunConfig, device: Literal["cpu", "cuda"]) -> 
     if device == "cpu":
         return psutil.virtual_memory().available / max(config.cluster.worker_counts)
     return _smallest_gpu_bytes()
+
+
+def _host_bytes(config: TrainingRunConfig, device: Literal["cpu", "cuda"]) -> float | None:
+    """Return a worker's share of this machine's memory, into which offloaded state must fit; None if it is not known.
+
+    It is not where workers may be on other machines, or where another machine's memory is given.
+    """
+    elsewhere = config.cluster.address is not None or config.cluster.name == "torchrun"
+    if device == "cpu" or elsewhere or config.strategy.memory_gigabytes is not None:
+        return None
+    return USABLE * psutil.virtual_memory().available / max(config.cluster.worker_counts)
 
 
 def _smallest_gpu_bytes() -> float:

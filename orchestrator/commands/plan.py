@@ -2,10 +2,8 @@
 
 from typing import cast
 
-from modules.data.tokenizer import build_tokenizer
 from modules.model_config import ClassifierConfig
 from orchestrator.artifacts.model_folders import read_shape
-from orchestrator.artifacts.prepared_data import read_tokenizer_file
 from orchestrator.configuration.commands import PlanFinetuneConfig, PlanPretrainConfig
 from orchestrator.configuration.rules import notes, sequence_mistakes
 from orchestrator.display.plan import show_plan
@@ -61,5 +59,9 @@ def _vocab_size(config: PlanConfig) -> tuple[int, list[str]]:
     if tokenizer.kind == "bpe":
         size = tokenizer.vocab_size
         return size, [f"note: reckoned with tokenizer.vocab_size={size} tokens; a BPE of a small text has fewer"]
+    # these import numpy and tokenizers, which only this case needs
+    from modules.data.tokenizer import build_tokenizer
+    from orchestrator.artifacts.prepared_data import read_tokenizer_file
+
     made = build_tokenizer(tokenizer, lambda: iter(()), read_tokenizer_file(tokenizer))
     return made.vocab_size, []

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from orchestrator.display.terminal import new_console, new_table, print_line
 from orchestrator.display.units import count, duration, percent, size
+from orchestrator.planning.advice import nothing_fits
 from orchestrator.planning.flops import Flops, six_n
 from orchestrator.planning.memory import checkpointed_activations, not_reckoned
 from orchestrator.planning.plan import Plan, Range, StrategyPlan
@@ -85,15 +86,16 @@ def _unit(plan: Plan) -> tuple[Callable[[float], str], str]:
 
 def _memory_caption(plan: Plan) -> str:
     setting, device = plan.setting, plan.device
+    workers = "one worker" if setting.num_workers == 1 else f"each of {setting.num_workers:,} workers"
     lines = [
         f"A micro-batch has {setting.micro_batch:,} x {setting.length:,} tokens, precision {setting.precision}; "
-        f"{setting.accumulation:,} of them in a step on each of {setting.num_workers:,} workers."
+        f"{setting.accumulation:,} in a step on {workers}."
     ]
-    if device is not None and device.memory_gigabytes is not None:
-        where = "device" if device.is_gpu else "device and host together"
+    if device is not None and plan.device_bytes is not None:
+        where = "" if device.is_gpu else ", for device and host together"
         lines.append(
-            f"{device.name} has {device.memory_gigabytes:g} GB, for {where}; ! does not fit; seqs: the largest "
-            "micro-batch."
+            f"{device.name} has {device.memory_gigabytes:g} GB, of which tensors can take {_gb(plan.device_bytes)}"
+            f"{where}. ! does not fit. seqs: the largest micro-batch that shares out the global batch."
         )
     return "\n".join(lines)
 
@@ -179,7 +181,7 @@ def _save_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if found.cost_seconds is None or found.interval_seconds is None:
         return
     yield "  training waits for a save at least", duration(found.cost_seconds)
-    yield "  best time between saves", duration(found.interval_seconds)
+    yield "  best time between saves at least", duration(found.interval_seconds)
     if plan.step_seconds is not None:
         steps = Range(found.interval_seconds / plan.step_seconds.high, found.interval_seconds / plan.step_seconds.low)
         yield "  in steps", _between(steps, lambda value: f"{max(1, round(value)):,}")
@@ -195,10 +197,9 @@ def _notes(plan: Plan) -> Iterator[str]:
     elif plan.advice and plan.advice != plan.chosen:
         yield f"note: the simplest strategy that fits is {plan.advice}"
     elif plan.device_bytes and plan.advice is None:
-        yield (
-            "note: no strategy fits; lower training.micro_batch_size or training.sequence_length, or raise "
-            "cluster.num_workers"
-        )
+        yield f"note: {nothing_fits(plan.setting, plan.device_bytes)}"
+    if len(plan.setting.phases) > 1:
+        yield "note: operations and times are those of the mean step over all phases"
     yield (
         "note: activations are kept, none is computed again: activation checkpointing is not in this program (with it "
         f"they would be {size(checkpointed_activations(plan.setting))})"
@@ -210,14 +211,16 @@ def _notes(plan: Plan) -> Iterator[str]:
 def _beside(plan: Plan) -> Iterator[str]:
     """Yield what the figures of memory leave out."""
     config, on_gpu = plan.config, plan.setting.device == "cuda"
+    if on_gpu and (plan.chosen or plan.advice or "").endswith("offload"):
+        yield ("note: whether the host's memory is enough is not known here; each worker takes what stands under host")
     for name in not_reckoned(config.strategy.deepspeed):
         yield f"note: strategy.deepspeed.{name} is not reckoned with"
     if len(config.cluster.worker_counts) > 1:
         yield f"note: reckoned with the fewest workers, {plan.setting.num_workers:,}, which need the most memory each"
     if on_gpu:
         yield (
-            "note: the memory that CUDA and NCCL take themselves is not counted, often 1 to 3 GB; the figures were "
-            "measured on processors"
+            "note: the memory that CUDA and NCCL take themselves, often 1 to 3 GB, is in no column; the formulas were "
+            "held against processors alone"
         )
     elif config.model.dropout:
         yield "note: with dropout, attention on a processor keeps more than is reckoned here"
@@ -235,6 +238,8 @@ def _unknown(plan: Plan) -> Iterator[str]:
         yield "not known: the link between nodes (link=infiniband_ndr, …), so not the time of communication"
     if plan.chosen is None or plan.chosen_fits is False:
         yield "not shown: time and cost, since the strategy does not fit"
+    elif plan.step_seconds is None and plan.has_speed:
+        yield "not shown: time and cost, since the time of communication is a part of them"
     elif plan.step_seconds is None:
         yield (
             "not known: how fast this device computes in this precision, since no published run says so; give "

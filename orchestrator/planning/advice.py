@@ -1,11 +1,13 @@
-"""The simplest strategy that fits, which `strategy=auto` takes."""
+"""The simplest strategy that fits, which `strategy=auto` takes, and what would fit where none does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from modules.config import Precision
+from modules.config import Precision, divisors
 from orchestrator.errors import ConfigError
 from orchestrator.planning.memory import Setting, Strategy, memory, needed
 
+USABLE = 0.92
+"""Share of a device's memory that tensors can take: the rest is CUDA's, NCCL's and what fragments of it are lost."""
 _SIMPLEST_FIRST: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 
@@ -31,6 +33,12 @@ def simplest(of: Setting, device_bytes: float, host_bytes: float | None = None) 
     return next((name for name in names if fits(of, name, device_bytes, host_bytes)), None)
 
 
+def largest_micro_batch(of: Setting, strategy: Strategy, device_bytes: float) -> int:
+    """Return the most sequences at once that fit and that share out what a worker computes in a step; 0 if none."""
+    sizes = reversed(divisors(of.sequences))
+    return next((size for size in sizes if fits(of.with_micro_batch(size), strategy, device_bytes)), 0)
+
+
 def chosen(of: Setting, device_bytes: float, host_bytes: float | None = None) -> Strategy:
     """Return the simplest strategy that fits.
 
@@ -38,11 +46,46 @@ def chosen(of: Setting, device_bytes: float, host_bytes: float | None = None) ->
         ConfigError: none does.
     """
     found = simplest(of, device_bytes, host_bytes)
-    if found is not None:
-        return found
+    if found is None:
+        raise ConfigError(f"strategy=auto: {nothing_fits(of, device_bytes, host_bytes)}")
+    return found
+
+
+def nothing_fits(of: Setting, device_bytes: float, host_bytes: float | None = None) -> str:
+    """Return what is lacking where no strategy fits, and what would fit."""
     least = min(needed(memory(of, name), of) for name in candidates(of.num_workers, of.precision))
-    raise ConfigError(
-        f"strategy=auto: none fits: with training.micro_batch_size={of.micro_batch} a worker needs {least / 1e9:.3g} "
-        f"GB at least and has {device_bytes / 1e9:.3g} GB; lower training.micro_batch_size or "
-        "training.sequence_length, raise cluster.num_workers, or take training.precision=bf16-true"
+    of_host = "" if host_bytes is None else f" and {host_bytes / 1e9:.3g} GB of the host"
+    changes = list(_changes(of, device_bytes, host_bytes))
+    would = f"what would fit: {'; or '.join(changes)}" if changes else _too_long(of)
+    lacking = f"a worker needs {least / 1e9:.3g} GB at least and has {device_bytes / 1e9:.3g} GB{of_host}"
+    return f"no strategy fits: {lacking}; {would}"
+
+
+def _changes(of: Setting, device_bytes: float, host_bytes: float | None) -> Iterator[str]:
+    """Yield the largest micro-batch, and the fewest workers, with which a strategy fits."""
+    for size in reversed([size for size in divisors(of.sequences) if size < of.micro_batch]):
+        if found := simplest(of.with_micro_batch(size), device_bytes, host_bytes):
+            yield f"training.micro_batch_size={size} ({found})"
+            break
+    if of.device == "cpu":  # more workers of this machine would share the same memory
+        return
+    total = of.sequences * of.num_workers
+    for number in (number for number in divisors(total) if number > of.num_workers):
+        if found := simplest(of.among(number), device_bytes):
+            yield f"cluster.num_workers={number} with training.micro_batch_size=1 ({found})"
+            break
+
+
+def _too_long(of: Setting) -> str:
+    """Return what is left to do where neither a smaller micro-batch nor more workers are enough."""
+    shares_host = of.device == "cpu"
+    most = of.with_micro_batch(1) if shares_host else of.among(of.sequences * of.num_workers)
+    least = min(needed(memory(most, name), most) for name in candidates(most.num_workers, most.precision))
+    workers = (
+        "each worker" if shares_host else f"each of {most.num_workers:,} workers, the most that share out the batch"
+    )
+    more = "" if shares_host else ", or raise training.global_batch_size and cluster.num_workers"
+    return (
+        f"with one sequence at once on {workers}, it would be {least / 1e9:.3g} GB; lower training.sequence_length, or "
+        f"take a smaller model or more memory{more}"
     )

@@ -8,10 +8,12 @@ second copy of those. Its gradients pass through a bucket of 5e8 elements, which
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from modules.config import ObjectiveConfig, Precision
 from modules.model_config import ModelConfig
+from modules.phases import phase_ends
 from orchestrator.configuration.groups import StrategyName
 from orchestrator.configuration.schema import shown
 from orchestrator.errors import ConfigError
@@ -62,6 +64,8 @@ class Setting:
     num_workers: int = 1
     accumulation: int = 1
     objective: ObjectiveConfig | None = None
+    num_steps: int = 1000
+    """Which the lengths of phases are shares of."""
     within_documents: bool = False
     device: Literal["cpu", "cuda"] = "cuda"
     keeps_snapshot: bool = True
@@ -111,8 +115,27 @@ class Setting:
         zero = self.deepspeed.get("zero_optimization")
         return zero if isinstance(zero, dict) else {}
 
+    @property
+    def sequences(self) -> int:
+        """Sequences that a worker computes in a step."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def phase_shares(self) -> list[float]:
+        """The share of the steps that each phase has."""
+        if self.objective is None:
+            return [1.0]
+        ends = phase_ends(self.objective, self.num_steps)
+        return [(end - begin) / self.num_steps for begin, end in pairwise([0, *ends])]
+
     def with_micro_batch(self, micro_batch: int) -> "Setting":
-        return replace(self, micro_batch=micro_batch)
+        """Return the same step in micro-batches of another size, which divides a worker's sequences."""
+        return replace(self, micro_batch=micro_batch, accumulation=self.sequences // micro_batch)
+
+    def among(self, num_workers: int) -> "Setting":
+        """Return the same step by another number of workers, which divides the global batch, sequence by sequence."""
+        sequences = self.sequences * self.num_workers // num_workers
+        return replace(self, num_workers=num_workers, micro_batch=1, accumulation=sequences)
 
 
 @dataclass(frozen=True)
@@ -138,31 +161,24 @@ class Memory:
 
 
 def memory(of: Setting, strategy: Strategy) -> Memory:
-    """Return the memory of the fuller of two moments: the end of a forward pass, and that of a backward pass."""
+    """Return the memory of the fullest moment: the end of a forward or a backward pass, or the optimizer's step."""
     stage = int(strategy[4]) if strategy.startswith("zero") else 0
-    ends = _without_zero(of) if not stage else _zero3(of, strategy) if stage == 3 else _zero12(of, stage, strategy)
-    fullest = max(ends, key=lambda end: end.on_device)
+    fullest = max(_moments(of, stage, strategy), key=lambda end: end.on_device)
     host = _offloaded(of, stage) if strategy.endswith("offload") else 0
     workers = 1 if strategy == "single" else of.num_workers
     snapshot = 3 * _FLOAT32 * of.num_trained // workers if of.keeps_snapshot else 0
     return replace(fullest, host=host + snapshot)
 
 
+def _moments(of: Setting, stage: int, strategy: Strategy) -> list[Memory]:
+    if not stage:
+        return [_without_zero(of, strategy)]
+    return _zero3(of, strategy) if stage == 3 else _zero12(of, stage, strategy)
+
+
 def on_host_alone(found: Memory) -> int:
     """Return the bytes of a worker whose device is the host's processor."""
     return found.on_device + found.host
-
-
-def largest_micro_batch(of: Setting, strategy: Strategy, device_bytes: float, most: int) -> int:
-    """Return the most sequences, up to `most`, that a worker can compute at once; 0 if not one fits."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if needed(memory(of.with_micro_batch(middle), strategy), of) <= device_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def needed(found: Memory, of: Setting) -> int:
@@ -189,12 +205,14 @@ def _forward(of: Setting) -> Memory:
     return max((of_phase(phase) for phase in of.phases), key=lambda end: end.on_device)
 
 
-def _without_zero(of: Setting) -> list[Memory]:
+def _without_zero(of: Setting, strategy: Strategy) -> Memory:
     trained = _FLOAT32 * of.num_trained
+    # DDP's buckets hold the gradients of the micro-batch that is averaged alone; those of the others lie beside them
+    gradients = trained * (2 if strategy == "ddp" and of.accumulation > 1 else 1)
     whole = _FLOAT32 * (of.num_trained + of.num_frozen)
     forward = _forward(of)
     # the gradients of the last step are freed only after the forward pass of the next one
-    return [replace(forward, weights=whole, gradients=trained, optimizer=2 * trained)]
+    return replace(forward, weights=whole, gradients=gradients, optimizer=2 * trained)
 
 
 def _zero12(of: Setting, stage: int, strategy: Strategy) -> list[Memory]:

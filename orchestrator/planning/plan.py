@@ -6,8 +6,8 @@ from functools import cached_property
 
 from orchestrator.configuration.commands import PlanFinetuneConfig, PlanPretrainConfig
 from orchestrator.configuration.planning import DeviceConfig
-from orchestrator.planning.advice import candidates, simplest
-from orchestrator.planning.memory import STRATEGIES, Memory, Setting, Strategy, largest_micro_batch, memory, needed
+from orchestrator.planning.advice import USABLE, candidates, fits, largest_micro_batch, simplest
+from orchestrator.planning.memory import STRATEGIES, Memory, Setting, Strategy, memory
 from orchestrator.planning.saves import Saves, saves
 from orchestrator.planning.setting import setting_of
 from orchestrator.planning.speed import ERROR, is_known, step_seconds, work
@@ -22,8 +22,6 @@ class StrategyPlan:
 
     name: Strategy
     memory: Memory
-    needed: int
-    """Bytes that the device must hold."""
     fits: bool | None
     """None if the device's memory is not known."""
     largest_micro_batch: int | None
@@ -64,8 +62,9 @@ class Plan:
 
     @property
     def device_bytes(self) -> float | None:
+        """What tensors can take of the device's memory; None if it is not known."""
         known = self.device is not None and self.device.memory_gigabytes is not None
-        return 1e9 * self.device.memory_gigabytes if known else None  # type: ignore[union-attr,operator]
+        return USABLE * 1e9 * self.device.memory_gigabytes if known else None  # type: ignore[union-attr,operator]
 
     @cached_property
     def strategies(self) -> list[StrategyPlan]:
@@ -100,6 +99,13 @@ class Plan:
             return None
         return self.config.training.num_steps
 
+    @property
+    def has_speed(self) -> bool:
+        """Whether published runs, or the share of the peak that is given, say how fast the device computes."""
+        if self.device is None or self._peak() is None:
+            return False
+        return self.config.plan.utilization is not None or is_known(self.device, self.setting)
+
     @cached_property
     def step_seconds(self) -> Range | None:
         """The time of a step; None if nothing says how fast the device is, or if the strategy does not fit."""
@@ -110,7 +116,7 @@ class Plan:
         if peak and self.config.plan.utilization:
             exact = done.flops / (peak * self.config.plan.utilization)
             return Range(exact, exact)
-        if not is_known(self.device, self.setting) or on_links is None:
+        if not self.has_speed or on_links is None:
             return None
         hidden = step_seconds(done, self.device)
         return Range(hidden * (1 - ERROR), (hidden + on_links) * (1 + ERROR))
@@ -148,14 +154,12 @@ class Plan:
 
     def _strategy(self, name: Strategy) -> StrategyPlan:
         found, moved = memory(self.setting, name), traffic(self.setting, name)
-        size, bytes_ = needed(found, self.setting), self.device_bytes
-        most = self.config.training.global_batch_size // self.setting.num_workers
+        usable = self.device_bytes
         return StrategyPlan(
             name=name,
             memory=found,
-            needed=size,
-            fits=None if bytes_ is None else size <= bytes_,
-            largest_micro_batch=None if bytes_ is None else largest_micro_batch(self.setting, name, bytes_, most),
+            fits=None if usable is None else fits(self.setting, name, usable),
+            largest_micro_batch=None if usable is None else largest_micro_batch(self.setting, name, usable),
             traffic=moved,
             traffic_seconds=seconds(moved, self.setting.num_workers, self.device, self.config.link),
         )

@@ -28,6 +28,7 @@ def setting_of(config: TrainingRunConfig, vocab_size: int, device: Literal["cpu"
         num_workers=num_workers,
         accumulation=training.global_batch_size // (num_workers * micro),
         objective=config.objective if isinstance(config, PretrainConfig) else None,
+        num_steps=training.num_steps,
         within_documents=isinstance(config, PretrainConfig) and training.attention_scope == "document",
         device=device,
         keeps_snapshot=config.checkpoint.mode == "async",

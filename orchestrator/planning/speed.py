@@ -4,7 +4,9 @@ The efficiencies are fitted to published runs of other trainers (`tests/benchmar
 the products to each generation of devices, in `conf/device/`, the costs below to all of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 from orchestrator.configuration.planning import DeviceConfig
 from orchestrator.planning.activations import Pass, activation_bytes
@@ -58,12 +60,11 @@ class Work:
 
 
 def work(of: Setting, strategy: Strategy, link_seconds: float) -> Work:
-    """Return the work of a step in the phase that takes longest."""
-    phases = [_phase(of, phase) for phase in of.phases]
-    matmul, attention, moved = max(phases, key=lambda found: found[0] + found[1])
+    """Return the work of the mean step over all phases."""
+    matmul, attention, moved = _mean(of, [_phase(of, phase) for phase in of.phases])
+    (num_passes,) = _mean(of, [(len(phase),) for phase in of.phases])
     holders = of.num_workers if strategy.startswith("zero") else 1
     times = of.accumulation
-    num_passes = max(map(len, of.phases))
     return Work(
         matmul_flops=times * matmul,
         attention_flops=times * attention,
@@ -101,9 +102,14 @@ def is_known(device: DeviceConfig, of: Setting) -> bool:
 
 
 def flops_per_token(of: Setting) -> Flops:
-    """Return the mean operations a token, over the phases by their number of passes."""
+    """Return the mean operations a token, over all steps."""
     per_phase = [_sum_of(of, phase) * (1 / phase[0].num_tokens) for phase in of.phases]
-    return max(per_phase, key=lambda flops: flops.total)
+    return Flops(*_mean(of, [(flops.forward, flops.backward) for flops in per_phase]))
+
+
+def _mean(of: Setting, per_phase: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of each figure over the steps, given those of each phase."""
+    return [sum(map(mul, of.phase_shares, figures)) for figures in zip(*per_phase, strict=True)]
 
 
 def _phase(of: Setting, phase: list[Pass]) -> tuple[float, float, float]:

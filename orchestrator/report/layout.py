@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 _TOKENS = "nats per token"
+_OF_TEXTS = "classification"
+"""The objective whose loss is a mean over texts, not over tokens."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def panels(found: Iterable[str]) -> list[Panel]:
     A metric that is not among those found is left out, and so is a plot that then has none.
     """
     names = set(found)
-    usual = [_with(panel, [name for name in panel.metrics if name in names]) for panel in _PANELS]
+    usual = [_with(panel, [name for name in panel.metrics if name in names], names) for panel in _PANELS]
     drawn = {name for panel in _PANELS for name in panel.metrics}
     others = sorted(name for name in names - drawn if not name.startswith(_NOT_DRAWN))
     return [panel for panel in usual if panel.metrics] + [_panel(name, names) for name in others]
@@ -51,15 +53,18 @@ def missing(found: Iterable[str]) -> list[tuple[str, list[str]]]:
     return [(title, metrics) for title, metrics in gaps if metrics]
 
 
-def _with(panel: Panel, metrics: list[str]) -> Panel:
-    return replace(panel, metrics=tuple(metrics))
+def _with(panel: Panel, metrics: list[str], names: set[str]) -> Panel:
+    """Return a panel with these of its metrics; a loss of all objectives is not of tokens alone if one is of texts."""
+    is_of_all = metrics in (["train/loss"], ["val/loss"])
+    unit = "nats" if is_of_all and f"{metrics[0]}_{_OF_TEXTS}" in names else panel.unit
+    return replace(panel, metrics=tuple(metrics), unit=unit)
 
 
 def _panel(name: str, names: set[str]) -> Panel:
     """Return the plot of a metric of a validation, over that of the training if it is a loss that both have."""
     what = name.removeprefix("val/loss_")
     if what != name and f"train/loss_{what}" in names:
-        return Panel(f"{what.capitalize()} loss", (f"train/loss_{what}", name), _TOKENS)
+        return Panel(f"{what.capitalize()} loss", (f"train/loss_{what}", name), _unit(name))
     return Panel(_title(name), (name,), _unit(name))
 
 
@@ -72,4 +77,6 @@ def _title(name: str) -> str:
 def _unit(name: str) -> str:
     if "bits_per_byte" in name:
         return "bits per byte"
+    if name.endswith(f"loss_{_OF_TEXTS}"):
+        return "nats per text"
     return _TOKENS if "loss" in name else ""

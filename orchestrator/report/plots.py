@@ -12,6 +12,8 @@ _COLUMNS = 2 * (WIDTH - LEFT - RIGHT)
 """Columns of pixels that a curve is thinned to; a dense screen has two for each unit of the drawing."""
 _MOST_DOTS = 40
 NUM_COLOURS = 7
+OTHER = NUM_COLOURS
+"""The colour of all runs for which there is none."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,7 @@ class Series:
     """The curves of one run, or of another part of a report with a colour of its own."""
 
     label: str
-    number: int
-    """Decides the colour."""
+    colour: int
     metrics: Mapping[str, Sequence[Point]]
     """Points by step, for each metric."""
     marks: Sequence[tuple[float, str]] = ()
@@ -83,7 +84,7 @@ def plot(panel: Panel, series: Sequence[Series]) -> Plot | None:
         tuple(Tick(_x(steps, step), text) for step, text in zip(steps.ticks, steps.texts(), strict=True)),
         tuple(Tick(_y(heights, value), text) for value, text in zip(heights.ticks, heights.texts(), strict=True)),
         tuple(_curve(panel, one, name, points, steps, heights) for one, name, points in drawn),
-        tuple(Mark(one.number % NUM_COLOURS, _x(steps, step), f"{one.label}: {text}") for one, step, text in marks),
+        tuple(Mark(one.colour, _x(steps, step), f"{one.label}: {text}") for one, step, text in marks),
     )
 
 
@@ -108,7 +109,7 @@ def _curve(panel: Panel, series: Series, name: str, points: Sequence[Point], ste
     path = "".join("M" + "L".join(f"{x:g} {y:g}" for x, y in line) for line in places)
     last = next(y for _, y in reversed(points) if abs(y) < float("inf")) if places else float("nan")
     return Curve(
-        series.number % NUM_COLOURS,
+        series.colour,
         name != panel.metrics[0],
         path,
         tuple(dots),

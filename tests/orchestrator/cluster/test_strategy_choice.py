@@ -76,3 +76,16 @@ def test_a_driver_that_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match="nvidia-smi"):
         with_strategy(config({"name": "auto"}), lambda: 50257)
+
+
+def test_offloaded_state_must_fit_into_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        available = 1e9
+
+    monkeypatch.setattr(strategy_choice.psutil, "virtual_memory", lambda: Memory)
+    monkeypatch.setattr(strategy_choice, "_smallest_gpu_bytes", lambda: 30e9)
+    with pytest.raises(ConfigError, match=r"and 0\.23 GB of the host"):
+        with_strategy(config({"name": "auto"}), lambda: 50257)
+    given = config({"name": "auto"}, name="ray")
+    monkeypatch.setattr(Memory, "available", 100e9)
+    assert with_strategy(given, lambda: 50257)[0].strategy.name == "ddp"

@@ -6,8 +6,8 @@ import pytest
 
 from modules.model_config import LoraConfig, ModelConfig
 from orchestrator.errors import ConfigError
-from orchestrator.planning.advice import candidates, chosen, fits, simplest
-from orchestrator.planning.memory import STRATEGIES, Setting, largest_micro_batch, memory, needed, not_reckoned
+from orchestrator.planning.advice import candidates, chosen, fits, largest_micro_batch, nothing_fits, simplest
+from orchestrator.planning.memory import STRATEGIES, Setting, memory, needed, not_reckoned
 
 SHAPE = ModelConfig(num_layers=24, num_heads=16, hidden_dim=2048, max_positions=1024)
 SETTING = Setting(SHAPE, 50257, "bf16", 1024, 4, num_workers=8)
@@ -27,9 +27,31 @@ def test_half_precision_weights_are_for_zero_alone_and_one_worker_needs_none() -
     assert candidates(1, "32")[0] == "single"
 
 
-def test_nothing_that_fits_is_one_message_with_remedies() -> None:
-    with pytest.raises(ConfigError, match=r"strategy=auto: none fits.*micro_batch_size=4.*num_workers"):
-        chosen(SETTING, 1e9)
+def test_what_would_fit_where_nothing_does_fits_and_one_step_less_does_not() -> None:
+    of = replace(SETTING, micro_batch=8)
+    usable = needed(memory(of.with_micro_batch(4), "zero3_offload"), of)
+    assert simplest(of, usable) is None
+    found = simplest(of.with_micro_batch(4), usable)
+    with pytest.raises(ConfigError, match=rf"^strategy=auto: no strategy fits.*micro_batch_size=4 \({found}\)"):
+        chosen(of, usable)
+    alone = replace(SETTING, micro_batch=1, accumulation=64)
+    usable = min(needed(memory(alone.among(64), name), alone) for name in candidates(64, "bf16"))
+    fewest = next(number for number in (8, 16, 32, 64) if simplest(alone.among(number), usable))
+    assert fewest > 8
+    assert f"cluster.num_workers={fewest} with training.micro_batch_size=1 (" in nothing_fits(alone, usable)
+
+
+def test_a_sequence_that_fits_nowhere_is_said_to_be_too_long() -> None:
+    message = nothing_fits(SETTING, 1e9)
+    assert "what would fit" not in message
+    assert "each of 32 workers" in message
+    assert "lower training.sequence_length" in message
+
+
+def test_workers_of_one_processor_are_no_remedy() -> None:
+    message = nothing_fits(replace(SETTING, device="cpu", micro_batch=1, accumulation=64), 5e9)
+    assert "num_workers" not in message
+    assert "take a smaller model or more memory" in message
 
 
 def test_offloaded_state_must_fit_into_the_host() -> None:
@@ -39,13 +61,25 @@ def test_offloaded_state_must_fit_into_the_host() -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_largest_micro_batch_fits_and_one_more_does_not(strategy: str) -> None:
-    of = replace(SETTING, num_workers=1 if strategy == "single" else 8)
-    most = largest_micro_batch(of, strategy, 60e9, 4096)  # type: ignore[arg-type]
-    assert 0 < most < 4096
+def test_largest_micro_batch_fits_shares_out_the_batch_and_the_next_one_does_not(strategy: str) -> None:
+    of = replace(SETTING, accumulation=90, num_workers=1 if strategy == "single" else 8)
+    most = largest_micro_batch(of, strategy, 60e9)  # type: ignore[arg-type]
+    sizes = [size for size in range(1, 361) if 360 % size == 0]
+    assert 1 < most < 360
     assert fits(of.with_micro_batch(most), strategy, 60e9)  # type: ignore[arg-type]
-    assert not fits(of.with_micro_batch(most + 1), strategy, 60e9)  # type: ignore[arg-type]
-    assert largest_micro_batch(of, strategy, 1e6, 4096) == 0  # type: ignore[arg-type]
+    assert not fits(of.with_micro_batch(sizes[sizes.index(most) + 1]), strategy, 60e9)  # type: ignore[arg-type]
+    assert largest_micro_batch(of, strategy, 1e6) == 0  # type: ignore[arg-type]
+
+
+def test_a_step_keeps_its_sequences_in_other_micro_batches_and_among_other_workers() -> None:
+    of = replace(SETTING, accumulation=6)
+    for other in (of.with_micro_batch(3), of.among(2), of.among(96)):
+        assert other.sequences * other.num_workers == of.sequences * of.num_workers
+
+
+def test_gradients_of_earlier_micro_batches_lie_beside_the_buckets_of_ddp() -> None:
+    once, twice = memory(SETTING, "ddp"), memory(replace(SETTING, accumulation=2), "ddp")
+    assert twice.gradients - once.gradients == 4 * SETTING.num_trained
 
 
 def test_more_workers_never_need_more_of_a_device_under_zero() -> None:

@@ -17,7 +17,16 @@ def test_a_tasks_loss_is_drawn_over_that_of_its_training() -> None:
     (panel,) = panels(["train/loss_classification", "val/loss_classification"])
     assert panel.title == "Classification loss"
     assert panel.metrics == ("train/loss_classification", "val/loss_classification")
-    assert panel.unit == "nats per token"
+    assert panel.unit == "nats per text"
+
+
+def test_a_loss_of_texts_is_not_said_to_be_one_of_tokens() -> None:
+    assert {
+        panel.title: panel.unit for panel in panels(["train/loss", "train/loss_classification", "val/loss_clm"])
+    } == {
+        "Training loss": "nats",
+        "Next-token loss": "nats per token",
+    }
 
 
 def test_what_is_missing_is_named_by_its_plot() -> None:

@@ -181,15 +181,20 @@ def test_runs_are_drawn_over_one_another_with_a_legend_units_and_marks(two: tupl
 
 
 def test_figures_that_are_not_known_are_left_out(two: tuple[str, Page]) -> None:
-    text, page = two
-    assert row_of(page, "train/loss")[:2] == ["1.25", "1.5"]
+    text, _ = two
+    figures = text.partition("<h2>Final figures</h2>")[2]
+    assert re.findall(r"train/loss</th>(.*?)</tr>", figures) == [
+        '<td class="number">1.25</td><td class="number">1.5</td>'
+    ]
     row = re.findall(r"val/perplexity</th>(.*?)</tr>", text)[0]
     assert re.findall(r"<td[^>]*>(.*?)</td>", row) == ["", "7.25"]
     assert "throughput/mfu" not in text
 
 
 def test_settings_that_differ_are_shown_and_others_are_not(two: tuple[str, Page]) -> None:
-    assert row_of(two[1], "model.hidden_dim")[:2] == ["64", "128"]
+    rows = re.findall(r'class="run">.*?</svg>([ab])</th><td>(.*?)</td>(.*?)</tr>', two[0].partition("Comparison")[2])
+    cells = {label: re.findall(r">([^<>]+)</td>", cells) for label, _, cells in rows}
+    assert cells == {"a": ["1.25", "64"], "b": ["1.5", "128"]}  # by train/loss, which both have
     assert "num_layers" not in two[0]
 
 
@@ -317,3 +322,45 @@ def test_page_is_written_again_in_its_place(root: Storage, capsys: pytest.Captur
         (place,) = re.findall("report: (.*)", capsys.readouterr().out)
         assert f"{num_steps} of 40" in Path(place).read_text()
     assert len(root.list("reports")) == 1
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    root = Storage(str(tmp_path_factory.mktemp("many")))
+    for number in range(12):
+        write_run(root, f"sweep/{number:05d}", width=number, metrics={"val/loss_clm": 5 - number / 10}, num_steps=2)
+    write_run(root, "sweep/00012", width=12, num_steps=2)
+    return page_of(root, f"runs=[{','.join(f'sweep/{number:05d}' for number in range(13))}]")
+
+
+def test_runs_are_compared_by_what_differs_the_best_one_first(many: tuple[str, Page]) -> None:
+    texts = [text for _, text in many[1].texts]
+    begin = texts.index("Comparison")
+    end = texts.index("Curves")
+    assert "in the order of val/loss_clm" in texts[begin + 1]
+    labels = [text for text in texts[begin:end] if text.startswith("sweep/")]
+    assert labels == [*(f"sweep/{number:05d}" for number in range(11, -1, -1)), "sweep/00012"]
+    assert "model.hidden_dim" in texts[begin:end]
+    assert "Settings that differ" not in texts
+
+
+def test_of_more_runs_than_colours_the_best_have_one_each_and_the_others_are_grey(many: tuple[str, Page]) -> None:
+    text, page = many
+    legend = text.partition('<ul class="legend">')[2].partition("</ul>")[0]
+    assert re.findall(r"curve c(\d)", legend) == [*"01234567"]
+    assert [found for found in page.of("li") if found.startswith("sweep/")] == [
+        f"sweep/{number:05d}" for number in range(11, 4, -1)
+    ]
+    assert "the other 6" in page.of("li")
+    drawing = re.findall(r"<figure>.*?</figure>", text, flags=re.DOTALL)[0]
+    assert re.findall(r'"curve c(\d)', drawing)[:6] == ["7"] * 6  # below the others
+
+
+def test_settings_of_runs_that_are_no_variants_of_one_another_are_a_table_of_their_own(root: Storage) -> None:
+    write_run(root, "a", num_steps=2)
+    write_run(root, "b", num_steps=2)
+    config = "".join(f"{name}: 1\n" for name in "abcdefghijklmn")
+    root.write_bytes("runs/b/config.yaml", config.encode())
+    page = page_of(root, "runs=[a,b]")[1]
+    assert "Settings that differ" in page.of("h2")
+    assert "Comparison" not in page.of("h2")
