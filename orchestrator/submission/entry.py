@@ -42,28 +42,37 @@ def _problem(settings):  # type: ignore[no-untyped-def]  # it must be read by an
         }
         remedy = remedies[settings["environment"]]
         return "the package gpt-orchestrator is not on the cluster, nor in what was sent; " + remedy
-    remedy = {
+    return _missing(settings) or _other_than_locked(settings["locked"]) or _outside_ranges(settings)
+
+
+def _remedy(settings):  # type: ignore[no-untyped-def]
+    return {
         "none": "install these there (its Python is {}), or choose submit.environment=lock or image",
         "lock": "pin these in requirements.lock",
         "image": "start the cluster with an image that has them",
     }[settings["environment"]].format(sys.executable)
+
+
+def _missing(settings):  # type: ignore[no-untyped-def]
     needed = {**settings["allowed"], **{name: "==" + version for name, version in settings["tested"].items()}}
-    missing = [name for name in needed if _version(name) is None]
-    if missing:
-        install = " ".join(name + needed[name] for name in missing)
-        return f"not installed on the cluster: {install}; {remedy}"
-    others = [name for name, locked in settings["locked"].items() if not _fits(name, locked)]
-    if others:
-        found = ", ".join(f"{name} {_version(name)} (locked: {settings['locked'][name]})" for name in others)
-        return (
-            f"{sys.executable} has other versions than requirements.lock: {found}; `python` is not that of the "
-            "environment which Ray has made of it: start Ray in a virtual environment that was not moved since"
-        )
-    outside = [name for name, allowed in settings["allowed"].items() if not _fits(name, allowed)]
-    if outside:
-        found = ", ".join(f"{name} {_version(name)} (needed: {settings['allowed'][name]})" for name in outside)
-        return f"of another version on the cluster: {found}; {remedy}"
-    return ""
+    missing = [name + needed[name] for name in needed if _version(name) is None]
+    return f"not installed on the cluster: {' '.join(missing)}; {_remedy(settings)}" if missing else ""
+
+
+def _other_than_locked(locked):  # type: ignore[no-untyped-def]
+    others = [f"{name} {_version(name)} (locked: {locked[name]})" for name in locked if not _fits(name, locked[name])]
+    if not others:
+        return ""
+    return (
+        f"{sys.executable} has other versions than requirements.lock: {', '.join(others)}; `python` is not that of the "
+        "environment which Ray has made of it: start Ray in a virtual environment that was not moved since"
+    )
+
+
+def _outside_ranges(settings):  # type: ignore[no-untyped-def]
+    allowed = settings["allowed"]
+    found = [f"{name} {_version(name)} (needed: {allowed[name]})" for name in allowed if not _fits(name, allowed[name])]
+    return f"of another version on the cluster: {', '.join(found)}; {_remedy(settings)}" if found else ""
 
 
 def _fits(name, allowed):  # type: ignore[no-untyped-def]
