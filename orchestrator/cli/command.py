@@ -61,3 +61,12 @@ def conf_folder() -> Path:
     """Return the folder of the options: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def unknown_command(name: str) -> str:
+    """Return what to say about a command that does not exist."""
+    from orchestrator.configuration.schema import nearest
+
+    near = nearest(name, list(COMMANDS))
+    remedy = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
+    return f"{name}: no such command; {remedy}"

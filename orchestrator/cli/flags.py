@@ -110,14 +110,14 @@ def _submission(flags: "Namespace") -> list[str]:
     Raises:
         UserError: a flag does not go together with submitting.
     """
-    if flags.multirun:
-        raise UserError("--multirun: submit sends one command at a time; submit each of them")
     if flags.config_path or flags.config_name:
         raise UserError("--config-path, --config-name: submit finds a command's options by its name; use --config-dir")
     own = [word for word in flags.overrides if word.startswith(_OF_SUBMIT)]
     others = [word for word in flags.overrides if word not in own]
     own += [f"submit.address={_quoted(flags.address)}"] if flags.address is not None else []
     own += ["submit.wait=true"] if flags.wait else []
+    if flags.multirun:  # it is for the command, which runs there
+        flags.multirun, own = False, [*own, "submit.multirun=true"]
     if others and "=" in others[0]:
         example = "orchestrator submit pretrain +experiment=quickstart"
         raise UserError(f"{redact(others[0])}: name the command before its settings, as in {example}")

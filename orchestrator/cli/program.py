@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from modules.errors import InputError
-from orchestrator.cli.command import COMMANDS
+from orchestrator.cli.command import COMMANDS, unknown_command
 from orchestrator.cli.flags import parser_of, read_flags, second_command
 from orchestrator.cli.hydra_errors import hydra_errors_in_one_line
-from orchestrator.cli.session import Session, hydra_of, unknown_command
+from orchestrator.cli.session import Session, hydra_of
 from orchestrator.display import streams
 from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import ConfigError, OrchestratorError, StoppedError, UserError, exit_code

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import importlib
 import io
 import logging
@@ -10,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.command import COMMANDS, conf_folder
+from orchestrator.cli.command import COMMANDS, conf_folder, unknown_command
 from orchestrator.cli.flags import second_command
 from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
+from orchestrator.cli.options import known_choices, options_of
 from orchestrator.cli.sweep import checked_sweep_folder, is_own, jobs, parsed
 from orchestrator.display import streams
 from orchestrator.errors import ConfigError, UserError
@@ -95,7 +95,7 @@ class Session:
         if self.search:
             self._run_trials()
             return
-        self._check_all()
+        self.combinations()
         with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
             # Hydra's sweeper writes its own record there, overrides included; the commands make the runs' folders
             own = [] if checked_sweep_folder(self.overrides) else [folder]
@@ -150,7 +150,7 @@ class Session:
     def _groups(self) -> Any:
         from orchestrator.configuration.overrides import Groups
 
-        known, options = _known_choices(self.hydra, self.primary), _options(self.hydra)
+        known, options = known_choices(self.hydra, self.primary), options_of(self.hydra)
         return Groups(
             chosen={group: known[group] for group in options if group in known},
             options=options,
@@ -183,15 +183,24 @@ class Session:
         except Exception as error:  # Hydra has read nothing but the arguments, and raises whatever it comes upon
             raise ConfigError("\n".join([*self.mistakes, first_line(error)])) from error
 
-    def _check_all(self) -> None:
-        from orchestrator.configuration.mistakes import mistakes_in
+    def combinations(self) -> "list[Config]":
+        """Return the configuration of every combination of a sweep.
+
+        Raises:
+            ConfigError: with every mistake in any of them, one line each.
+        """
+        from orchestrator.configuration.mistakes import validated
 
         fixed = [text for text in self.overrides if text.startswith("hydra")]
-        mistakes = list(self.mistakes)
+        configs, mistakes = list["Config"](), list(self.mistakes)
         for job in jobs([text for text in self.overrides if text not in fixed]):
-            mistakes += mistakes_in(self._composed([*job, *fixed]), self.kind)
+            try:
+                configs.append(validated(self._composed([*job, *fixed]), self.kind))
+            except ConfigError as error:
+                mistakes += str(error).splitlines()
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+        return configs
 
     def _run_one(self, cfg: "DictConfig") -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -208,23 +217,6 @@ class Session:
             streams.go_on_unread()
         others = [Composer(self.hydra, self.flags)] if command.composes else []
         importlib.import_module(f"orchestrator.commands.{self.name}").run(config, *others)
-
-
-@functools.lru_cache(maxsize=1)  # a pipeline composes many commands with one Hydra, which takes long to list these
-def _options(hydra: "Hydra") -> dict[str, tuple[str, ...]]:
-    """Return the options of every group but Hydra's own."""
-    from hydra.core.object_type import ObjectType
-
-    ours = [group for group in hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
-    return {group: tuple(sorted(hydra.config_loader.get_group_options(group, ObjectType.CONFIG))) for group in ours}
-
-
-@functools.lru_cache(maxsize=16)  # a sweep composes one command many times
-def _known_choices(hydra: "Hydra", primary: str) -> dict[str, str | None]:
-    """Return the option that each group of a command starts with."""
-    from hydra.types import RunMode
-
-    return hydra.config_loader.compute_defaults_list(primary, [], RunMode.RUN).overrides.known_choices
 
 
 class Composer:
@@ -260,20 +252,27 @@ class Composer:
         Raises:
             ConfigError: with every mistake, one line each.
         """
+        return self._session(command, overrides, multirun=False).validated()
+
+    def compose_all(self, command: str, overrides: Sequence[str]) -> "list[Config]":
+        """Return the configuration of every run that `--multirun` starts of these overrides.
+
+        Raises:
+            ConfigError: with every mistake in any of them, one line each.
+        """
+        from orchestrator.cli.trials import composed_trials
+
+        session = self._session(command, overrides, multirun=True)
+        if session.search:
+            return composed_trials(command, session.search, session.flags.overrides, self)
+        return session.combinations()
+
+    def _session(self, command: str, overrides: Sequence[str], multirun: bool) -> Session:
         self.kind(command)
         if any(word.startswith("-") for word in overrides):
             raise ConfigError("flags after the command are not carried along; give fields alone, as FIELD=VALUE")
-        words = {**vars(self._flags), "config_name": None, "multirun": False, "overrides": list(overrides)}
-        return Session(self._hydra, command, argparse.Namespace(**words)).validated()
-
-
-def unknown_command(name: str) -> str:
-    """Return what to say about a command that does not exist."""
-    from orchestrator.configuration.schema import nearest
-
-    near = nearest(name, list(COMMANDS))
-    remedy = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
-    return f"{name}: no such command; {remedy}"
+        words = {**vars(self._flags), "config_name": None, "multirun": multirun, "overrides": list(overrides)}
+        return Session(self._hydra, command, argparse.Namespace(**words))
 
 
 @contextlib.contextmanager

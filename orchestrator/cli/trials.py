@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from modules.config import Config
 from orchestrator.cli.sweep import num_values, parsed
 from orchestrator.configuration.composer import Composer
 from orchestrator.configuration.mistakes import validated
@@ -33,6 +34,23 @@ def run_trials(command: str, search: Sequence[str], texts: Sequence[str], compos
     found = trials(texts, config)
     streams.go_on_unread()
     sweep.run(config, command, texts, found, composer)
+
+
+def composed_trials(command: str, search: Sequence[str], texts: Sequence[str], composer: Composer) -> list[Config]:
+    """Return the configuration of each trial.
+
+    Raises:
+        ConfigError: with every mistake in any of them, one line each.
+    """
+    configs, mistakes = list[Config](), list[str]()
+    for trial in trials(texts, settings(search)):
+        try:
+            configs.append(composer.compose(command, trial.words))
+        except ConfigError as error:
+            mistakes += str(error).splitlines()
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    return configs
 
 
 def settings(texts: Sequence[str]) -> SweepConfig:

@@ -12,6 +12,7 @@ from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import StorageConfig
 from orchestrator.display.progress import ProgressDisplay
 from orchestrator.display.results import show_results
+from orchestrator.display.terminal import print_line
 from orchestrator.runs import run as runs
 from orchestrator.runs.events import DRIVER_KINDS, EventLog
 from orchestrator.runs.goodput import goodput
@@ -47,7 +48,7 @@ def complete_run(
         keep = partial(runs.keep, storage, this_run, config)
         wait_seconds = config.cluster.lease_wait_seconds
         with (
-            lease(storage, this_run.name, on_renewal=keep, wait_seconds=wait_seconds) as attempt,
+            lease(storage, this_run.name, on_renewal=keep, wait_seconds=wait_seconds, on_wait=print_line) as attempt,
             ProgressDisplay() as display,
         ):
             runs.begin(storage, this_run, config, base_files)

@@ -26,3 +26,7 @@ class Composer(Protocol):
     def compose(self, command: str, overrides: Sequence[str]) -> Config:
         """Return a validated configuration; raise ConfigError with every mistake, one line each."""
         ...
+
+    def compose_all(self, command: str, overrides: Sequence[str]) -> list[Config]:
+        """Return the configurations of all runs of `--multirun`; raise ConfigError with every mistake in them."""
+        ...

@@ -16,6 +16,8 @@ class SubmitSettings(Config):
     """The address of the job server, http://HOST:8265, or the cluster (auto, ray://…); null: RAY_ADDRESS, else auto."""
     wait: Runtime[bool] = False
     """Follow the log to the end, and exit with the job's exit code."""
+    multirun: Runtime[bool] = False
+    """Run every combination of the settings, or a sweep, as --multirun does."""
     environment: Runtime[SubmitEnvironment] = "none"
     """`none`: packages are on the cluster; `lock`: it installs requirements.lock; `image`: it has the project, too."""
     max_bytes: Runtime[Annotated[int, Field(gt=0, le=500 * 2**20)]] = 100 * 2**20

@@ -19,7 +19,7 @@ TESTED = {
     "fsspec": "2026.9.0",
 }
 """As in requirements.lock."""
-_PROJECT = "gpt-orchestrator"
+PROJECT = "gpt-orchestrator"
 _MALICIOUS = {"pytorch-lightning": ("2.6.2", "2.6.3")}
 """GHSA-w37p-236h-pfx3."""
 WHY_NOT_OTHERS = {
@@ -71,7 +71,7 @@ def allowed_ranges() -> dict[str, SpecifierSet]:
 
 def _requirements() -> list[str]:
     try:
-        return importlib.metadata.requires(_PROJECT) or []
+        return importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
         return []
 

@@ -49,6 +49,7 @@ def lease(
     on_loss: Callable[[], Any] | None = None,
     on_renewal: Callable[[], Any] = lambda: None,
     wait_seconds: float = 0,
+    on_wait: Callable[[str], Any] = lambda _: None,
     above: str = RUNS,
 ) -> Iterator[Attempt]:
     """Hold the lease of a run, and yield the attempt that it admits.
@@ -57,12 +58,13 @@ def lease(
         on_loss: Called when another driver has taken over; None ends this process and its children at once.
         on_renewal: Called once a minute and at the end, to write what somebody has removed from the run's folder.
         wait_seconds: How long to wait for another driver: the one before a restart may hold it until it expires.
+        on_wait: Called once, with a line that says for whom, if there is another one to wait for.
         above: The folder that holds the run's.
 
     Raises:
         LeaseError: another driver holds it.
     """
-    attempt, taken = _taken_within(storage, run_name, above, wait_seconds), time.time()
+    attempt, taken = _taken_within(storage, run_name, above, wait_seconds, on_wait), time.time()
     renewals = itertools.count(1)
 
     def renew() -> None:
@@ -144,14 +146,22 @@ def _renew(storage: Storage, attempt: Attempt, taken: float) -> None:
         _create(storage, attempt, data)
 
 
-def _taken_within(storage: Storage, run_name: str, above: str, seconds: float) -> Attempt:
-    deadline = time.monotonic() + seconds
+def _taken_within(
+    storage: Storage, run_name: str, above: str, seconds: float, on_wait: Callable[[str], Any]
+) -> Attempt:
+    deadline, is_told = time.monotonic() + seconds, False
     while True:
         try:
             return _take(storage, run_name, above)
-        except LeaseError:
+        except LeaseError as error:
             if time.monotonic() >= deadline:
                 raise
+            if not is_told:
+                on_wait(
+                    f"{str(error).partition(';')[0]}; this one waits up to {seconds:g} s for it to end (if it was "
+                    f"killed, its lease ends within {EXPIRY_SECONDS:g} s)"
+                )
+                is_told = True
         time.sleep(min(_RETRY_SECONDS, seconds))
 
 

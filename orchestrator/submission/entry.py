@@ -20,42 +20,59 @@ def main() -> None:
     problem = _problem(settings)
     if problem:
         sys.exit(_refused(problem))
-    for line in _other_versions(settings["tested"]):
+    for line in _differences(settings):
         _say("note: " + line)
     if settings["wandb_key"] and not _has_wandb_key():
         _say(
             "note: the machine that submitted this has a W&B key, and the cluster's head node has none: what it tracks "
             "stays offline. Give the nodes WANDB_API_KEY, from a Kubernetes secret or the environment of `ray start`"
         )
-    _wait_for_lease(settings)
     sys.argv = ["orchestrator", settings["command"], *settings["overrides"]]
     runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
 
 
 def _problem(settings):  # type: ignore[no-untyped-def]  # it must be read by any Python 3
-    remedies = {
-        "none": "submit from a checkout of the project, or choose submit.environment=lock or image",
-        "lock": "submit from a checkout, or name gpt-orchestrator in requirements.lock",
-        "image": "start the cluster with an image that has it",
-    }
-    remedy = remedies[settings["environment"]]
-    if sys.version_info < (3, 11):  # noqa: UP036  # the cluster's Python is not ours
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
         return "the cluster has Python {}.{}, and 3.11 or 3.12 is needed".format(*sys.version_info[:2])
     if importlib.util.find_spec("orchestrator") is None:
+        remedies = {
+            "none": "submit from a checkout of the project, or choose submit.environment=lock or image",
+            "lock": "submit from a checkout, or name gpt-orchestrator in requirements.lock",
+            "image": "start the cluster with an image that has it",
+        }
+        remedy = remedies[settings["environment"]]
         return "the package gpt-orchestrator is not on the cluster, nor in what was sent; " + remedy
-    missing = [name for name in settings["tested"] if _version(name) is None]
-    if missing:
-        install = " ".join(f"{name}=={settings['tested'][name]}" for name in missing)
-        return (
-            "not installed on the cluster: {}; pip install {} there (the Python is {}), or choose "
-            "submit.environment=lock or image".format(", ".join(missing), install, sys.executable)
-        )
-    outside = [name for name, allowed in settings["allowed"].items() if not _fits(name, allowed)]
-    if outside:
-        found = ", ".join(f"{name} {_version(name)} (needed: {settings['allowed'][name]})" for name in outside)
-        remedy = "install these there, or choose submit.environment=lock or image"
-        return f"of another version on the cluster: {found}; {remedy}"
-    return ""
+    return _missing(settings) or _other_than_locked(settings["locked"]) or _outside_ranges(settings)
+
+
+def _remedy(settings):  # type: ignore[no-untyped-def]
+    return {
+        "none": "install these there (its Python is {}), or choose submit.environment=lock or image",
+        "lock": "pin these in requirements.lock",
+        "image": "start the cluster with an image that has them",
+    }[settings["environment"]].format(sys.executable)
+
+
+def _missing(settings):  # type: ignore[no-untyped-def]
+    needed = {**settings["allowed"], **{name: "==" + version for name, version in settings["tested"].items()}}
+    missing = [name + needed[name] for name in needed if _version(name) is None]
+    return f"not installed on the cluster: {' '.join(missing)}; {_remedy(settings)}" if missing else ""
+
+
+def _other_than_locked(locked):  # type: ignore[no-untyped-def]
+    others = [f"{name} {_version(name)} (locked: {locked[name]})" for name in locked if not _fits(name, locked[name])]
+    if not others:
+        return ""
+    return (
+        f"{sys.executable} has other versions than requirements.lock: {', '.join(others)}; `python` is not that of the "
+        "environment which Ray has made of it: start Ray in a virtual environment that was not moved since"
+    )
+
+
+def _outside_ranges(settings):  # type: ignore[no-untyped-def]
+    allowed = settings["allowed"]
+    found = [f"{name} {_version(name)} (needed: {allowed[name]})" for name in allowed if not _fits(name, allowed[name])]
+    return f"of another version on the cluster: {', '.join(found)}; {_remedy(settings)}" if found else ""
 
 
 def _fits(name, allowed):  # type: ignore[no-untyped-def]
@@ -64,12 +81,23 @@ def _fits(name, allowed):  # type: ignore[no-untyped-def]
     return SpecifierSet(allowed).contains(_version(name) or "0", prereleases=True)
 
 
-def _other_versions(tested):  # type: ignore[no-untyped-def]
-    """Yield a line if the cluster has other versions than those that were tested together."""
-    others = [name for name in tested if (_version(name) or "").partition("+")[0] != tested[name]]
+def _differences(settings):  # type: ignore[no-untyped-def]
+    """Yield a line for what the cluster has in another version than what was tested, or than who submits."""
+    others = [
+        name for name in settings["tested"] if (_version(name) or "").partition("+")[0] != settings["tested"][name]
+    ]
     if others:
-        found = ", ".join(f"{name} {_version(name)} (tested: {tested[name]})" for name in others)
+        found = ", ".join(f"{name} {_version(name)} (tested: {settings['tested'][name]})" for name in others)
         yield f"the cluster has {found}"
+    python = ".".join(map(str, sys.version_info[:2]))
+    if python != settings["python"]:
+        yield f"the cluster has Python {python}, and the machine that submitted this {settings['python']}"
+    installed = _version("gpt-orchestrator")
+    if not os.path.isdir("orchestrator") and installed != settings["version"]:
+        yield (
+            f"the cluster has gpt-orchestrator {installed}, and the machine that submitted this {settings['version']}, "
+            "which has checked the settings; submit from a checkout to send the program as well"
+        )
 
 
 def _version(name):  # type: ignore[no-untyped-def]
@@ -83,13 +111,6 @@ def _has_wandb_key() -> bool:
     from orchestrator.runs.tracking import key_place
 
     return key_place() is not None
-
-
-def _wait_for_lease(settings) -> None:  # type: ignore[no-untyped-def]
-    if settings["run"]:
-        from orchestrator.submission.free_lease import wait_until_free
-
-        wait_until_free(settings["root"], settings["run"], _say)
 
 
 def _refused(problem: str) -> int:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
 from orchestrator.errors import UserError
 from orchestrator.storage.redaction import redact
 
@@ -28,3 +31,16 @@ def locked_packages(folder: Path) -> list[str]:
         if line.startswith("-"):
             raise UserError(f"{path}: {line} is no package; the cluster's own pip configuration names its index")
     return packages
+
+
+def locked_versions(packages: list[str]) -> dict[str, str]:
+    """Return what a lock allows of each package, as in `==2.13.0`; of one that is named by an address, any version."""
+    found = {}
+    for line in packages:
+        try:
+            package = Requirement(line)
+        except InvalidRequirement:
+            raise UserError(f"{LOCK}: {line} is no package; pip reads it in another way than this program") from None
+        if package.marker is None or package.marker.evaluate({"extra": ""}):
+            found[canonicalize_name(package.name)] = str(package.specifier)
+    return found

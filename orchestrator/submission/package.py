@@ -20,7 +20,8 @@ SETTINGS = f"{FOLDER}/settings.json"
 ENTRY = f"{FOLDER}/entry.py"
 CONFIG_DIR = f"{FOLDER}/conf"
 """The user's folder of options."""
-_NOT_AT_THE_TOP = ("data", "outputs", "multirun", "wandb", "venv", "env", FOLDER)
+_RESULTS = ("outputs", "multirun", "wandb")
+_NOT_AT_THE_TOP = (*_RESULTS, "data", "venv", "env", FOLDER)
 _NOWHERE = (".git", ".venv", "__pycache__", "node_modules", ".ipynb_checkpoints", "*.pyc", "*.egg-info", ".*_cache")
 _SECRET = (
     *(
@@ -56,6 +57,31 @@ class Project:
     """Files that are not sent because their names are those of secrets."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """The files of the user's folder of options that are sent, also those that .gitignore names."""
+
+    folder: Path
+    files: tuple[str, ...]
+    """Relative to the folder, with slashes, sorted."""
+    held_back: tuple[str, ...]
+    """Files that are not sent because their names are those of secrets."""
+
+
+def read_options(folder: Path) -> Options:
+    """Return what of a folder of options is sent."""
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml") if path.is_file()]
+    # it may be the project's own folder, with results, whose settings are no options
+    names = [name for name in found if not is_never_sent(name) and PurePosixPath(name).parts[0] not in _RESULTS]
+    held_back = sorted(name for name in names if _matches(name, _SECRET))
+    return Options(folder, tuple(sorted({*names} - {*held_back})), tuple(held_back))
+
+
+def is_never_sent(name: str) -> bool:
+    """Return whether a file lies in an environment, in a history or a cache."""
+    return _matches(name, _NOWHERE)
+
+
 def read_project(folder: Path, max_bytes: int, also_without: Collection[str] = ()) -> Project:
     """Return what of a folder is sent: not data, outputs, environments, secrets, nor what .gitignore names.
 
@@ -66,9 +92,7 @@ def read_project(folder: Path, max_bytes: int, also_without: Collection[str] = (
         UserError: it is larger than `max_bytes`.
     """
     top = {*_NOT_AT_THE_TOP, *also_without}
-    names = [
-        name for name in _listed(folder) if PurePosixPath(name).parts[0] not in top and not _matches(name, _NOWHERE)
-    ]
+    names = [name for name in _listed(folder) if PurePosixPath(name).parts[0] not in top and not is_never_sent(name)]
     held_back = sorted(name for name in names if _matches(name, _SECRET))
     files = sorted({*names} - {*held_back})
     sizes = {name: (folder / name).stat().st_size for name in files}
@@ -121,22 +145,22 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatch.fnmatch(part.lower(), pattern) for part in PurePosixPath(name).parts for pattern in patterns)
 
 
-def write_package(to: Path, project: Project | None, settings: Mapping[str, Any], config_dir: Path | None) -> None:
+def write_package(to: Path, project: Project | None, settings: Mapping[str, Any], options: Options | None) -> None:
     """Write the zip file of a submission.
 
     Args:
         project: The files of the project; None sends settings alone.
         settings: What the entry on the cluster reads.
-        config_dir: The user's folder of options, which the settings may name.
+        options: The user's folder of options, which the settings may name.
     """
     with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED) as archive:
         if project:
             for name in project.files:
                 path = project.folder / name
                 _add(archive, name, path.read_bytes(), path.stat().st_mode)
-        if config_dir:
-            for path in sorted(config_dir.rglob("*.yaml")):
-                _add(archive, f"{CONFIG_DIR}/{path.relative_to(config_dir).as_posix()}", path.read_bytes())
+        if options:
+            for name in options.files:
+                _add(archive, f"{CONFIG_DIR}/{name}", (options.folder / name).read_bytes())
         _add(archive, ENTRY, Path(__file__).with_name("entry.py").read_bytes())
         _add(archive, SETTINGS, json.dumps(settings, indent=1, sort_keys=True).encode())
 

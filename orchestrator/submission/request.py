@@ -1,28 +1,27 @@
 """What is asked of the cluster: a command whose settings were composed and checked here, under the name of its run."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from modules.config import Config, Role
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.composer import Composer
-from orchestrator.configuration.schema import shown
 from orchestrator.configuration.submission import SubmitConfig
-from orchestrator.errors import ConfigError, UserError
-from orchestrator.storage.access import is_local, path_of
-from orchestrator.storage.redaction import redact, without_query, without_secrets
-from orchestrator.storage.store import Storage
+from orchestrator.errors import UserError
+from orchestrator.runs.lease import EXPIRY_SECONDS
+from orchestrator.storage.redaction import redact, without_query
 from orchestrator.submission.package import CONFIG_DIR
 
 STOP_MARGIN_SECONDS = 30
 """Beyond `checkpoint.grace_seconds` until Ray kills a job: its driver ends its workers and gives back its lease."""
+LEASE_WAIT_SECONDS = EXPIRY_SECONDS + 30
+"""The next attempt follows a driver that was lost with its machine, whose lease has to expire."""
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+_LEASE_WAIT = "cluster.lease_wait_seconds"
 _HERE_ALONE = ("submit", "jobs", "logs", "stop", "chat")
-_OUTPUTS = ("output", "to")
 
 
 @dataclass(frozen=True)
@@ -34,26 +33,27 @@ class Request:
     command: str
     overrides: tuple[str, ...]
     """With what the cluster needs besides those that were given."""
-    config: Config
+    configs: tuple[Config, ...]
+    """The command's configuration; with --multirun that of each of its runs."""
     added: tuple[str, ...]
     """Overrides that were not given."""
+    multirun: bool = False
 
     @property
     def root(self) -> str:
         """The storage root; empty for a command that stores nothing."""
-        storage = getattr(self.config, "storage", None)
+        storage = getattr(self.configs[0], "storage", None)
         return redact(storage.root) if storage else ""
 
-    @property
-    def env_vars(self) -> dict[str, str]:
-        """What the job finds in its environment; anyone who may list jobs can read it."""
-        checkpoint = getattr(self.config, "checkpoint", None)
-        return {_STOP_WAIT: str(math.ceil(checkpoint.grace_seconds if checkpoint else 0) + STOP_MARGIN_SECONDS)}
+    def env_vars(self, stages: Mapping[str, Config]) -> dict[str, str]:
+        """Return what the job finds in its environment; anyone who may list jobs can read it.
 
-    @property
-    def leased_run(self) -> str:
-        """The run whose lease its driver takes; empty for a command that takes none."""
-        return self.run if isinstance(self.config, TrainingRunConfig) else ""
+        Args:
+            stages: The configurations of a pipeline's stages, whose checkpoints take time as well.
+        """
+        saving = [getattr(config, "checkpoint", None) for config in (*self.configs, *stages.values())]
+        grace_seconds = max((checkpoint.grace_seconds for checkpoint in saving if checkpoint), default=0)
+        return {_STOP_WAIT: str(math.ceil(grace_seconds) + STOP_MARGIN_SECONDS)}
 
 
 def requested(config: SubmitConfig, composer: Composer) -> Request:
@@ -62,13 +62,18 @@ def requested(config: SubmitConfig, composer: Composer) -> Request:
     Raises:
         UserError: the command cannot be submitted, or its settings have mistakes.
     """
-    command, given = config.command, tuple(config.overrides)
+    command, given, multirun = config.command, tuple(config.overrides), config.submit.multirun
     if command in _HERE_ALONE:
         raise UserError(f"command={command}: runs here alone; submit what trains, measures or makes something")
-    own = composer.compose(command, given)
-    run = _run_name(command, own)
-    added = tuple(_added(own, given, run))
-    return Request(run, command, given + added, composer.compose(command, given + added), added)
+
+    def composed(overrides: Sequence[str]) -> tuple[Config, ...]:
+        return (*composer.compose_all(command, overrides),) if multirun else (composer.compose(command, overrides),)
+
+    configs = composed(given)
+    own = configs[0]
+    run = _sweep_name(command, given) if multirun else _run_name(command, own)
+    added = (*_added_for_cluster(own, given), *(() if multirun else _added_for_run(own, given, run)))
+    return Request(run, command, given + added, composed(given + added) if added else configs, added, multirun)
 
 
 def _run_name(command: str, config: Config) -> str:
@@ -79,27 +84,31 @@ def _run_name(command: str, config: Config) -> str:
     return f"{command}-{pipeline or fingerprint(_content(config))[:8]}"
 
 
+def _sweep_name(command: str, given: Sequence[str]) -> str:
+    """Return the name of a sweep, or one from what was typed, so that the same sweep has the same name."""
+    named = [text.partition("=")[2] for text in given if text.lstrip("+").startswith("sweep.name=")]
+    return named[-1] if named else f"{command}-sweep-{fingerprint({'overrides': sorted(given)})[:8]}"
+
+
 def _content(config: Config) -> dict[str, Any]:
     """Return what decides the result, and what is read, so that the same command has the same name."""
-    places = dict(_inputs(config))
+    places = dict(inputs_of(config))
     return {"identity": identity(config), "inputs": places, "root": str(getattr(config, "storage", ""))}
 
 
-def _inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
     """Yield each setting that says where an input lies, with its texts, without signatures."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, Config):
-            yield from _inputs(value, f"{prefix}{name}.")
+            yield from inputs_of(value, f"{prefix}{name}.")
         elif Role.INPUT in field.metadata and value is not None and value != ():
             texts = value if isinstance(value, tuple) else (value,)
             yield prefix + name, [without_query(str(text)) for text in texts]
 
 
-def _added(config: Config, given: Sequence[str], run: str) -> Iterator[str]:
-    """Yield what the cluster needs besides: the run's name, and to train with the cluster's workers."""
-    if isinstance(config, TrainingRunConfig) and config.run.name is None:
-        yield f"run.name={run}"
+def _added_for_cluster(config: Config, given: Sequence[str]) -> Iterator[str]:
+    """Yield what is needed to train with the cluster's workers."""
     cluster = getattr(config, "cluster", None)
     if cluster is None:
         return
@@ -110,96 +119,35 @@ def _added(config: Config, given: Sequence[str], run: str) -> Iterator[str]:
         yield "cluster.address=auto"
 
 
-def check(request: Request, files: Collection[str], config_dir: Path | None) -> None:
-    """Check what would be different on the cluster from here.
-
-    Args:
-        files: What is sent of this folder.
-        config_dir: The user's folder of options.
-
-    Raises:
-        ConfigError: a setting holds a secret, or a path that is not there on the cluster, or that is lost with the job.
-    """
-    mistakes = [*_secrets(request.overrides, config_dir), *_lost(request.config), *_not_sent(request.config, files)]
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-
-
-def _secrets(overrides: Sequence[str], config_dir: Path | None) -> Iterator[str]:
-    texts = [(text.partition("=")[0].lstrip("+"), text) for text in overrides]
-    options = sorted(config_dir.rglob("*.yaml")) if config_dir else []
-    texts += [(f"--config-dir: {path}", path.read_text(encoding="utf-8")) for path in options]
-    for where, text in texts:
-        if holds_secret(text):
-            yield (
-                f"{where}: holds a password, a key or a signed URL; what is submitted can be read in the cluster by "
-                "whoever may use it. Let its nodes have the credentials (their environment, a role, a Kubernetes "
-                "secret), and give the address without them"
-            )
-
-
-def holds_secret(text: str) -> bool:
-    """Return whether a text holds a URL's credentials or signature, or the value of a secret environment variable."""
-    return redact(text) != text or without_secrets(text) != text
-
-
-def _lost(config: Config) -> Iterator[str]:
-    """Yield a mistake for each place that lies in the job's own folder, which the cluster deletes."""
-    storage = getattr(config, "storage", None)
-    places = [("storage.root", storage.root)] if storage else []
-    places += [(name, getattr(config, name)) for name in _OUTPUTS if isinstance(getattr(config, name, None), str)]
-    for name, value in places:
-        if _is_relative(value):
-            yield (
-                f"{name}={shown(value)}: a relative path lies in the job's own folder on the cluster, which is deleted "
-                f"after it; give a URL such as s3://bucket/{value.strip('/') or 'outputs'}, or the absolute path of a "
-                "folder that all its nodes share"
-            )
-
-
-def _is_relative(path: str) -> bool:
-    return is_local(path) and not Path(path_of(path)).expanduser().is_absolute()
-
-
-def _not_sent(config: Config, files: Collection[str]) -> Iterator[str]:
-    for name, texts in _inputs(config):
-        for text in texts:
-            if _is_relative(text) and _stays_here(path_of(text), files):
-                yield (
-                    f"{name}={shown(text)}: is not among the files that are sent, so it is not on the cluster; put it "
-                    "into storage that its nodes can read, and give the URL or the path there"
-                )
-
-
-def _stays_here(text: str, files: Collection[str]) -> bool:
-    """Return whether a relative path or glob names something here, of which nothing is sent."""
-    try:
-        found = list(Path().glob(text)) if text.strip("./") else [Path(text)]
-    except (ValueError, NotImplementedError):
-        return False
-    names = {path.as_posix() for path in found if path.exists()}
-    return bool(names) and not any(
-        file in names or any(file.startswith(f"{name}/") for name in names) for file in files
-    )
+def _added_for_run(config: Config, given: Sequence[str], run: str) -> Iterator[str]:
+    """Yield the run's name, and that its driver waits for the lease of one that was lost."""
+    if not isinstance(config, TrainingRunConfig):
+        return
+    if config.run.name is None:
+        yield f"run.name={run}"
+    is_given = any(text.lstrip("+").startswith(f"{_LEASE_WAIT}=") for text in given)
+    if not is_given and config.cluster.lease_wait_seconds == 0:
+        yield f"{_LEASE_WAIT}={LEASE_WAIT_SECONDS:g}"
 
 
 def settings_of(
     request: Request,
     environment: str,
-    tested: dict[str, str],
-    allowed: dict[str, str],
+    versions: Mapping[str, Any],
     has_wandb_key: bool,
-    config_dir: Path | None,
+    has_options: bool,
 ) -> dict[str, Any]:
-    """Return what the entry on the cluster reads, as plain data."""
-    folder = ["--config-dir", CONFIG_DIR] if config_dir else []
+    """Return what the entry on the cluster reads, as plain data.
+
+    Args:
+        versions: What is checked there.
+        has_options: Whether a folder of options is sent as well.
+    """
+    flags = [*(["--multirun"] if request.multirun else []), *(["--config-dir", CONFIG_DIR] if has_options else [])]
     return {
         "command": request.command,
-        "overrides": [*folder, *request.overrides],
+        "overrides": [*flags, *request.overrides],
         "environment": environment,
-        "tested": tested,
-        "allowed": allowed,
+        **versions,
         "wandb_key": has_wandb_key,
-        "run": request.leased_run,
-        "root": Storage(request.root).url() if request.root else "",
     }

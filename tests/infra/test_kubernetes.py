@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,31 @@ def test_pods_have_no_root_and_time_to_save() -> None:
         assert pod["securityContext"]["runAsNonRoot"]
         assert not pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"]
         assert pod["terminationGracePeriodSeconds"] > CheckpointConfig().grace_seconds
+
+
+def test_pod_of_a_worker_tells_ray_before_it_goes_and_has_time_for_that(tmp_path: Path) -> None:
+    from ray.scripts.scripts import drain_node
+
+    raylet = tmp_path / "cmdline"
+    raylet.write_bytes(b"raylet\0--node_name=x\0--node_id=" + b"a1" * 28 + b"\0--node-ip-address=10.0.0.7\0")
+    hooks = [(pod, pod["containers"][0]["lifecycle"]) for pod in pods() if "lifecycle" in pod["containers"][0]]
+    assert [pod["containers"][0]["name"] for pod, _ in hooks] == ["ray-worker", "ray-worker"]
+    for pod, hook in hooks:
+        shell, login, script = hook["preStop"]["exec"]["command"]
+        assert (shell, login) == ("bash", "-lc")
+        assert script.startswith("ray drain-node --node-id ")
+        find_node, _, rest = script.partition('"$(')[2].partition(')"')
+        node = subprocess.run(
+            ["bash", "-c", f"{find_node.split(' /proc')[0]} {raylet}"], capture_output=True, text=True
+        )
+        assert node.stdout.strip() == "a1" * 28
+        words = shlex.split(f"ray drain-node --node-id {node.stdout} {rest.partition(';')[0]}")
+        assert words[:2] == ["ray", "drain-node"]
+        told = drain_node.make_context("drain-node", words[2:]).params
+        assert told["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+        assert (
+            CheckpointConfig().grace_seconds < told["deadline_remaining_seconds"] < pod["terminationGracePeriodSeconds"]
+        )
 
 
 def test_job_is_given_time_to_save_and_its_retries_time_for_the_lease() -> None:

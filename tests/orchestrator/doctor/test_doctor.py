@@ -370,7 +370,7 @@ def test_all_packages_outside_their_ranges_are_reported_at_once(monkeypatch: pyt
 
 
 def test_without_metadata_of_the_project_other_versions_are_untested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "_PROJECT", "no-such-package-at-all")
+    monkeypatch.setattr(packages, "PROJECT", "no-such-package-at-all")
     assert with_versions(monkeypatch).status == "ok"
     assert with_versions(monkeypatch, torch="2.14.0").status == "warning"
     assert with_versions(monkeypatch, pytorch_lightning="2.6.3").status == "failure"

@@ -265,7 +265,7 @@ def test_damaged_lease_holds_until_it_expires(storage: Storage, damage: bytes, m
 
 
 def test_restart_waits_for_the_lease_of_the_driver_before_it(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
+    waited, said = list[float](), list[str]()
     with ExitStack() as held:
         held.enter_context(lease(storage, RUN))
 
@@ -275,9 +275,12 @@ def test_restart_waits_for_the_lease_of_the_driver_before_it(storage: Storage, m
                 held.close()
 
         monkeypatch.setattr(leases.time, "sleep", sleep)
-        with lease(storage, RUN, wait_seconds=60) as attempt:
+        with lease(storage, RUN, wait_seconds=60, on_wait=said.append) as attempt:
             assert attempt.number == 2
     assert len(waited) == 3
+    (line,) = said
+    assert line.startswith(f"another driver runs this run: process {os.getpid()} on ")
+    assert line.endswith("this one waits up to 60 s for it to end (if it was killed, its lease ends within 60 s)")
 
 
 def test_waiting_for_a_lease_has_an_end(storage: Storage) -> None:

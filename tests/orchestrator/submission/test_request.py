@@ -1,39 +1,30 @@
 """What is asked of the cluster: composed here, named after its run, and refused where the cluster is another place."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from requests_here import ROOT, request
 from stand_in_jobs import StandInClient
 
 from orchestrator.cli import main
 from orchestrator.cli.flags import read_flags
-from orchestrator.cli.session import Composer, hydra_of
+from orchestrator.cli.session import Session, hydra_of
 from orchestrator.configuration.submission import SubmitConfig
 from orchestrator.errors import ConfigError, UserError
+from orchestrator.runs.lease import EXPIRY_SECONDS
 from orchestrator.submission.job_server import JobServer
-from orchestrator.submission.request import Request, check, requested
-
-ROOT = "storage.root=s3://bucket/outputs"
-
-
-def request(command: str, *overrides: str) -> Request:
-    flags = read_flags("submit", [command])
-    with hydra_of("submit", flags) as hydra:
-        return requested(SubmitConfig(command=command, overrides=overrides), Composer(hydra, flags))
-
-
-def refusals(command: str, *overrides: str, files: Sequence[str] = (), config_dir: Path | None = None) -> list[str]:
-    with pytest.raises(ConfigError) as refused:
-        check(request(command, *overrides), files, config_dir)
-    return str(refused.value).splitlines()
+from orchestrator.submission.package import CONFIG_DIR
+from orchestrator.submission.request import settings_of
 
 
 def test_training_gets_the_clusters_workers_unless_the_user_chose() -> None:
-    assert request("pretrain", ROOT, "run.name=x").added == ("cluster=ray", "cluster.address=auto")
-    assert request("pretrain", ROOT, "run.name=x", "cluster=ray").added == ("cluster.address=auto",)
-    assert request("pretrain", ROOT, "run.name=x", "cluster=local").added == ()
-    assert request("pretrain", ROOT, "run.name=x", "cluster=ray", "cluster.address=ray://head:10001").added == ()
+    def added(*chosen: str) -> tuple[str, ...]:
+        return request("pretrain", ROOT, "run.name=x", "cluster.lease_wait_seconds=0", *chosen).added
+
+    assert added() == ("cluster=ray", "cluster.address=auto")
+    assert added("cluster=ray") == ("cluster.address=auto",)
+    assert added("cluster=local") == ()
+    assert added("cluster=ray", "cluster.address=ray://head:10001") == ()
     assert request("evaluate", ROOT, "model.path=s3://bucket/model").added == ()
 
 
@@ -48,10 +39,8 @@ def test_same_command_has_the_same_name_wherever_and_however_it_runs() -> None:
 
 
 def test_other_command_on_a_run_is_not_taken_for_its_training() -> None:
-    training, export = request("pretrain", ROOT, "run.name=x"), request("export", ROOT, "run.name=x")
-    assert (training.run, training.leased_run) == ("x", "x")
-    assert export.run.startswith("export-")
-    assert export.leased_run == ""
+    assert request("pretrain", ROOT, "run.name=x").run == "x"
+    assert request("export", ROOT, "run.name=x").run.startswith("export-")
 
 
 def test_signature_of_an_input_does_not_change_the_name() -> None:
@@ -63,8 +52,36 @@ def test_signature_of_an_input_does_not_change_the_name() -> None:
 
 def test_job_may_save_before_it_is_killed() -> None:
     longer = request("pretrain", ROOT, "checkpoint.grace_seconds=100.5")
-    assert longer.env_vars == {"RAY_JOB_STOP_WAIT_TIME_S": "131"}
-    assert request("pretrain", ROOT).env_vars == {"RAY_JOB_STOP_WAIT_TIME_S": "90"}
+    assert longer.env_vars({}) == {"RAY_JOB_STOP_WAIT_TIME_S": "131"}
+    assert request("pretrain", ROOT).env_vars({}) == {"RAY_JOB_STOP_WAIT_TIME_S": "90"}
+    pipeline = request("run", "+pipeline=quickstart", ROOT)
+    assert pipeline.env_vars({}) == {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
+    stages = {"base: ": longer.configs[0], "page: ": request("generate", "model.path=s3://b/m").configs[0]}
+    assert pipeline.env_vars(stages) == {"RAY_JOB_STOP_WAIT_TIME_S": "131"}
+
+
+def test_next_attempt_waits_for_the_lease_of_a_driver_that_was_lost_with_its_machine() -> None:
+    assert "cluster.lease_wait_seconds=90" in request("pretrain", ROOT, "cluster=local").added
+    assert request("pretrain", ROOT).configs[0].cluster.lease_wait_seconds > EXPIRY_SECONDS  # type: ignore[attr-defined]
+    for chosen in ("cluster.lease_wait_seconds=0", "cluster.lease_wait_seconds=300"):
+        assert not any("lease" in text for text in request("pretrain", ROOT, chosen).added)
+    assert request("evaluate", ROOT, "model.path=s3://b/m").added == ()
+
+
+def test_sweep_is_one_job_whose_every_run_is_checked_here() -> None:
+    grid = request("pretrain", ROOT, "checkpoint.grace_seconds=10,100", multirun=True)
+    assert len(grid.configs) == 2
+    assert grid.env_vars({}) == {"RAY_JOB_STOP_WAIT_TIME_S": "130"}
+    assert grid.added == ("cluster=ray", "cluster.address=auto")  # each run has its own name
+    search = ("sweep=random", "sweep.num_trials=2", "optimizer.learning_rate=interval(1e-4,1e-2)", "cluster=local")
+    drawn = request("pretrain", ROOT, *search, multirun=True)
+    assert len({config.optimizer.learning_rate for config in drawn.configs}) == 2  # type: ignore[attr-defined]
+    assert drawn.run == request("pretrain", *reversed(search), ROOT, multirun=True).run
+    assert request("pretrain", ROOT, *search, "sweep.name=rates", multirun=True).run == "rates"
+    assert settings_of(drawn, "none", {}, False, True)["overrides"][:3] == ["--multirun", "--config-dir", CONFIG_DIR]
+    with pytest.raises(ConfigError) as refused:
+        request("pretrain", ROOT, "run.seed=x,y", "training.num_steps=-1", multirun=True)
+    assert len(str(refused.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize("command", ["submit", "jobs", "logs", "stop", "chat"])
@@ -84,7 +101,9 @@ def test_storage_root_within_the_folder_stays_here(
     monkeypatch.setattr("orchestrator.commands.submit.connect", lambda *_: JobServer(client))
     assert main(["submit", "pretrain", f"storage.root={empty_folder / root}", "run.name=x"]) == 0
     assert client.names["x-attempt1"] == ["_submission/entry.py", "_submission/settings.json", "code.py"]
-    assert client.settings["x-attempt1"]["overrides"][1:] == ["run.name=x", "cluster=ray", "cluster.address=auto"]
+    assert client.settings["x-attempt1"]["overrides"][1:] == [
+        *("run.name=x", "cluster=ray", "cluster.address=auto", "cluster.lease_wait_seconds=90")
+    ]
 
 
 def test_all_mistakes_are_found_before_anything_is_sent(
@@ -99,63 +118,17 @@ def test_all_mistakes_are_found_before_anything_is_sent(
     assert "pretrane: no such command; did you mean pretrain?" in capsys.readouterr().err
     assert main(["submit", "model=tiny", "pretrain"]) == 2
     assert "model=tiny: name the command before its settings" in capsys.readouterr().err
-    assert main(["submit", "pretrain", "--multirun", "run.seed=1,2"]) == 2
-    assert "one command at a time" in capsys.readouterr().err
+    assert main(["submit", "pretrain", "--multirun", "run.seed=1,x", ROOT]) == 2
+    assert "run.seed=x: must be a whole number" in capsys.readouterr().err
+    assert main(["submit", "run", "+pipeline=quickstart", ROOT, "pipeline.stages.base.overrides=['model.nope=1']"]) == 2
+    assert "pipeline.stages.base: model.nope=1: unknown" in capsys.readouterr().err
 
 
 def test_overrides_reach_the_command_as_they_were_typed() -> None:
     typed = ['prompt=Hello, "you" & ${x} \\"', "stop=[a,b]", "model.path=s3://b/m", "temperature=0.5"]
-    from orchestrator.cli.flags import read_flags
-    from orchestrator.cli.session import Session, hydra_of
-
     flags = read_flags("submit", ["--wait", "generate", *typed, "submit.environment=image"])
     with hydra_of("submit", flags) as hydra:
         config = Session(hydra, "submit", flags).validated()
     assert isinstance(config, SubmitConfig)
     assert (config.command, list(config.overrides)) == ("generate", typed)
     assert (config.submit.wait, config.submit.environment) == (True, "image")
-
-
-def test_place_that_is_deleted_with_the_job_is_refused() -> None:
-    (line,) = refusals("pretrain")
-    assert line.startswith("storage.root=outputs: a relative path lies in the job's own folder on the cluster")
-    lines = refusals("predict", "model.path=s3://b/m", "data=files", "data.path=s3://b/x.jsonl", "output=x.jsonl")
-    assert [line.partition(":")[0] for line in lines] == ["output=x.jsonl"]
-    check(request("pretrain", "storage.root=/mnt/shared/outputs"), (), None)
-
-
-def test_input_that_stays_here_is_refused(empty_folder: Path) -> None:
-    (empty_folder / "texts").mkdir()
-    for name in ("texts/a.txt", "b.txt"):
-        (empty_folder / name).write_text("text")
-    for path in ("texts/a.txt", "texts", "texts/*.txt", "./b.txt"):
-        (line,) = refusals("pretrain", ROOT, "data=files", f"data.path={path}")
-        assert line.startswith(f"data.path={path}: is not among the files that are sent")
-    for path in ("texts/a.txt", "texts", "texts/*.txt", "s3://bucket/x.txt", "/mnt/x.txt"):
-        check(request("pretrain", ROOT, "data=files", f"data.path={path}"), ["texts/a.txt"], None)
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [
-        "data.path=https://host/x.txt?X-Amz-Signature=canary12345",
-        "data.path=https://user:canary12345@host/x.txt",
-        "data.path=s3://AKIACANARY:canary12345@bucket/x.txt",
-        "data.path=hf://canary12345@datasets/x.txt",
-        "tracking.tags=[canary12345]",
-    ],
-)
-def test_secret_in_an_override_is_refused_and_not_repeated(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_API_KEY", "canary12345")
-    (line,) = refusals("pretrain", ROOT, "data=files", "data.path=x", secret)
-    assert line.startswith(f"{secret.partition('=')[0]}: holds a password, a key or a signed URL")
-    assert "canary" not in line.lower()
-
-
-def test_secret_in_the_users_options_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "experiment").mkdir()
-    option = tmp_path / "experiment" / "mine.yaml"
-    option.write_text("data:\n  path: https://host/x.txt?sig=canary12345\n")
-    (line,) = refusals("pretrain", ROOT, config_dir=tmp_path)
-    assert str(option) in line
-    assert "canary" not in line
