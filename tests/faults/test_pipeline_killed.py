@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broken_pipeline import Stored, killed_and_continued, processes_of
+from broken_pipeline import PIPELINE_SECONDS, Stored, killed_and_continued, processes_of
 from broken_run import BrokenRun
 from pipelines import write_eight_stages
 from ray_nodes import ray_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
 STAGES = ["alone", "base", "more1", "more2", "more3", "score1", "score2", "score3"]
 
 
@@ -24,7 +24,7 @@ def undisturbed(eight: list[str], tmp_path_factory: pytest.TempPathFactory) -> d
     """The results of the same pipeline without a disturbance."""
     root = tmp_path_factory.mktemp("undisturbed")
     with BrokenRun([*eight, f"storage.root={root}"]) as run:
-        assert run.end() == 0, run.said
+        assert run.end(PIPELINE_SECONDS) == 0, run.said
     assert set(Stored(root).starts().values()) == {1}
     return Stored(root).results()
 
