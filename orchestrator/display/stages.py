@@ -115,8 +115,9 @@ class StagesDisplay:
             self._live.update(self._table(rows), refresh=True)
             return
         for row in rows:
-            # of a stage that waits, only for whom it waits is worth a line
+            # of one that waits, only for whom it waits is worth a line, and of one that runs, that a node was lost
             said = row.state if row.state != "waiting" else row.why if "process" in row.why else ""
+            said += row.why if "started anew" in row.why else ""
             if said and self._told.get(row.name) != said:
                 self._told[row.name] = said
                 took = f"({row.seconds})" if row.seconds and row.state != "running" else ""

@@ -14,28 +14,32 @@ import psutil
 from broken_run import KILL, BrokenRun
 from waiting import eventually
 
+from orchestrator.storage.store import Storage
+
 PIPELINE_SECONDS = 1800
 """Within which eight tiny stages end, on a machine that does much else."""
 END_SECONDS = 60
 """Within which nothing of a killed driver is left."""
 
 
-@dataclass(frozen=True)
 class Stored:
-    """What a pipeline has left below a local storage root."""
+    """What a pipeline has left below a storage root."""
 
-    root: Path
-    pipeline: str = "eight"
+    def __init__(self, root: str | Path, pipeline: str = "eight") -> None:
+        self.root, self.pipeline, self.storage = str(root), pipeline, Storage(str(root))
 
     def starts(self) -> dict[str, int]:
         """Return how often the child of each stage was started, by the headings of its log."""
-        logs = (self.root / "runs" / self.pipeline).glob("*/log.txt")
-        return {_stage(log.parent): len(re.findall(r"(?m)^--- .* attempt \d+: ", log.read_text())) for log in logs}
+        names = self.storage.list(f"runs/{self.pipeline}", folders_only=True)
+        logs = {name: f"runs/{self.pipeline}/{name}/log.txt" for name in names}
+        texts = {name: self.storage.read_bytes(log).decode() for name, log in logs.items() if self.storage.exists(log)}
+        return {_stage(name): len(re.findall(r"(?m)^--- .* attempt \d+: ", text)) for name, text in texts.items()}
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Return the records of the stages that are done, by name; one that is not whole is an error."""
-        found = [json.loads(path.read_text()) for path in self.root.glob("stages/*/done.json")]
-        return {_stage(Path(record["path"])): record for record in found}
+        names = [f"stages/{claim}/done.json" for claim in self.storage.list("stages")]
+        records = [json.loads(self.storage.read_bytes(name)) for name in names if self.storage.exists(name)]
+        return {_stage(record["path"]): record for record in records}
 
     def attempts(self) -> dict[str, int]:
         """Return the number of the attempt that has completed each stage."""
@@ -45,18 +49,18 @@ class Stored:
         """Return the final weights of the stages that train, and the figures of those that evaluate."""
         files = {"pretrain": "model/model.safetensors", "evaluate": "evaluation.json"}
         found = {name: (record, files.get(record["command"])) for name, record in self.done().items()}
-        return {name: _content(self.root / record["path"] / file) for name, (record, file) in found.items() if file}
+        return {name: self._content(f"{record['path']}/{file}") for name, (record, file) in found.items() if file}
+
+    def _content(self, file: str) -> bytes:
+        """Return what an undisturbed pipeline would have written, too: no place and no time."""
+        content = self.storage.read_bytes(file)
+        if not file.endswith(".json"):
+            return content
+        return json.dumps([one["metrics"] for one in json.loads(content)["text"].values()]).encode()
 
 
-def _stage(folder: Path) -> str:
-    return re.sub(r"-[0-9a-f]{8}(-\d+)?$", "", folder.name)
-
-
-def _content(file: Path) -> bytes:
-    """Return what an undisturbed pipeline would have written, too: no place and no time."""
-    if file.suffix != ".json":
-        return file.read_bytes()
-    return json.dumps([one["metrics"] for one in json.loads(file.read_text())["text"].values()]).encode()
+def _stage(folder: str) -> str:
+    return re.sub(r"-[0-9a-f]{8}(-\d+)?$", "", folder.rpartition("/")[2])
 
 
 MOMENTS: dict[str, tuple[str, float]] = {
@@ -112,8 +116,8 @@ def killed(command: list[str], stored: Stored, kill: Kill) -> str:
     return ", ".join(sorted({found[1] for word in words if (found := folder.match(word))})) or "no child"
 
 
-def _matching(root: Path, moment: str) -> set[Path]:
-    return set(root.glob(MOMENTS[moment][0])) if MOMENTS[moment][0] else set()
+def _matching(root: str, moment: str) -> set[Path]:
+    return set(Path(root).glob(MOMENTS[moment][0])) if MOMENTS[moment][0] else set()
 
 
 def _all_below(pid: int) -> list[psutil.Process]:
@@ -134,10 +138,10 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def processes_of(root: Path) -> list[list[str]]:
+def processes_of(root: str) -> list[list[str]]:
     """Return the command lines of all processes, wherever they were started, that work on a storage root."""
     found = [_words(process) for process in psutil.process_iter() if process.pid != os.getpid()]
-    return [words for words in found if any(str(root) in word for word in words)]
+    return [words for words in found if any(root in word for word in words)]
 
 
 def killed_and_continued(command: list[str], stored: Stored, num_stages: int, seed: int, number: int) -> None:

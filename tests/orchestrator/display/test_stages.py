@@ -30,12 +30,14 @@ def test_elsewhere_there_is_one_line_for_each_change_of_a_state(monkeypatch: pyt
         for rows in (
             [row("a", "running", seconds="1 s"), row("b", "waiting", "needs a")],
             [row("a", "running", step="5/10", seconds="2 s"), row("b", "waiting", "needs a")],
+            [row("a", "running", "its node is gone; started anew"), row("b", "waiting", "needs a")],
             [row("a", "done", seconds="3 s"), row("b", "waiting", "waits for process 1 on x, which runs it")],
             [row("a", "done", seconds="3 s"), row("b", "failed", "no such model", seconds="1 s")],
         ):
             display.show(rows)
     assert written.getvalue().splitlines() == [
         "a  running",
+        "a  running  its node is gone; started anew",
         "a  done  (3 s)",
         "b  waiting  waits for process 1 on x, which runs it",
         "b  failed  no such model  (1 s)",
