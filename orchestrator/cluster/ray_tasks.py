@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
+from ray._private import state as ray_state
 from ray.exceptions import RayActorError
 
 from orchestrator.cluster.ray_cluster import connected
@@ -132,9 +133,18 @@ class Admission:
         self._held = {key: held for key, held in self._held.items() if key[0] != driver}
 
     def _forget_the_dead(self) -> None:
+        """Give back what drivers held that Ray knows to have ended, or that have not been heard of for too long."""
         now = time.monotonic()
-        for driver in [name for name, heard in self._heard.items() if now - heard > EXPIRY_SECONDS]:
-            self.leave(driver)
+        late = {driver: now - heard for driver, heard in self._heard.items() if now - heard > 2 * BEAT_SECONDS}
+        ended = _ended_jobs() if late else set()
+        for driver, seconds in late.items():
+            if seconds > EXPIRY_SECONDS or driver.partition("-")[0] in ended:
+                self.leave(driver)
+
+
+def _ended_jobs() -> set[str]:
+    """Return the ids of the drivers that have ended, even by SIGKILL."""
+    return {job["JobID"] for job in ray_state.jobs() if job["IsDead"]}
 
 
 class SharedLedger:
@@ -144,7 +154,7 @@ class SharedLedger:
         actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Admission)
         options = {"name": _ADMISSION, "namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
         self._actor = actor.options(**options).remote()
-        self._driver = secrets.token_hex(8)
+        self._driver = f"{ray.get_runtime_context().get_job_id()}-{secrets.token_hex(8)}"
         self._done = threading.Event()
         threading.Thread(target=self._beat, daemon=True, name="admission").start()
 

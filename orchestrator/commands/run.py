@@ -16,6 +16,7 @@ from orchestrator.pipeline.graph import checked_stages, with_needed
 from orchestrator.pipeline.places import TRAINS, result_name
 from orchestrator.pipeline.plan import Judgement, Planner, held_by, recipes_of
 from orchestrator.pipeline.progress import Figures
+from orchestrator.runs.stages import read_current
 from orchestrator.storage.store import Storage
 
 
@@ -25,7 +26,7 @@ def run(config: RunPipelineConfig, composer: Composer) -> None:
     stages = with_needed(checked_stages(config, composer), config.only)
     planner = Planner(config.pipeline.name, storage, stages, recipes_of(stages, storage))
     if config.dry_run:
-        _show(planner, planner.plan(config.force))
+        _show(planner, planner.plan(config.force), is_whole=not config.only)
         return
     root = storage.url() if storage.is_local else config.storage.root
     figures = Figures(storage)
@@ -76,12 +77,15 @@ def _own_gpus(order: Order) -> int:
     return 0 if order.words[0] in TRAINS else order.num_gpus
 
 
-def _show(planner: Planner, plan: dict[str, Judgement]) -> None:
+def _show(planner: Planner, plan: dict[str, Judgement], is_whole: bool) -> None:
     shown = [
         PlannedRow(name, stage.command, _state(plan[name]), _reasons(planner, name, plan[name]))
         for name, stage in planner.stages.items()
     ]
     show_plan(f"Pipeline {planner.pipeline}", shown)
+    gone = [name for name in read_current(planner.storage, planner.pipeline) if name not in plan]
+    if is_whole and gone:
+        print_line(f"no longer in the pipeline, and kept: {', '.join(gone)}")
 
 
 def _state(judged: Judgement) -> str:
@@ -91,5 +95,9 @@ def _state(judged: Judgement) -> str:
 
 
 def _reasons(planner: Planner, name: str, judged: Judgement) -> list[str]:
-    holder = planner.holder(name) if judged.state != "done" else None
+    if judged.state == "done":
+        # a stage of another name or pipeline has the same recipe
+        is_own = judged.path.startswith(f"runs/{planner.pipeline}/{name}-")
+        return [] if is_own else [f"made by {judged.path}"]
+    holder = planner.holder(name)
     return [*judged.reasons, *([f"{held_by(holder)} runs it now"] if holder else [])]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from rich.cells import cell_len
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -23,8 +24,9 @@ STYLES = {
     "stopped": "yellow",
 }
 
+_TITLES = {"name": "stage", "seconds": "time"}
+_SHORTEST_NAME, _SHORTEST_REASON = 12, 30
 _ORDER = {state: number for number, state in enumerate(("failed", "running", "stopped", "waiting", "skipped"))}
-_LONGEST_REASON = 60
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ class StagesDisplay:
             self._live.update(self._table(rows), refresh=True)
             return
         for row in rows:
-            # of a stage that waits, only for whom it waits is worth a line
+            # of one that waits, only for whom it waits is worth a line, and of one that runs, that a node was lost
             said = row.state if row.state != "waiting" else row.why if "process" in row.why else ""
+            said += row.why if "started anew" in row.why else ""
             if said and self._told.get(row.name) != said:
                 self._told[row.name] = said
                 took = f"({row.seconds})" if row.seconds and row.state != "running" else ""
@@ -132,16 +135,22 @@ class StagesDisplay:
             title_style="bold",
             caption_justify="left",
         )
-        for column in ("stage", "state"):
-            table.add_column(column, no_wrap=True)
-        for column in ("step", "loss", "left", "time"):
-            table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("")  # the one that wraps, so that it leaves the others their width
         shown = self._fitting(rows)
+        figures = [name for name in ("step", "loss", "left", "seconds") if any(getattr(row, name) for row in shown)]
+        widths = {name: max(cell_len(getattr(row, name)) for row in shown) for name in ("name", "state", *figures)}
+        widths = {name: max(width, len(_TITLES.get(name, name))) for name, width in widths.items()}
+        # a long name is cut so that a reason can be read; its message is told whole at the end
+        room = self._console.width - sum(width + 2 for width in widths.values())
+        cut = min(max(0, _SHORTEST_REASON - room), max(0, widths["name"] - _SHORTEST_NAME))
+        widths["name"] -= cut
+        for name, width in widths.items():
+            justify = "right" if name in figures else "left"
+            table.add_column(_TITLES.get(name, name), no_wrap=True, width=width, justify=justify)
+        table.add_column("", no_wrap=True, width=max(1, room + cut))
         for row in shown:
-            style = STYLES.get(row.state.split()[0], "")
-            figures = (row.step, row.loss, row.left, row.seconds)
-            table.add_row(row.name, Text(row.state, style=style), *figures, Text(_shortened(row.why)))
+            cells = [Text(getattr(row, name)) for name in ("name", "state", *figures, "why")]
+            cells[1].stylize(STYLES.get(row.state.split()[0], ""))
+            table.add_row(*cells)
         if len(shown) < len(rows):
             counts = Counter(row.state for row in rows)
             table.caption = f"{len(rows)} stages: " + ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -149,13 +158,9 @@ class StagesDisplay:
 
     def _fitting(self, rows: Sequence[StageRow]) -> Sequence[StageRow]:
         """Return the stages that fit on the terminal: those that run or have failed before all others."""
-        room = max(1, (self._console.height - 4) // 2)  # most have a second line
+        room = max(1, self._console.height - 4)
         if len(rows) <= room:
             return rows
         rank = {number: _ORDER.get(row.state, len(_ORDER)) for number, row in enumerate(rows)}
         first = sorted(rank, key=lambda number: (rank[number], number))[:room]
         return [rows[number] for number in sorted(first)]
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"

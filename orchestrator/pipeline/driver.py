@@ -1,5 +1,7 @@
 """Runs the stages that are not done: side by side as far as resources go, each a child process under a lease."""
 
+import graphlib
+import heapq
 import queue
 import threading
 import time
@@ -64,6 +66,11 @@ class Driver:
         self._show, self._address = show, address
         self.progress = {name: Progress() for name in planner.stages}
         self._children = Children(start, self.progress, max_lost_nodes)
+        self._numbers = {name: number for number, name in enumerate(planner.stages)}
+        self._graph = graphlib.TopologicalSorter({name: stage.needs for name, stage in planner.stages.items()})
+        self._ready: list[tuple[int, str]] = []
+        """A heap, by their place in the pipeline, of the stages that wait for no other stage."""
+        self._has_failed, self._next_show = False, 0.0
         self._judged: dict[str, Judgement] = {}
         self._forced: set[str] = set()
         self._ended: queue.Queue[_Ended] = queue.Queue()
@@ -78,46 +85,63 @@ class Driver:
         self._forced = set(forced)
         wanted = {name: recipe.fingerprint for name, recipe in self._planner.recipes.items()}
         write_current(self._planner.storage, self._planner.pipeline, wanted)
+        self._graph.prepare()
         try:
             while self._advance(keep_going):
-                self._show(self.progress)
+                self._show_sometimes()
                 self._receive()
         except BaseException as error:
             self._children.end(termination(error), self._wait_for_all)
             raise
         finally:
-            self._show(self.progress)
+            self._next_show = 0.0
+            self._show_sometimes()
         self._raise_failures()
+
+    def _show_sometimes(self) -> None:
+        """Show how far the stages are, unless that was a moment ago: of a thousand stages many end in a moment."""
+        if time.monotonic() < self._next_show:
+            return
+        for name in self.progress:
+            self._is_blocked(name)
+        self._show(self.progress)
+        self._next_show = time.monotonic() + children.POLL_SECONDS
+
+    def _is_blocked(self, name: str) -> bool:
+        """Return whether a stage waits for others, or is skipped since one that it needs is lost."""
+        one = self.progress[name]
+        if one.phase == "waiting":
+            needs = {of: self.progress[of].phase for of in self._planner.stages[name].needs}
+            if not {"failed", "skipped", "stopped"}.isdisjoint(needs.values()):
+                one.phase, one.why = "skipped", "a stage that it needs has failed"
+            elif not_done := [of for of, phase in needs.items() if phase != "done"]:
+                one.why = f"needs {', '.join(not_done)}"
+                return True
+        return one.phase == "skipped"
 
     def _advance(self, keep_going: bool) -> bool:
         """Start what can start; return whether anything runs."""
-        has_failed = any(one.phase == "failed" for one in self.progress.values())
-        has_room = True
-        for name, one in self.progress.items():
-            if one.phase != "waiting" or name in self._threads:
-                continue
-            needs = {of: self.progress[of].phase for of in self._planner.stages[name].needs}
-            if not_done := [of for of, phase in needs.items() if phase != "done"]:
-                is_lost = not {"failed", "skipped", "stopped"}.isdisjoint(needs.values())
-                one.phase = "skipped" if is_lost else "waiting"
-                one.why = "a stage that it needs has failed" if is_lost else f"needs {', '.join(not_done)}"
-            elif has_failed and not keep_going:
-                one.phase, one.why = "skipped", "not started after a failure; keep_going=true goes on"
-            else:
-                # who finds no room is the next to start, so that smaller ones do not keep it waiting for ever
-                has_room = has_room and self._begin(name, one)
+        while self._find_ready():
+            name = self._ready[0][1]
+            one = self.progress[name]
+            if not self._is_blocked(name):
+                if self._has_failed and not keep_going:
+                    one.phase, one.why = "skipped", "not started after a failure; keep_going=true goes on"
+                elif not self._begin(name, one):
+                    break  # who finds no room is the next to start: smaller ones must not keep it waiting for ever
+            heapq.heappop(self._ready)
+            if one.phase == "skipped":
+                self._graph.done(name)
         return bool(self._threads)
 
-    def _num_side_by_side(self) -> int:
-        """Return how many stages run or could run now."""
-        phases = {name: one.phase for name, one in self.progress.items()}
-        needs = {name: {phases[of] for of in self._planner.stages[name].needs} for name in phases}
-        ready = [name for name, phase in phases.items() if phase == "waiting" and needs[name] <= {"done"}]
-        return len(ready) + sum(phase == "running" for phase in phases.values())
+    def _find_ready(self, *again: str) -> list[tuple[int, str]]:
+        for name in (*self._graph.get_ready(), *again):
+            heapq.heappush(self._ready, (self._numbers[name], name))
+        return self._ready
 
     def _begin(self, name: str, one: Progress) -> bool:
         """Start a stage, or find it done; return False if there is no room for it."""
-        config, side_by_side = self._planner.stages[name].config, self._num_side_by_side()
+        config, side_by_side = self._planner.stages[name].config, len(self._ready) + len(self._threads)
         share = self._ledger.reserve(name, config, is_alone=side_by_side == 1)
         if share is None:
             one.why = "waits for CPUs or GPUs that other stages hold"
@@ -145,14 +169,19 @@ class Driver:
             one.seconds, one.why, one.child = time.time() - (one.began or time.time()), ended.text, None
             if ended.kind == "done" and ended.judged:
                 self._is_done(ended.name, ended.judged)
+            elif ended.kind == "held":
+                one.phase = "waiting"
+                self._find_ready(ended.name)
             else:
-                one.phase = "waiting" if ended.kind == "held" else ended.kind
+                one.phase, self._has_failed = ended.kind, True
+                self._graph.done(ended.name)
 
     def _is_done(self, name: str, judged: Judgement) -> None:
         one = self.progress[name]
         self._judged[name] = judged
         self._forced.discard(name)
-        one.phase, one.why, one.path = "done", "", judged.path
+        one.phase, one.why, one.path, one.seconds = "done", "", judged.path, judged.seconds or one.seconds
+        self._graph.done(name)
 
     def _attempt(self, name: str, share: Share, threads: int) -> None:
         """Run one stage on a thread of its own; however it ends, the main thread is told."""
@@ -197,11 +226,13 @@ class Driver:
         stage, storage, began = self._planner.stages[name], self._planner.storage, time.time()
         recipe, digests = self._planner.recipes[name], self._planner.input_digests(name, self._judged)
         attempt.check(storage)
-        records.write_begun(storage, recipe.fingerprint, name, found.path, recipe.content, digests)
+        records.write_begun(storage, recipe.fingerprint, stage, found.path, recipe.content, digests)
         records.clear(storage, stage.command, found.path)
-        typed = [*self._composer.flags, *stage.overrides]
+        about = []
         if stage.command == "report":
-            typed.append(f"graph={records.write_graph(storage, found.path, self._graph())}")
+            graph = records.write_graph(storage, found.path, self._pictured())
+            about = [f"title={places.quoted(self._planner.pipeline)}", f"graph={graph}"]
+        typed = [*self._composer.flags, *about, *stage.overrides]
         words = order_of(stage, typed, self._planner, self._root, found.path, self._judged, share, self._address)
         visible = visible_gpus(share, self._ledger.total, self._address)
         order = Order(self._root, found.path, words, attempt, threads, visible, share.resources.gpus)
@@ -216,11 +247,12 @@ class Driver:
         record = {"path": found.path, "command": stage.command, "recipe": recipe.content, "result": result}
         about = {"inputs": digests, "seconds": round(time.time() - began, 3)}
         records.write_done(storage, recipe.fingerprint, attempt, {**record, **about})
-        return _Ended(name, "done", judged=Judgement("done", (), found.path, result["digest"]))
+        return _Ended(name, "done", judged=Judgement.done({**record, **about}))
 
     def _child(self, name: str, order: Order) -> int:
         """Run the child of a stage to its end, and return its exit code."""
         one = self.progress[name]
+        why = one.why
 
         def waiting(held: Mapping[str, Any]) -> None:
             one.why = f"waits for {held_by(held)} of an earlier attempt to end"
@@ -228,10 +260,11 @@ class Driver:
         def before() -> None:
             if self._planner.stages[name].command in places.TRAINS:
                 self._children.wait_for_run(self._planner.storage, places.run_name(order.path), waiting)
-                one.why = ""
+                one.why = why
 
         def on_lost(error: LostNodeError) -> None:
-            one.why = f"{error}; started anew"
+            nonlocal why
+            one.why = why = f"{error}; started anew"
 
         return self._children.run(name, order, before, on_lost)
 
@@ -242,28 +275,22 @@ class Driver:
         text = f"{last_error(storage, path)}\n    (exit code {code}; log: {storage.url(f'{path}/{records.LOG}')})"
         return _Ended(name, "failed", text)
 
-    def _graph(self) -> dict[str, dict[str, Any]]:
+    def _pictured(self) -> dict[str, dict[str, Any]]:
         """Return the stages with their times, in the form that `report` reads."""
         return {
             name: {
                 "command": stage.command,
                 "inputs": list(stage.needs),
                 "state": self.progress[name].phase,
-                "seconds": self._seconds(name),
+                "seconds": self.progress[name].seconds if self.progress[name].phase == "done" else None,
             }
             for name, stage in self._planner.stages.items()
         }
 
-    def _seconds(self, name: str) -> float | None:
-        """Return how long a stage took; None until it is done, though an earlier attempt may have been."""
-        if self.progress[name].phase != "done":
-            return None
-        return records.seconds_of(self._planner.storage, self._planner.recipes[name].fingerprint)
-
     def _wait_for_all(self) -> None:
         while self._threads:
             self._receive()
-            self._show(self.progress)
+            self._show_sometimes()
 
     def _raise_failures(self) -> None:
         failed = {name: one for name, one in self.progress.items() if one.phase == "failed"}

@@ -123,13 +123,13 @@ def input_override(
     assert field is not None
     if setting == "stages":  # who reads several stages gets all that is in their folders
         names = (value,) if isinstance(value, str) else value
-        return f"stages=[{','.join(_quoted(folders[name]) for name in names)}]"
+        return f"stages=[{','.join(quoted(folders[name]) for name in names)}]"
     if isinstance(value, str):
         found = _place(storage, setting, folders[value], commands[value])
-        return f"{setting}=[{_quoted(found)}]" if takes_texts(field) else f"{setting}={found}"
+        return f"{setting}=[{quoted(found)}]" if takes_texts(field) else f"{setting}={found}"
     if not takes_texts(field):
         raise ConfigError(f"inputs.{setting}: takes one stage, not a list")
-    found = [_quoted(_place(storage, setting, folders[name], commands[name])) for name in value]
+    found = [quoted(_place(storage, setting, folders[name], commands[name])) for name in value]
     return f"{setting}=[{','.join(found)}]"
 
 
@@ -147,7 +147,8 @@ def _place(storage: Storage, setting: str, path: str, command: str) -> str:
     return storage.url(result)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a text as it is typed in an override, whatever is in it."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -2,19 +2,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from modules.errors import InputError
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.checkpoints.attempt import STAGES
 from orchestrator.checkpoints.names import newest_committed
-from orchestrator.configuration.schema import shown
 from orchestrator.errors import ArtifactError, ConfigError, UserError
 from orchestrator.pipeline import places, records
 from orchestrator.pipeline.graph import Stage, linked
+from orchestrator.pipeline.why import differences
 from orchestrator.runs import lease
 from orchestrator.runs.input_identity import Inputs
-from orchestrator.runs.stages import attempts, read_begun, read_done
+from orchestrator.runs.stages import attempt_folders, attempts, read_begun, read_done
 from orchestrator.storage.store import Storage
 
 State = Literal["done", "run", "resume", "depends"]
@@ -41,6 +42,13 @@ class Judgement:
     """Of the result, if it is done."""
     step: int = 0
     """After which a training would resume."""
+    seconds: float | None = None
+    """How long it took, if it is done."""
+
+    @classmethod
+    def done(cls, record: Mapping[str, Any]) -> "Judgement":
+        """Return that of a stage with this record."""
+        return cls("done", (), record["path"], record["result"]["digest"], seconds=record.get("seconds"))
 
 
 def recipes_of(stages: Mapping[str, Stage], storage: Storage) -> dict[str, Recipe]:
@@ -115,7 +123,7 @@ class Planner:
             return Judgement("depends", (reason,), record["path"])
         if others := [of for of in self._inputs(name) if self._is_another(of, record["inputs"], digests)]:
             return self._to_run(name, digests, [f"the result of {of} is another one" for of in others], record)
-        return Judgement("done", (), record["path"], record["result"]["digest"])
+        return Judgement.done(record)
 
     def input_digests(self, name: str, before: Mapping[str, Judgement]) -> dict[str, str]:
         """Return the digests, as far as they are known, of the results that a stage reads, by their recipes."""
@@ -164,25 +172,19 @@ class Planner:
 
     def _why(self, name: str) -> list[str]:
         """Return what differs from the newest earlier attempt at a stage."""
-        earlier = attempts(self.storage, self.pipeline, name)
+        earlier = attempts(self.storage, self._earlier.get(name, ()))
         if not earlier:
-            return ["there is none yet"]
+            return ["never run before"]
         recipe = self.recipes[name].content
         if earlier[0]["recipe"] == recipe:
             return ["was begun and not finished"]
-        found = [self._change(name, *change) for change in records.changes(earlier[0]["recipe"], recipe)]
-        return list(dict.fromkeys(found))
+        made_by = {of: _linked_recipe(of, self.recipes) for of in self._inputs(name)}
+        return differences(self.stages[name], recipe, earlier[0], made_by)
 
-    def _change(self, name: str, setting: str, before: Any, now: Any) -> str:
-        kind, _, field = setting.partition(".")
-        if kind == "settings":
-            return f"{field}: was {shown(before)}, now {shown(now)}"
-        if kind != "inputs":
-            return f"{setting}: was {shown(before)}, now {shown(now)}"
-        for linked_field, value in self.stages[name].links.items():
-            if field == linked_field or field.startswith(f"{linked_field}."):
-                return f"input {linked_field}: {' or '.join(linked(value))} is made otherwise"
-        return f"input {field}: other content" if before is not None else f"input {field}: is new"
+    @cached_property
+    def _earlier(self) -> dict[str, list[str]]:
+        """Earlier attempts by stage, listed once: the folder of a thousand stages has thousands of names."""
+        return attempt_folders(self.storage, self.pipeline)
 
 
 def held_by(holder: Mapping[str, Any]) -> str:

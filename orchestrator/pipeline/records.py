@@ -4,7 +4,7 @@ Results are known by their digests: a stage is done only if its record has its r
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.artifacts import artifact
@@ -12,19 +12,23 @@ from orchestrator.artifacts.digests import digest
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.errors import ArtifactError
 from orchestrator.pipeline import places
+from orchestrator.pipeline.graph import Stage
+from orchestrator.runs.input_identity import named_inputs
 from orchestrator.runs.json_files import write_object
-from orchestrator.runs.stages import BEGUN, DONE, STAGE, claim, read_done
+from orchestrator.runs.stages import BEGUN, DONE, STAGE, claim
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
 
 LOG, GRAPH = "log.txt", "graph.json"
 
 
-def write_begun(storage: Storage, fingerprint: str, stage: str, path: str, recipe: Any, inputs: Any) -> None:
+def write_begun(storage: Storage, fingerprint: str, stage: Stage, path: str, recipe: Any, inputs: Any) -> None:
     """Record where a stage runs, before anything of it is written."""
-    pipeline = places.run_name(path).partition("/")[0]
-    begun = {"path": path, "pipeline": pipeline, "stage": stage, "inputs": inputs, "time": time.time()}
-    write_object(storage, f"{path}/{STAGE}", {"stage": stage, "recipe": recipe, "time": time.time()})
+    pipeline, about = places.run_name(path).partition("/")[0], {"stage": stage.name, "time": time.time()}
+    begun = {**about, "path": path, "pipeline": pipeline, "inputs": inputs}
+    write_object(
+        storage, f"{path}/{STAGE}", {**about, "recipe": recipe, "inputs": named_inputs(stage.config, stage.links)}
+    )
     write_object(storage, f"{claim(fingerprint)}/{BEGUN}", begun)
 
 
@@ -97,22 +101,7 @@ def clear(storage: Storage, command: str, path: str) -> None:
         storage.remove(f"{path}/metrics.json")
 
 
-def seconds_of(storage: Storage, fingerprint: str) -> float | None:
-    """Return how long a stage took that is done."""
-    record = read_done(storage, fingerprint)
-    return None if record is None else record.get("seconds")
-
-
 def write_graph(storage: Storage, path: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the graph of a pipeline beside a report on it, and return where."""
     write_object(storage, f"{path}/{GRAPH}", {"stages": dict(stages)})
     return storage.url(f"{path}/{GRAPH}")
-
-
-def changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield what differs between two recipes: the dotted name, what it was and what it is (None where it is not)."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
-            yield from changes(before.get(name), now.get(name), f"{path}.{name}" if path else name)
-    elif before != now:
-        yield path, before, now

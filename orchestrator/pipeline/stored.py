@@ -1,18 +1,20 @@
 """The stages of a pipeline as they are stored, whatever its configuration is now."""
 
+from itertools import chain
 from typing import Any
 
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.checkpoints.attempt import STAGES
 from orchestrator.display.stages import StoredRow
 from orchestrator.runs import lease
-from orchestrator.runs.stages import attempts, read_begun, read_done
+from orchestrator.runs.stages import attempt_folders, attempts, read_begun, read_done
 from orchestrator.storage.store import Storage
 
 
 def stored_stages(storage: Storage, pipeline: str) -> list[StoredRow]:
     """Return every attempt at the stages of a pipeline, the oldest first; none where there is no such pipeline."""
-    return [_row(storage, found) for found in reversed(attempts(storage, pipeline))]
+    folders = chain.from_iterable(attempt_folders(storage, pipeline).values())
+    return [_row(storage, found) for found in reversed(attempts(storage, folders))]
 
 
 def _row(storage: Storage, found: dict[str, Any]) -> StoredRow:

@@ -1,6 +1,6 @@
 """What changes with the content of a command's inputs, found by their types and computed as the commands do it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modules.config import Config, DataConfig, Role, TokenizerConfig
@@ -17,6 +17,7 @@ from orchestrator.configuration.groups import BegunRun
 from orchestrator.errors import UserError
 from orchestrator.runs.run import find_run, no_such_run
 from orchestrator.storage.input_files import find_files
+from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
 
@@ -96,6 +97,24 @@ def _run_identity(name: str, storage: Storage) -> dict[str, Any]:
     if step is None:
         raise UserError(f"run.name={name}: it has no finished checkpoint yet")
     return {"recipe": fingerprint(run.recipe), "step": step}
+
+
+def named_inputs(config: Config, links: Mapping[str, Sequence[str] | str]) -> dict[str, list[str]]:
+    """Return what each input of a command is called, without secrets: the stages in `links`, or its paths."""
+    return {**dict(_paths(config)), **{setting: _listed(value) for setting, value in links.items()}}
+
+
+def _paths(config: Config, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from _paths(value, f"{prefix}{name}.")
+        elif Role.INPUT in field.metadata and isinstance(value, str | tuple) and value:
+            yield f"{prefix}{name}", [redact(one) for one in _listed(value)]
+
+
+def _listed(value: Sequence[str] | str) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
 
 
 def prepared_name(config: PrepareConfig, overrides: Sequence[str]) -> str:

@@ -2,12 +2,12 @@
 
 stages/FINGERPRINT/begun.json          {"path", "pipeline", "stage", "inputs", "time"}
 stages/FINGERPRINT/done.json           {"path", "command", "recipe", "result": {"name", "digest"}, "inputs", …}
-runs/PIPELINE/STAGE-FINGERPRINT/stage.json    {"stage", "recipe", "time"}
+runs/PIPELINE/STAGE-FINGERPRINT/stage.json    {"stage", "recipe", "inputs": {setting: stages or paths}, "time"}
 runs/PIPELINE/stages.json              {"stages": {stage: fingerprint}}: what the pipeline has asked for last
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ from orchestrator.storage.store import Storage
 
 STAGE, BEGUN, DONE, CURRENT = "stage.json", "begun.json", "done.json", "stages.json"
 NUM_READERS = 8
+_FOLDER = re.compile(r"(?P<stage>.+)-[0-9a-f]{8}(-\d+)?")
 
 
 def claim(fingerprint: str) -> str:
@@ -41,13 +42,19 @@ def read_attempt(storage: Storage, path: str) -> dict[str, Any] | None:
     return found and {**found, "path": path}
 
 
-def attempts(storage: Storage, pipeline: str, stage: str | None = None) -> list[dict[str, Any]]:
-    """Return every attempt at a stage, or at any, in a pipeline, the newest first: stage, path, recipe and time."""
-    folder = f"runs/{pipeline}"
-    own = re.compile(rf"{'.+' if stage is None else re.escape(stage)}-[0-9a-f]{{8}}(-\d+)?")
-    names = [name for name in storage.list(folder, folders_only=True) if own.fullmatch(name)]
+def attempt_folders(storage: Storage, pipeline: str) -> dict[str, list[str]]:
+    """Return the folders of all attempts at the stages of a pipeline, by the stage's name."""
+    found: dict[str, list[str]] = {}
+    for name in storage.list(f"runs/{pipeline}", folders_only=True):
+        if match := _FOLDER.fullmatch(name):
+            found.setdefault(match["stage"], []).append(f"runs/{pipeline}/{name}")
+    return found
+
+
+def attempts(storage: Storage, folders: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the attempts in these folders, the newest first: stage, path, recipe, time, and what inputs are called."""
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        found = [one for one in pool.map(lambda name: read_attempt(storage, f"{folder}/{name}"), names) if one]
+        found = [one for one in pool.map(lambda folder: read_attempt(storage, folder), folders) if one]
     return sorted(found, key=lambda one: -one["time"])
 
 

@@ -35,15 +35,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trouble]:
 def nodes(store: Trouble, tmp_path: Path) -> Iterator[RayNodes]:
     with ray_nodes(0) as nodes:
         for number in range(2):
-            add_apart(nodes, tmp_path / f"node_{number}")
+            nodes.add_apart(tmp_path / f"node_{number}")
         yield nodes
-
-
-def add_apart(nodes: RayNodes, folder: Path) -> None:
-    """Add a node whose workers keep their copies and their temporary files in folders of its own."""
-    for name in ("cache", "tmp"):
-        (folder / name).mkdir(parents=True)
-    nodes.add(XDG_CACHE_HOME=str(folder / "cache"), TMPDIR=str(folder / "tmp"))
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -88,7 +81,7 @@ def test_run_without_a_shared_folder_is_whole_in_the_store_and_continues_on_othe
     for node in list(nodes.nodes):
         nodes.remove(node)
     for number in (2, 3):
-        add_apart(nodes, tmp_path / f"node_{number}")
+        nodes.add_apart(tmp_path / f"node_{number}")
     with BrokenRun(same) as run:
         assert run.end() == 0, run.said
     begins = EventLog(storage, "runs/tiny").read("begin")

@@ -81,9 +81,9 @@ class BrokenRun:
         while int(re.findall(r"step +(\d+)/", self.wait_for(r"^step +\d+/"))[0]) < step:
             pass
 
-    def end(self) -> int:
-        """Return the exit code."""
-        out, _ = self.process.communicate(timeout=TIMEOUT_SECONDS)
+    def end(self, seconds: float = TIMEOUT_SECONDS) -> int:
+        """Return the exit code; it must end within so many seconds."""
+        out, _ = self.process.communicate(timeout=seconds)
         self.lines += out.splitlines()
         return self.process.returncode
 

@@ -29,6 +29,12 @@ class RayNodes:
         """Add a node; its processes, the workers among them, have these variables."""
         self.nodes.append(self._cluster.add_node(num_cpus=1, env_vars=environment or None))
 
+    def add_apart(self, folder: Path) -> None:
+        """Add a node whose workers keep their copies and their temporary files in folders of its own."""
+        for name in ("cache", "tmp"):
+            (folder / name).mkdir(parents=True)
+        self.add(XDG_CACHE_HOME=str(folder / "cache"), TMPDIR=str(folder / "tmp"))
+
     def remove(self, node: Any) -> None:
         """Remove a node as its owner does: its processes are asked to end."""
         self.nodes.remove(node)

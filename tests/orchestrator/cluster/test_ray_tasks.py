@@ -18,6 +18,7 @@ from orchestrator.errors import LostNodeError
 @pytest.fixture
 def admission(monkeypatch: pytest.MonkeyPatch) -> Admission:
     monkeypatch.setattr(ray_tasks.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr(ray_tasks, "_ended_jobs", lambda: {"02000000"})
     return Admission()
 
 
@@ -40,6 +41,17 @@ def test_a_driver_that_is_no_longer_heard_of_holds_nothing(
     assert not admission.take("alive", "base", 1, 0)
     monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + ray_tasks.EXPIRY_SECONDS + 1)
     assert admission.take("alive", "base", 4, 0)
+
+
+def test_a_driver_that_ray_knows_to_have_ended_holds_nothing_after_two_beats(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    assert admission.take("01000000-a", "base", 1, 0)
+    assert admission.take("02000000-b", "base", 3, 0)
+    assert admission.left() == (0.0, 1.0)
+    monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + 3 * ray_tasks.BEAT_SECONDS)
+    assert admission.left() == (3.0, 1.0)
 
 
 class Work:

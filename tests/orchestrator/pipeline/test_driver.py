@@ -1,10 +1,12 @@
 """The driver runs what is not done, side by side as far as there is room, each stage under a lease."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pipelines import FakeChild, PlainComposer, SmallPipeline
@@ -15,6 +17,7 @@ from orchestrator.configuration.report import ReportConfig
 from orchestrator.errors import HardwareError, LostNodeError, StageError
 from orchestrator.pipeline import children
 from orchestrator.pipeline.admission import Ledger, Resources, check_fits
+from orchestrator.pipeline.progress import Progress
 from orchestrator.report.stage_graph import stage_graph
 from orchestrator.runs import lease as lease_module
 from orchestrator.runs.lease import lease
@@ -50,6 +53,7 @@ def test_a_report_stage_is_given_the_graph_of_its_pipeline(small: SmallPipeline)
     order = small.children.orders[-1]
     config = PlainComposer().compose("report", order.words[1:])
     assert isinstance(config, ReportConfig)
+    assert config.title == "small", "the page has the name of its pipeline"
     graph = stage_graph(read_graph(config.graph))
     assert [(box.name, box.command, box.state, bool(box.time)) for box in graph.boxes] == [
         ("base", "pretrain", "done", True),
@@ -109,6 +113,39 @@ def test_a_child_that_ends_well_without_its_result_has_failed(small: SmallPipeli
     with pytest.raises(StageError, match="stage base failed: .*model: not committed"):
         small.run()
     assert small.plan()["base"] == ("run", ("was begun and not finished",))
+
+
+def test_the_work_of_a_driver_grows_with_the_number_of_stages_and_no_faster(small: SmallPipeline) -> None:
+    def lookups(number: int) -> int:
+        """Return how often the phase of a stage is read in a pipeline of so many, one after the other."""
+        overrides = ["data.source=files", f"data.path={small.folder}/base.txt"]
+        stages: dict[str, Any] = {"s0": {"command": "pretrain", "overrides": [*overrides, f"run.seed={number}"]}}
+        for index in range(1, number):
+            seed = [f"seed={number}{index:03}"]
+            stages[f"s{index}"] = {"command": "evaluate", "overrides": seed, "inputs": {"model.path": "s0"}}
+        driver, counted = small.driver(pipeline={"name": "small", "stages": stages}), CountedLookups()
+        counted.update(driver.progress)
+        driver.progress = counted
+        driver._next_show = math.inf
+        driver.run((), False)
+        return counted.number
+
+    few, many = lookups(10), lookups(40)
+    assert many / few < 5, "of four times as many stages"
+
+
+class CountedLookups(dict[str, Progress]):
+    """Counts how often one is looked up."""
+
+    number = 0
+
+    def __getitem__(self, name: str) -> Progress:
+        self.number += 1
+        return super().__getitem__(name)
+
+    def items(self) -> Any:
+        self.number += len(self)
+        return super().items()
 
 
 def test_only_runs_a_stage_with_what_it_needs(small: SmallPipeline) -> None:

@@ -80,7 +80,7 @@ def test_a_text_that_is_not_there_is_told_with_its_stage(small: SmallPipeline) -
 
 
 def test_a_new_pipeline_would_run_and_nothing_is_written(small: SmallPipeline) -> None:
-    assert small.plan() == dict.fromkeys(("base", "left", "right", "both"), ("run", ("there is none yet",)))
+    assert small.plan() == dict.fromkeys(("base", "left", "right", "both"), ("run", ("never run before",)))
     assert not (small.folder / "out").exists()
 
 
@@ -112,7 +112,8 @@ def test_a_changed_setting_is_named_with_what_it_was_and_is(small: SmallPipeline
 def test_a_changed_text_is_named_by_its_setting(small: SmallPipeline) -> None:
     small.run()
     (small.folder / "right.txt").write_text("another text", encoding="utf-8")
-    assert small.plan()["right"] == ("run", ("input data: other content",))
+    text = small.folder / "right.txt"
+    assert small.plan()["right"] == ("run", (f"input data: other content in {text}",))
     assert small.plan()["both"] == ("done", ()), "it only follows, and reads nothing of it"
 
 
@@ -122,6 +123,68 @@ def test_the_same_text_elsewhere_is_the_same(small: SmallPipeline, tmp_path: Pat
     (tmp_path / "elsewhere").mkdir()
     moved = SmallPipeline(tmp_path / "elsewhere")
     assert moved.planner().recipes["left"] == before
+
+
+TEXT = ["data.source=files", f"data.path={__file__}"]
+
+
+def page_of(*stages: str) -> dict[str, Any]:
+    """Return a pipeline of pretrainings and a report on some of them."""
+    others = {name: {**PRETRAIN, "overrides": [*TEXT, f"run.seed={ord(name)}"]} for name in "abcdef"}
+    return {"name": "small", "stages": {**others, "page": {"command": "report", "inputs": {"stages": list(stages)}}}}
+
+
+def test_of_several_inputs_only_what_is_made_otherwise_is_named(small: SmallPipeline) -> None:
+    small.run(pipeline=page_of("a", "b", "c"))
+    changed = page_of("a", "b", "c")
+    changed["stages"]["b"]["overrides"] = [*TEXT, "run.seed=7"]
+    assert small.plan(pipeline=changed)["page"] == ("run", ("input stages: b is made otherwise",))
+    many = page_of("a", "b", "c", "d", "e")
+    small.run(pipeline=many)
+    for name in "abcde":
+        many["stages"][name]["overrides"] = [*TEXT, f"training.num_steps={ord(name)}"]
+    assert small.plan(pipeline=many)["page"][1] == ("input stages: a, b, c and 2 more are made otherwise",)
+
+
+def test_inputs_that_are_others_now_are_named_with_what_they_were(small: SmallPipeline) -> None:
+    small.run(pipeline=page_of("a", "b", "c"))
+    assert small.plan(pipeline=page_of("a", "c"))["page"][1] == ("input stages: was [a,b,c], now [a,c]",)
+    assert small.plan(pipeline=page_of("c", "b", "a"))["page"][1] == ("input stages: was [a,b,c], now [c,b,a]",)
+    small.run(pipeline=page_of("a", "b", "c", "d", "e"))
+    few = "input stages: was […,b], now […,f]"
+    assert small.plan(pipeline=page_of("a", "c", "d", "e", "f"))["page"][1] == (few,)
+    small.run(pipeline=page_of("a", "b", "c"), force="page")
+    both = page_of("a", "d")
+    both["stages"]["a"]["overrides"] = [*TEXT, "run.seed=7"]
+    assert small.plan(pipeline=both)["page"][1] == (
+        "input stages: was [a,b,c], now [a,d]",
+        "input stages: a is made otherwise",
+    )
+
+
+def test_a_text_of_another_name_is_told_by_both_names_and_no_key_is_stored(small: SmallPipeline) -> None:
+    small.run()
+    config = small.config()
+    text = small.folder / "right.txt"
+    text.rename(small.folder / "moved.txt")
+    stages = {name: stage.model_dump() for name, stage in config.pipeline.stages.items()}
+    stages["right"]["overrides"] = ("data.source=files", f"data.path={small.folder}/moved.txt", "run.seed=3")
+    judged = small.plan(pipeline={"name": "small", "stages": stages})["right"]
+    assert judged == ("run", (f"input data.path: was {text}, now {small.folder}/moved.txt",))
+    (stored,) = (small.folder / "out/runs/small").glob("right-*/stage.json")
+    assert json.loads(stored.read_text())["inputs"] == {"data.path": [str(text)], "model.path": ["base"]}
+
+
+def test_the_folder_of_a_pipeline_is_listed_once_however_many_stages_would_run(
+    small: SmallPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.run()
+    small.seeds = {name: seed + 20 for name, seed in small.seeds.items()}
+    planner, listed = small.planner(), list[str]()
+    real = Storage.list
+    monkeypatch.setattr(Storage, "list", lambda self, name="", **how: (listed.append(name), real(self, name, **how))[1])
+    assert [one.state for one in planner.plan(()).values()] == ["run"] * 4
+    assert listed.count("runs/small") == 1
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut", "another"])
