@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.command import COMMANDS, conf_folder
+from orchestrator.cli.composition import composed, plain
 from orchestrator.cli.flags import second_command
 from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
 from orchestrator.cli.sweep import checked_sweep_folder, is_own, jobs, parsed
@@ -72,7 +73,7 @@ class Session:
         self.sweeps = bool(flags.multirun) or "hydra.mode=MULTIRUN" in flags.overrides
         self.search = [text for text in flags.overrides if self.sweeps and is_own(text)]
         flags.overrides = [text for text in flags.overrides if text not in self.search]
-        self.groups = self._groups()
+        self.groups = _groups(self.hydra, self.primary)
         self.overrides, self.mistakes = self._read_overrides()
 
     def run(self) -> None:
@@ -147,16 +148,6 @@ class Session:
         summary = COMMANDS[self.name].summary
         command_help.print_help(self.typed, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
 
-    def _groups(self) -> Any:
-        from orchestrator.configuration.overrides import Groups
-
-        known, options = _known_choices(self.hydra, self.primary), _options(self.hydra)
-        return Groups(
-            chosen={group: known[group] for group in options if group in known},
-            options=options,
-            foreign=frozenset(group for group in options if group not in known and (conf_folder() / group).is_dir()),
-        )
-
     def _read_overrides(self) -> tuple[list[str], list[str]]:
         from orchestrator.configuration.overrides import Reader
 
@@ -175,11 +166,9 @@ class Session:
         Raises:
             ConfigError: Hydra cannot compose them.
         """
-        from hydra.types import RunMode
-
         try:
             with hydra_errors_in_one_line():
-                return _plain(self.hydra.compose_config(self.primary, list(overrides), RunMode.RUN))
+                return composed(self.hydra, self.primary, overrides)
         except Exception as error:  # Hydra has read nothing but the arguments, and raises whatever it comes upon
             raise ConfigError("\n".join([*self.mistakes, first_line(error)])) from error
 
@@ -200,7 +189,7 @@ class Session:
 
         job = HydraConfig.get()
         print(redact(" ".join([f"[{job.job.num}]", *(text.lstrip("+") for text in job.overrides.task)])), flush=True)
-        self._start(validated(_plain(cfg), self.kind))
+        self._start(validated(plain(cfg), self.kind))
 
     def _start(self, config: "Config") -> None:
         command = COMMANDS[self.name]
@@ -220,6 +209,17 @@ def _options(hydra: "Hydra") -> dict[str, tuple[str, ...]]:
 
 
 @functools.lru_cache(maxsize=16)  # a sweep composes one command many times
+def _groups(hydra: "Hydra", primary: str) -> Any:
+    from orchestrator.configuration.overrides import Groups
+
+    known, options = _known_choices(hydra, primary), _options(hydra)
+    return Groups(
+        chosen={group: known[group] for group in options if group in known},
+        options=options,
+        foreign=frozenset(group for group in options if group not in known and (conf_folder() / group).is_dir()),
+    )
+
+
 def _known_choices(hydra: "Hydra", primary: str) -> dict[str, str | None]:
     """Return the option that each group of a command starts with."""
     from hydra.types import RunMode
@@ -287,14 +287,3 @@ def _restored_logging() -> Iterator[None]:
         root.setLevel(levels[0])
         hydra.setLevel(levels[1])
         root.handlers[:] = handlers
-
-
-def _plain(cfg: "DictConfig") -> Any:
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict
-
-    if "hydra" in cfg:
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            cfg.pop("hydra")
-    return OmegaConf.to_container(cfg, resolve=True)
