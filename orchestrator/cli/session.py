@@ -74,7 +74,7 @@ class Session:
         self.search = [text for text in flags.overrides if self.sweeps and is_own(text)]
         flags.overrides = [text for text in flags.overrides if text not in self.search]
         self.groups = _groups(self.hydra, self.primary)
-        self.overrides, self.mistakes = self._read_overrides()
+        self.overrides, self.mistakes = self._read(flags.overrides, self.sweeps)
 
     def run(self) -> None:
         self._start(self.validated())
@@ -87,7 +87,18 @@ class Session:
         """
         from orchestrator.configuration.mistakes import validated
 
-        return validated(self._composed(self.overrides), self.kind, earlier=self.mistakes)
+        raw = self._composed(self.overrides)
+        misplaced = self._misplaced_sweep(raw)
+        return validated(raw, self.kind, earlier=[*self.mistakes, *misplaced])
+
+    def _misplaced_sweep(self, raw: dict[str, Any]) -> list[str]:
+        """Take the settings of a sweep out of those of a single run, and return what to say of them."""
+        if raw.get("sweep") is None or "sweep" not in self.kind.model_fields:
+            return []
+        del raw["sweep"]
+        typed = next(filter(is_own, self.flags.overrides), "sweep")
+        remedy = "name its method on the command line, as in sweep=random" if self.sweeps else "add --multirun"
+        return [f"{redact(typed)}: is for several runs; {remedy}"]
 
     def run_all(self) -> None:
         """Run every combination of a sweep; nothing starts unless all of them are valid."""
@@ -108,12 +119,18 @@ class Session:
     def _run_trials(self) -> None:
         """Run the trials of a search side by side, each as a child process."""
         from orchestrator.cli.trials import run_trials
+        from orchestrator.pipeline.places import TRAINS
 
-        if self.mistakes:
-            raise ConfigError("\n".join(self.mistakes))
+        if self.typed not in TRAINS:
+            rule = f"is for {' and '.join(TRAINS)}; leave it out with {self.typed}"
+            raise ConfigError(f"{redact(self.search[0])}: {rule}")
+        search, mistakes = self._read(self.search, sweeps=False)
+        if self.mistakes or mistakes:
+            raise ConfigError("\n".join([*self.mistakes, *mistakes]))
         if self.flags.config_name:
             raise ConfigError("--config-name: a sweep finds a command's options by its name; use an experiment instead")
-        run_trials(self.name, self.search, self.flags.overrides, Composer(self.hydra, self.flags))
+        raw = self._composed(search)
+        run_trials(self.name, raw["sweep"], self.flags.overrides, Composer(self.hydra, self.flags))
 
     def print_composed(self) -> None:
         """Print what --cfg or --info requests.
@@ -148,12 +165,13 @@ class Session:
         summary = COMMANDS[self.name].summary
         command_help.print_help(self.typed, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
 
-    def _read_overrides(self) -> tuple[list[str], list[str]]:
+    def _read(self, texts: Sequence[str], sweeps: bool) -> tuple[list[str], list[str]]:
+        """Return overrides as they are given to Hydra, and the mistakes in them."""
         from orchestrator.configuration.overrides import Reader
 
-        reader = Reader(self.name, self.kind, self.groups, self.sweeps)
+        reader = Reader(self.name, self.kind, self.groups, sweeps)
         overrides, mistakes = [], []
-        for text in self.flags.overrides:
+        for text in texts:
             try:
                 overrides.append(reader.rewritten(text, parsed(text)))
             except ConfigError as mistake:
@@ -178,7 +196,8 @@ class Session:
         fixed = [text for text in self.overrides if text.startswith("hydra")]
         mistakes = list(self.mistakes)
         for job in jobs([text for text in self.overrides if text not in fixed]):
-            mistakes += mistakes_in(self._composed([*job, *fixed]), self.kind)
+            raw = self._composed([*job, *fixed])
+            mistakes += [*self._misplaced_sweep(raw), *mistakes_in(raw, self.kind)]
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 

@@ -18,12 +18,12 @@ _DIGITS = 6
 """Of a drawn number: enough to tell trials apart, and readable."""
 
 
-def run_trials(command: str, search: Sequence[str], texts: Sequence[str], composer: Composer) -> None:
+def run_trials(command: str, search: Any, texts: Sequence[str], composer: Composer) -> None:
     """Run the trials of a sweep, or go on with it.
 
     Args:
         command: What each trial runs.
-        search: The overrides of the sweep itself.
+        search: The settings of the sweep itself, as they are composed.
         texts: All other overrides, as they are typed.
         composer: Composes the configuration of each trial.
     """
@@ -35,21 +35,15 @@ def run_trials(command: str, search: Sequence[str], texts: Sequence[str], compos
     sweep.run(config, command, texts, found, composer)
 
 
-def settings(texts: Sequence[str]) -> SweepConfig:
+def settings(search: Any) -> SweepConfig:
     """Return the settings of a sweep.
 
     Raises:
         ConfigError: they have mistakes.
     """
-    values: dict[str, Any] = {}
-    for text in texts:
-        key, _, raw = text.lstrip("+").partition("=")
-        read = parsed(text)
-        value = raw if read is None or read.is_sweep_override() else read.value()
-        values[key.partition(".")[2] or "method"] = getattr(value, "text", value)
-    if "method" not in values:
-        raise ConfigError("sweep: which kind is missing; add sweep=random, sweep=asha or sweep=grid")
-    return validated({"sweep": values}, AnySweep).sweep
+    if search is None or (isinstance(search, dict) and "method" not in search):
+        raise ConfigError("sweep: which kind is missing; add sweep=random, sweep=asha, sweep=optuna or sweep=grid")
+    return validated({"sweep": search}, AnySweep).sweep
 
 
 def trials(texts: Sequence[str], config: SweepConfig) -> list[Trial]:

@@ -63,8 +63,6 @@ def _checked(
     Raises:
         ConfigError: trials have mistakes.
     """
-    if not issubclass(composer.kind(command), TrainingRunConfig):
-        raise ConfigError(f"sweep={settings.method}: is for commands that train; leave it out to run one after another")
     configs, mistakes = dict[int, TrainingRunConfig](), [_own_mistake(text) for text in texts]
     for trial in trials:
         try:
@@ -103,8 +101,8 @@ def _shared_mistakes(settings: SweepConfig, configs: Sequence[TrainingRunConfig]
         found.append("sweep.metric: must be given, since the trials choose their best checkpoints by different metrics")
     if lacking := [names for names in measured if settings.metric and settings.metric not in names]:
         found.append(f"sweep.metric={settings.metric}: is not measured; choose {' or '.join(lacking[0])}")
-    if settings.method == "asha" and settings.min_steps is None and any(map(_counts_epochs, configs)):
-        found.append("sweep.min_steps: must be given, since finetune.num_epochs says how long each trial trains")
+    if settings.method == "asha" and settings.grace_period is None and any(map(_counts_epochs, configs)):
+        found.append("sweep.grace_period: must be given, since finetune.num_epochs says how long each trial trains")
     if any(config.cluster.name == "torchrun" for config in configs):
         found.append("cluster=torchrun: its processes are started already; a sweep needs cluster=local or cluster=ray")
     return found
@@ -122,7 +120,7 @@ def _scheduler(sweep: Sweep, settings: SweepConfig) -> Scheduler | None:
 
     configs = sweep.configs.values()
     most = max(MOST_STEPS if _counts_epochs(config) else config.training.num_steps for config in configs)
-    return Asha(most, settings.min_steps or max(1, most // 9), settings.reduction_factor)
+    return Asha(most, settings.grace_period or max(1, most // 9), settings.reduction_factor)
 
 
 def _conclude(sweep: Sweep, driver: Driver) -> None:

@@ -26,7 +26,7 @@ SETTINGS = (
     "checkpoint.interval_steps=40",
     "tracking.mode=disabled",
 )
-ASHA = ("sweep=asha", "sweep.min_steps=20")
+ASHA = ("sweep=asha", "sweep.grace_period=20")
 WHERE = {"local": ("cluster=local",), "ray": ("cluster=ray",)}
 SECONDS = 1800
 

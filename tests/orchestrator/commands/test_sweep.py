@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,8 +79,12 @@ def _swept(fake: SmallSweep, trial: str) -> str:
         (["model=tiny,gpt3"], "model=gpt3: no such option"),
         (["run.seed=1,2", "sweep.num_trial=3"], "did you mean sweep.num_trials"),
         (["run.seed=1,2", "sweep.num_trials=0"], "sweep.num_trials=0: must be above 0"),
-        (["run.seed=1,2", "sweep=tpe"], "sweep.method=tpe"),
-        (["run.seed=1,2", "sweep=grid"], "sweep.num_trials=3: is for sweep=random and sweep=asha"),
+        (["run.seed=1,2", "sweep=tpe"], "sweep=tpe: no such option"),
+        (["run.seed=1,2", "sweep=grid"], "sweep.num_trials=3: is for sweep=random and sweep=asha and sweep=optuna"),
+        (["run.seed=1,2", "sweep=radnom"], "sweep=radnom: no such option; did you mean sweep=random?"),
+        (["run.seed=1,2", "sweep.seed=1,2"], "sweep.seed=1,2: one value is expected"),
+        (["run.seed=1,2", "sweep.grace_period=5"], "sweep.grace_period=5: is for sweep=asha"),
+        (["run.seed=1,2", "sweep=null"], "sweep=null: no such option"),
         (
             ["run.seed=1,2", "sweep.metric=val/accuracy"],
             "sweep.metric=val/accuracy: is not measured; choose val/loss_clm",
@@ -115,14 +120,56 @@ def test_values_that_cannot_be_drawn_are_refused(text: str, said: str) -> None:
         drawn(text)
 
 
-def test_a_command_that_does_not_train_has_no_sweep(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--multirun", "sweep=grid", "model.path=x", "seed=1,2"]) == 2
-    assert "sweep=grid: is for commands that train" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["generate", "model.path=x", "seed=1,2"], ["plan", "run.seed=1,2"]])
+def test_a_command_that_does_not_train_has_no_sweep(
+    words: list[str], fake: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--multirun", "sweep=grid"]) == 2
+    assert f"sweep=grid: is for pretrain and finetune; leave it out with {words[0]}" in capsys.readouterr().err
 
 
-def test_a_sweep_without_multirun_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([word for word in WORDS if word != "--multirun"]) == 2
-    assert "sweep=random: is for several runs; add --multirun" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words", [["sweep=random"], ["sweep.seed=3"], ["sweep=grid", "sweep.metric=x"], ["+sweep.a=1"]]
+)
+def test_a_sweep_without_multirun_is_one_mistake(
+    words: list[str], fake: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", *words]) == 2
+    assert capsys.readouterr().err == f"error: {words[0]}: is for several runs; add --multirun\n"
+
+
+def test_a_sweep_in_an_experiment_is_not_taken_for_a_single_run_in_silence(
+    fake: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    head = "# @package _global_\n"
+    Path("own/experiment/searched.yaml").write_text(head + "sweep: {method: random, num_trials: 3}\n")
+    words = ["pretrain", "--config-dir", "own", "+experiment=searched"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: sweep: is for several runs; add --multirun\n"
+    assert main([*words, "--multirun", "run.seed=1,2"]) == 2
+    assert "sweep: is for several runs; name its method on the command line" in capsys.readouterr().err
+
+
+def test_a_sweep_without_a_method_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word for word in [*WORDS, *SWEPT] if word != "sweep=random"]) == 2
+    assert "sweep: which kind is missing; add sweep=random" in capsys.readouterr().err
+
+
+def test_an_option_of_the_users_own_is_a_sweep(fake: SmallSweep) -> None:
+    Path("own/sweep").mkdir(parents=True)
+    Path("own/sweep/mine.yaml").write_text("defaults: [random]\nnum_trials: 2\nname: mine\n")
+    words = [word for word in WORDS if not word.startswith("sweep")]
+    assert main([*words, "--config-dir", "own", "sweep=mine", *SWEPT]) == 0
+    assert sorted(fake.started) == ["00000", "00001"]
+    assert Path("outputs/sweeps/mine/best.json").is_file()
+
+
+def test_help_lists_the_methods_of_a_sweep_and_their_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "sweep=asha", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\n *sweep +\* asha|\n +\* asha", said)
+    assert "sweep.reduction_factor" in said
 
 
 def test_another_sweep_of_the_same_name_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
