@@ -29,7 +29,7 @@ class SmallSweep(FakeChildren):
         self.folder, self.storage = folder, Storage(str(folder / "out"))
         self.settings = SweepConfig.model_validate({"method": "random", "num_trials": 4, **settings})
         self.texts = texts or (RATES, "training.num_steps=20")
-        self.trials = trials.trials(self.texts, self.settings)
+        self.trials = trials.space(self.texts, self.settings.method).trials(self.settings)
 
     def driver(self, cpus: float = 2.0, scheduler: Scheduler | None = None) -> Driver:
         configs = {one.number: self.composed(one) for one in self.trials}

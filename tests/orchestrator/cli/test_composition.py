@@ -15,6 +15,7 @@ from orchestrator.cli.composition import composed, composed_at_once
 from orchestrator.cli.flags import read_flags
 from orchestrator.cli.hydra_errors import first_line
 from orchestrator.cli.session import Composer, Session, hydra_of
+from orchestrator.cli.sweep import parsed
 from orchestrator.configuration.sweep import SweepConfig
 
 WORDS = ("data=files", "data.path=text.txt", "training.num_steps=20")
@@ -63,11 +64,15 @@ def opened(words: Sequence[str] = ()) -> Iterator[tuple[Hydra, Any]]:
 
 def each_trial(texts: Sequence[str], number: int) -> list[tuple[str, ...]]:
     config = SweepConfig.model_validate({"method": "random", "num_trials": number})
-    return [trial.words for trial in trials.trials(texts, config)] if any(map(_swept, texts)) else [tuple(texts)]
+    return (
+        [trial.words for trial in trials.space(texts, config.method).trials(config)]
+        if any(map(_swept, texts))
+        else [tuple(texts)]
+    )
 
 
 def _swept(text: str) -> bool:
-    return bool((read := trials.parsed(text)) and read.is_sweep_override())
+    return bool((read := parsed(text)) and read.is_sweep_override())
 
 
 def answer(of: Any, hydra: Hydra, overrides: Sequence[str]) -> Any:
@@ -118,7 +123,7 @@ def test_a_sweep_reads_its_files_once_for_each_combination_of_groups(monkeypatch
     config = SweepConfig.model_validate({"method": "random", "num_trials": 50})
     with opened() as (hydra, flags):
         composer = Composer(hydra, flags)
-        for trial in trials.trials(texts, config):
+        for trial in trials.space(texts, config.method).trials(config):
             composer.compose("pretrain", trial.words)
     assert len(calls) == 2
 

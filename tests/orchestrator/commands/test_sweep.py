@@ -14,11 +14,11 @@ from sweeps import RATES, SmallSweep
 
 from orchestrator.cli import main, trials
 from orchestrator.commands import sweep as command
-from orchestrator.commands.run import Place
 from orchestrator.configuration.sweep import SweepConfig
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline import children
 from orchestrator.pipeline.admission import Ledger, Resources
+from orchestrator.pipeline.where import Place
 
 WORDS = shlex.split(
     "pretrain --multirun sweep=random sweep.num_trials=3 sweep.name=small data=files data.path=text.txt"
@@ -44,7 +44,7 @@ def fake(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SmallSweep:
 
 def drawn(*texts: str, **settings: Any) -> list[tuple[str, ...]]:
     config = SweepConfig.model_validate({"method": "random", "num_trials": 50, **settings})
-    return [tuple(trial.swept.values()) for trial in trials.trials(texts, config)]
+    return [tuple(trial.swept.values()) for trial in trials.space(texts, config.method).trials(config)]
 
 
 def test_a_sweep_runs_its_trials_and_says_and_writes_the_best(
@@ -168,8 +168,8 @@ def test_an_option_of_the_users_own_is_a_sweep(fake: SmallSweep) -> None:
 def test_help_lists_the_methods_of_a_sweep_and_their_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "sweep=asha", "--help"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"\n *sweep +\* asha|\n +\* asha", said)
-    assert "sweep.reduction_factor" in said
+    assert re.search(r"\nsweep +asha .*\n(.*\n)* +optuna .*\n(.*\n)* +random ", said)
+    assert re.search(r"sweep.reduction_factor +3.0 ", said)
 
 
 def test_another_sweep_of_the_same_name_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
