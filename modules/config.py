@@ -87,8 +87,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _a_flag_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        types = _types_in(cls.model_fields[str(info.field_name)].annotation)
-        if _holds_flag(value) and types & {int, float} and bool not in types:
+        if _holds_flag(value) and _takes_numbers_alone(cls, str(info.field_name)):
             raise ValueError("must be a number, and true and false are none")
         return value
 
@@ -112,6 +111,11 @@ def divisors(number: int) -> list[int]:
 def _holds_flag(value: Any) -> bool:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return isinstance(value, bool) or any(map(_holds_flag, items))
+
+
+def _takes_numbers_alone(kind: type[BaseModel], field: str) -> bool:
+    types = _types_in(kind.model_fields[field].annotation)
+    return bool(types & {int, float}) and bool not in types
 
 
 def _types_in(annotation: Any) -> set[type]:

@@ -25,6 +25,7 @@ from orchestrator.configuration.mistakes import validated
 from orchestrator.configuration.planning import PlanSettings
 from orchestrator.configuration.rules import micro_batch_size
 from orchestrator.configuration.schema import leaves
+from orchestrator.configuration.sweep import SweepConfig
 
 CONF = conf_folder()
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
@@ -38,8 +39,10 @@ NEEDS = {
     ("experiment", "packages"): ["model.path=x"],
     **{("task", name): ["model.path=x"] for name in ("classification", "translation", "dialogue", "text_generation")},
     **{("faults", kind): ["faults.at_step=3"] for kind in get_args(FaultKind)},
+    **{("sweep", method): ["sweep.num_trials=3"] for method in ("random", "asha", "optuna")},
     ("faults", "stop_rank"): ["faults.at_step=3", "cluster.num_workers=2", "strategy=ddp"],
 }
+METHODS = SweepConfig.model_fields["method"].annotation
 OF_FINETUNE = ("packages",)
 """Experiments of `finetune`."""
 PLANNED = {"plan": "pretrain"}
@@ -115,6 +118,9 @@ def test_option_composes_and_validates(group: str, option: str) -> None:
         assert getattr(made, group).name == option
     if group == "method":
         assert made.model.lora == (LoraConfig() if option == "lora" else None)
+    if group == "sweep":
+        assert made.sweep is not None
+        assert made.sweep.method == option
     if group == "faults":
         assert made.faults is not None
         assert made.faults.kind == option
@@ -168,6 +174,18 @@ def test_every_option_says_what_it_is_in_its_first_comment() -> None:
 
 def test_every_kind_of_fault_can_be_ordered() -> None:
     assert {option for group, option in OPTIONS if group == "faults"} == set(get_args(FaultKind))
+
+
+def test_every_method_of_a_sweep_is_an_option_with_the_fields_it_reads() -> None:
+    of = {method: set(explained(CONF / f"sweep/{method}.yaml")) for method in get_args(METHODS)}
+    fields = set(SweepConfig.model_fields)
+    assert {path.partition(".")[2] for paths in of.values() for path in paths} == fields
+    for method, paths in of.items():
+        values = {"method": method, "num_trials": 3} if method != "grid" else {"method": method}
+        left_out = fields - {path.partition(".")[2] for path in paths}
+        for name in left_out:
+            with pytest.raises(ValueError, match=f"{name} is for sweep="):
+                SweepConfig.model_validate({**values, name: 7})
 
 
 def test_evaluate_takes_the_data_of_the_model_unless_told_otherwise() -> None:

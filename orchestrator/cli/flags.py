@@ -5,7 +5,6 @@ import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.cli.command import COMMANDS
-from orchestrator.cli.sweep import is_own
 from orchestrator.errors import UserError
 from orchestrator.storage.redaction import redact
 
@@ -46,9 +45,6 @@ def read_flags(name: str, arguments: list[str]) -> "Namespace":
     flags.overrides = _as_fields(name, flags)
     if flags.experimental_rerun:
         raise UserError("--experimental-rerun reads a pickle, which runs code; give the command's own overrides again")
-    own = [text for text in flags.overrides if is_own(text)]
-    if own and not flags.multirun and "hydra.mode=MULTIRUN" not in flags.overrides:
-        raise UserError(f"{redact(own[0])}: is for several runs; add --multirun")
     if flags.resolve and not flags.cfg:
         raise UserError("--resolve needs --cfg")
     if sum(map(bool, (flags.run, flags.cfg, flags.multirun, flags.info, flags.shell_completion))) > 1:

@@ -3,8 +3,12 @@
 import functools
 from typing import TYPE_CHECKING
 
+from orchestrator.cli.command import conf_folder
+
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
+
+    from orchestrator.configuration.overrides import Groups
 
 
 @functools.lru_cache(maxsize=1)  # a pipeline composes many commands with one Hydra, which takes long to list these
@@ -17,8 +21,16 @@ def options_of(hydra: "Hydra") -> dict[str, tuple[str, ...]]:
 
 
 @functools.lru_cache(maxsize=16)  # a sweep composes one command many times
-def known_choices(hydra: "Hydra", primary: str) -> dict[str, str | None]:
-    """Return the option that each group of a command starts with."""
+def groups_of(hydra: "Hydra", primary: str) -> "Groups":
+    """Return the groups of a command, and the option that each starts with."""
     from hydra.types import RunMode
 
-    return hydra.config_loader.compute_defaults_list(primary, [], RunMode.RUN).overrides.known_choices
+    from orchestrator.configuration.overrides import Groups
+
+    choices = hydra.config_loader.compute_defaults_list(primary, [], RunMode.RUN).overrides.known_choices
+    options = options_of(hydra)
+    return Groups(
+        chosen={group: choices[group] for group in options if group in choices},
+        options=options,
+        foreign=frozenset(group for group in options if group not in choices and (conf_folder() / group).is_dir()),
+    )

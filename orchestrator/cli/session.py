@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.command import COMMANDS, conf_folder, unknown_command
+from orchestrator.cli.composition import composed, plain
 from orchestrator.cli.flags import second_command
 from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
-from orchestrator.cli.options import known_choices, options_of
+from orchestrator.cli.options import groups_of
 from orchestrator.cli.sweep import checked_sweep_folder, is_own, jobs, parsed
 from orchestrator.display import streams
 from orchestrator.errors import ConfigError, UserError
@@ -72,8 +73,8 @@ class Session:
         self.sweeps = bool(flags.multirun) or "hydra.mode=MULTIRUN" in flags.overrides
         self.search = [text for text in flags.overrides if self.sweeps and is_own(text)]
         flags.overrides = [text for text in flags.overrides if text not in self.search]
-        self.groups = self._groups()
-        self.overrides, self.mistakes = self._read_overrides()
+        self.groups = groups_of(self.hydra, self.primary)
+        self.overrides, self.mistakes = self._read(flags.overrides, self.sweeps)
 
     def run(self) -> None:
         self._start(self.validated())
@@ -86,7 +87,18 @@ class Session:
         """
         from orchestrator.configuration.mistakes import validated
 
-        return validated(self._composed(self.overrides), self.kind, earlier=self.mistakes)
+        raw = self._composed(self.overrides)
+        misplaced = self._misplaced_sweep(raw)
+        return validated(raw, self.kind, earlier=[*self.mistakes, *misplaced])
+
+    def _misplaced_sweep(self, raw: dict[str, Any]) -> list[str]:
+        """Take the settings of a sweep out of those of a single run, and return what to say of them."""
+        if raw.get("sweep") is None or "sweep" not in self.kind.model_fields:
+            return []
+        del raw["sweep"]
+        typed = next(filter(is_own, self.flags.overrides), "sweep")
+        remedy = "name its method on the command line, as in sweep=random" if self.sweeps else "add --multirun"
+        return [f"{redact(typed)}: is for several runs; {remedy}"]
 
     def run_all(self) -> None:
         """Run every combination of a sweep; nothing starts unless all of them are valid."""
@@ -107,12 +119,25 @@ class Session:
     def _run_trials(self) -> None:
         """Run the trials of a search side by side, each as a child process."""
         from orchestrator.cli.trials import run_trials
+        from orchestrator.pipeline.places import TRAINS
 
-        if self.mistakes:
-            raise ConfigError("\n".join(self.mistakes))
+        if self.typed not in TRAINS:
+            rule = f"is for {' and '.join(TRAINS)}; leave it out with {self.typed}"
+            raise ConfigError(f"{redact(self.search[0])}: {rule}")
         if self.flags.config_name:
             raise ConfigError("--config-name: a sweep finds a command's options by its name; use an experiment instead")
-        run_trials(self.name, self.search, self.flags.overrides, Composer(self.hydra, self.flags))
+        run_trials(self.name, self.search_settings(), self.flags.overrides, Composer(self.hydra, self.flags))
+
+    def search_settings(self) -> Any:
+        """Return the settings of the search itself, as they are composed.
+
+        Raises:
+            ConfigError: they, or other overrides, have mistakes.
+        """
+        search, mistakes = self._read(self.search, sweeps=False)
+        if self.mistakes or mistakes:
+            raise ConfigError("\n".join([*self.mistakes, *mistakes]))
+        return self._composed(search)["sweep"]
 
     def print_composed(self) -> None:
         """Print what --cfg or --info requests.
@@ -147,22 +172,13 @@ class Session:
         summary = COMMANDS[self.name].summary
         command_help.print_help(self.typed, summary, self.kind, raw, self.groups, [*folders, conf_folder()])
 
-    def _groups(self) -> Any:
-        from orchestrator.configuration.overrides import Groups
-
-        known, options = known_choices(self.hydra, self.primary), options_of(self.hydra)
-        return Groups(
-            chosen={group: known[group] for group in options if group in known},
-            options=options,
-            foreign=frozenset(group for group in options if group not in known and (conf_folder() / group).is_dir()),
-        )
-
-    def _read_overrides(self) -> tuple[list[str], list[str]]:
+    def _read(self, texts: Sequence[str], sweeps: bool) -> tuple[list[str], list[str]]:
+        """Return overrides as they are given to Hydra, and the mistakes in them."""
         from orchestrator.configuration.overrides import Reader
 
-        reader = Reader(self.name, self.kind, self.groups, self.sweeps)
+        reader = Reader(self.name, self.kind, self.groups, sweeps)
         overrides, mistakes = [], []
-        for text in self.flags.overrides:
+        for text in texts:
             try:
                 overrides.append(reader.rewritten(text, parsed(text)))
             except ConfigError as mistake:
@@ -175,11 +191,9 @@ class Session:
         Raises:
             ConfigError: Hydra cannot compose them.
         """
-        from hydra.types import RunMode
-
         try:
             with hydra_errors_in_one_line():
-                return _plain(self.hydra.compose_config(self.primary, list(overrides), RunMode.RUN))
+                return composed(self.hydra, self.primary, overrides)
         except Exception as error:  # Hydra has read nothing but the arguments, and raises whatever it comes upon
             raise ConfigError("\n".join([*self.mistakes, first_line(error)])) from error
 
@@ -194,8 +208,9 @@ class Session:
         fixed = [text for text in self.overrides if text.startswith("hydra")]
         configs, mistakes = list["Config"](), list(self.mistakes)
         for job in jobs([text for text in self.overrides if text not in fixed]):
+            raw = self._composed([*job, *fixed])
             try:
-                configs.append(validated(self._composed([*job, *fixed]), self.kind))
+                configs.append(validated(raw, self.kind, earlier=self._misplaced_sweep(raw)))
             except ConfigError as error:
                 mistakes += str(error).splitlines()
         if mistakes:
@@ -209,7 +224,7 @@ class Session:
 
         job = HydraConfig.get()
         print(redact(" ".join([f"[{job.job.num}]", *(text.lstrip("+") for text in job.overrides.task)])), flush=True)
-        self._start(validated(_plain(cfg), self.kind))
+        self._start(validated(plain(cfg), self.kind))
 
     def _start(self, config: "Config") -> None:
         command = COMMANDS[self.name]
@@ -264,7 +279,7 @@ class Composer:
 
         session = self._session(command, overrides, multirun=True)
         if session.search:
-            return composed_trials(command, session.search, session.flags.overrides, self)
+            return composed_trials(command, session.search_settings(), session.flags.overrides, self)
         return session.combinations()
 
     def _session(self, command: str, overrides: Sequence[str], multirun: bool) -> Session:
@@ -286,14 +301,3 @@ def _restored_logging() -> Iterator[None]:
         root.setLevel(levels[0])
         hydra.setLevel(levels[1])
         root.handlers[:] = handlers
-
-
-def _plain(cfg: "DictConfig") -> Any:
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict
-
-    if "hydra" in cfg:
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            cfg.pop("hydra")
-    return OmegaConf.to_container(cfg, resolve=True)

@@ -1,5 +1,6 @@
 """The runs of a sweep, counted before they are listed."""
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ def is_own(text: str) -> bool:
     return _OWN.match(text) is not None
 
 
+@functools.lru_cache(maxsize=4096)  # the trials of a sweep share most of their words
 def parsed(text: str) -> Any:
     """Return the override that Hydra's grammar reads in `text`; None if it cannot be parsed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

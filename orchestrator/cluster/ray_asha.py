@@ -14,13 +14,13 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 class Asha:
     """Compares trials at a growing number of steps, and lets the better part of them go on."""
 
-    def __init__(self, max_steps: int, min_steps: int, reduction_factor: float) -> None:
+    def __init__(self, max_steps: int, grace_period: int, reduction_factor: float) -> None:
         self._scheduler: Any = AsyncHyperBandScheduler(
             time_attr="step",
             metric="metric",
             mode="min",
             max_t=max_steps,
-            grace_period=min(min_steps, max_steps),
+            grace_period=min(grace_period, max_steps),
             reduction_factor=reduction_factor,
             stop_last_trials=False,
         )

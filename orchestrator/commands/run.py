@@ -1,21 +1,16 @@
 """`orchestrator run`: the stages of a pipeline that are not done yet."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-
 from orchestrator.configuration.composer import Composer
-from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.configuration.pipeline import RunPipelineConfig
 from orchestrator.display.stages import PlannedRow, StagesDisplay, show_plan
 from orchestrator.display.terminal import print_line
-from orchestrator.pipeline.admission import Ledger, Resources, check_fits, machine
-from orchestrator.pipeline.child import Child, Order, RunningChild
+from orchestrator.pipeline.admission import check_fits
 from orchestrator.pipeline.driver import Driver
 from orchestrator.pipeline.graph import checked_stages, with_needed
-from orchestrator.pipeline.places import TRAINS, result_name
+from orchestrator.pipeline.places import result_name
 from orchestrator.pipeline.plan import Judgement, Planner, held_by, recipes_of
 from orchestrator.pipeline.progress import Figures
+from orchestrator.pipeline.where import place
 from orchestrator.runs.stages import read_current
 from orchestrator.storage.store import Storage
 
@@ -47,34 +42,6 @@ def run(config: RunPipelineConfig, composer: Composer) -> None:
     for name, one in driver.progress.items():
         result = result_name(stages[name].command, one.path) or one.path
         print_line(f"{name}: {storage.url(result)}")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the children run."""
-
-    name: str
-    ledger: Ledger
-    start: Callable[[Order], RunningChild]
-    address: str | None = None
-
-
-@contextmanager
-def place(config: ClusterConfig) -> Iterator[Place]:
-    """Yield this machine, or the Ray cluster that is chosen; only then is Ray imported."""
-    if config.name == "local":
-        yield Place("this machine", Ledger(machine()), Child)
-        return
-    from orchestrator.cluster.ray_tasks import RayTask, ray_stages
-
-    with ray_stages(config) as (address, (cpus, gpus), shared):
-        ledger = Ledger(Resources(cpus, int(gpus)), shared)
-        yield Place("the cluster", ledger, lambda order: RayTask(Child, order, _own_gpus(order)), address)
-
-
-def _own_gpus(order: Order) -> int:
-    """Return the GPUs that Ray sets aside for a child itself; the workers of a training have theirs."""
-    return 0 if order.words[0] in TRAINS else order.num_gpus
 
 
 def _show(planner: Planner, plan: dict[str, Judgement], is_whole: bool) -> None:

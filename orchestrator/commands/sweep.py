@@ -1,44 +1,48 @@
 """`--multirun sweep=METHOD` of a command that trains: its trials side by side, and the best of them."""
 
+import importlib.util
 from collections.abc import Sequence
 
 from modules.config import MOST_STEPS
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.checkpoints.attempt import SWEEPS
-from orchestrator.commands.run import place
 from orchestrator.configuration.commands import FinetuneConfig, TrainingRunConfig
 from orchestrator.configuration.composer import Composer
 from orchestrator.configuration.sweep import SweepConfig
 from orchestrator.display.stages import StagesDisplay
 from orchestrator.display.terminal import print_line
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.pipeline.admission import check_fits
 from orchestrator.pipeline.progress import Figures
+from orchestrator.pipeline.where import place
 from orchestrator.runs.json_files import write_object
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
-from orchestrator.sweep.driver import Driver, Scheduler, Sweep
+from orchestrator.sweep.driver import Driver, Scheduler
 from orchestrator.sweep.findings import best, learned
 from orchestrator.sweep.metrics import metrics_of
-from orchestrator.sweep.trial import Trial, check_same
+from orchestrator.sweep.space import Space
+from orchestrator.sweep.suggestions import Suggester, Suggestions
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.trial import Trial, check_same, trial_name
 
 
-def run(settings: SweepConfig, command: str, texts: Sequence[str], trials: Sequence[Trial], composer: Composer) -> None:
+def run(settings: SweepConfig, command: str, space: Space, composer: Composer) -> None:
     """Check every trial, then run what is not done.
 
     Args:
         settings: How they are searched.
         command: What each trial runs.
-        texts: The overrides that all trials come from, as they are typed.
-        trials: All trials.
+        space: What it chooses from.
         composer: Composes the configuration of each.
     """
-    sweep, about = _checked(settings, command, texts, trials, composer)
-    first = next(iter(sweep.configs.values()))
+    sweep, about, first = _checked(settings, command, space, composer)
     figures = Figures(sweep.storage)
-    with place(first.cluster) as where, StagesDisplay(f"Sweep {sweep.name}") as display:
-        for trial in sweep.trials:  # one after another, since one reason is often that of all
-            check_fits({f"trial {trial.name}": sweep.configs[trial.number]}, where.ledger.total, where.name)
+    with place(first.cluster) as where, StagesDisplay(f"Sweep {sweep.name}", "trial") as display:
+        for number, config in (
+            sweep.configs or {0: first}
+        ).items():  # one by one, since one reason is often that of all
+            check_fits({f"trial {trial_name(number)}": config}, where.ledger.total, where.name)
         check_same(sweep.storage, sweep.name, about)
         driver = Driver(
             sweep,
@@ -56,34 +60,53 @@ def run(settings: SweepConfig, command: str, texts: Sequence[str], trials: Seque
 
 
 def _checked(
-    settings: SweepConfig, command: str, texts: Sequence[str], trials: Sequence[Trial], composer: Composer
-) -> tuple[Sweep, dict[str, object]]:
-    """Return the sweep, and what is recorded of it.
+    settings: SweepConfig, command: str, space: Space, composer: Composer
+) -> tuple[Sweep, dict[str, object], TrainingRunConfig]:
+    """Return the sweep, what is recorded of it, and the configuration of one trial.
 
     Raises:
         ConfigError: trials have mistakes.
     """
-    if not issubclass(composer.kind(command), TrainingRunConfig):
-        raise ConfigError(f"sweep={settings.method}: is for commands that train; leave it out to run one after another")
-    configs, mistakes = dict[int, TrainingRunConfig](), [_own_mistake(text) for text in texts]
-    for trial in trials:
+
+    def compose(trial: Trial) -> TrainingRunConfig:
+        config = composer.compose(command, trial.words)
+        assert isinstance(config, TrainingRunConfig)
+        return config
+
+    suggester = _suggester(settings, space)
+    trials = space.trials(settings)
+    configs, mistakes = dict[int, TrainingRunConfig](), [_own_mistake(text) for text in space.texts]
+    for trial in space.corners() if suggester else trials:
         try:
-            config = composer.compose(command, trial.words)
-            assert isinstance(config, TrainingRunConfig)
-            configs[trial.number] = config
+            configs[trial.number] = compose(trial)
         except ConfigError as error:
             mistakes += str(error).splitlines()
     mistakes += _shared_mistakes(settings, list(configs.values()))
     if found := list(dict.fromkeys(filter(None, mistakes))):
         raise ConfigError("\n".join(found))
-    metric = settings.metric or metrics_of(configs[trials[0].number])[0]
+    first = configs[0]
+    metric = settings.metric or metrics_of(first)[0]
     search = {**identity(settings), "metric": metric}
-    about: dict[str, object] = {"command": command, **search, "overrides": [redact(text) for text in texts]}
+    about: dict[str, object] = {"command": command, **search, "overrides": [redact(text) for text in space.texts]}
     name = settings.name or f"{command}-{fingerprint(about)[:8]}"
-    root = configs[trials[0].number].storage.root
-    storage = Storage(root)
-    own_root = storage.url() if storage.is_local else root
-    return Sweep(name, command, trials, configs, metric, storage, own_root, tuple(composer.flags)), about
+    storage = Storage(first.storage.root)
+    own_root = storage.url() if storage.is_local else first.storage.root
+    if suggester is None:
+        return Sweep(name, command, trials, configs, metric, storage, own_root, tuple(composer.flags)), about, first
+    suggestions = Suggestions(space, settings.num_trials or 0, suggester, compose, first)
+    flags = tuple(composer.flags)
+    return Sweep(name, command, [], {}, metric, storage, own_root, flags, suggestions), about, first
+
+
+def _suggester(settings: SweepConfig, space: Space) -> Suggester | None:
+    """Return who suggests trials; only then is Optuna imported."""
+    if settings.method != "optuna":
+        return None
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("sweep=optuna: needs the package optuna; pip install 'gpt-orchestrator[optuna]'")
+    from orchestrator.sweep.tpe import Tpe
+
+    return Tpe(space.settings, settings.seed, settings.num_startup_trials)
 
 
 def _own_mistake(text: str) -> str:
@@ -103,8 +126,8 @@ def _shared_mistakes(settings: SweepConfig, configs: Sequence[TrainingRunConfig]
         found.append("sweep.metric: must be given, since the trials choose their best checkpoints by different metrics")
     if lacking := [names for names in measured if settings.metric and settings.metric not in names]:
         found.append(f"sweep.metric={settings.metric}: is not measured; choose {' or '.join(lacking[0])}")
-    if settings.method == "asha" and settings.min_steps is None and any(map(_counts_epochs, configs)):
-        found.append("sweep.min_steps: must be given, since finetune.num_epochs says how long each trial trains")
+    if settings.method == "asha" and settings.grace_period is None and any(map(_counts_epochs, configs)):
+        found.append("sweep.grace_period: must be given, since finetune.num_epochs says how long each trial trains")
     if any(config.cluster.name == "torchrun" for config in configs):
         found.append("cluster=torchrun: its processes are started already; a sweep needs cluster=local or cluster=ray")
     return found
@@ -122,7 +145,7 @@ def _scheduler(sweep: Sweep, settings: SweepConfig) -> Scheduler | None:
 
     configs = sweep.configs.values()
     most = max(MOST_STEPS if _counts_epochs(config) else config.training.num_steps for config in configs)
-    return Asha(most, settings.min_steps or max(1, most // 9), settings.reduction_factor)
+    return Asha(most, settings.grace_period or max(1, most // 9), settings.reduction_factor)
 
 
 def _conclude(sweep: Sweep, driver: Driver) -> None:

@@ -45,6 +45,7 @@ from orchestrator.configuration.planning import PlanFields
 from orchestrator.configuration.pruning import PruneRunsConfig
 from orchestrator.configuration.report import ReportConfig
 from orchestrator.configuration.submission import JobsConfig, LogsConfig, StopConfig, SubmitConfig
+from orchestrator.configuration.sweep import SweepConfig
 
 __all__ = [
     "JobsConfig",
@@ -83,6 +84,8 @@ class TrainingRunConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
     faults: FaultsConfig | None = None
     """Null injects no fault."""
+    sweep: SweepConfig | None = None
+    """Null is a single run."""
 
 
 class PretrainConfig(TrainingRunConfig, TextConfig):

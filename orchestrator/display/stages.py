@@ -24,7 +24,6 @@ STYLES = {
     "stopped": "yellow",
 }
 
-_TITLES = {"name": "stage", "seconds": "time"}
 _SHORTEST_NAME, _SHORTEST_REASON = 12, 30
 _ORDER = {state: number for number, state in enumerate(("failed", "running", "stopped", "waiting", "skipped"))}
 
@@ -95,8 +94,9 @@ class StageRow:
 class StagesDisplay:
     """The stages as they run: a live table on a terminal, elsewhere a line for each change of a state."""
 
-    def __init__(self, title: str) -> None:
-        self._title, self._console = title, new_console()
+    def __init__(self, title: str, what: str = "stage") -> None:
+        """Take the title, and what one of them is called."""
+        self._title, self._what, self._console = title, what, new_console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_interactive else None
         self._told: dict[str, str] = {}
 
@@ -138,14 +138,15 @@ class StagesDisplay:
         shown = self._fitting(rows)
         figures = [name for name in ("step", "loss", "left", "seconds") if any(getattr(row, name) for row in shown)]
         widths = {name: max(cell_len(getattr(row, name)) for row in shown) for name in ("name", "state", *figures)}
-        widths = {name: max(width, len(_TITLES.get(name, name))) for name, width in widths.items()}
+        titles = {"name": self._what, "seconds": "time"}
+        widths = {name: max(width, len(titles.get(name, name))) for name, width in widths.items()}
         # a long name is cut so that a reason can be read; its message is told whole at the end
         room = self._console.width - sum(width + 2 for width in widths.values())
         cut = min(max(0, _SHORTEST_REASON - room), max(0, widths["name"] - _SHORTEST_NAME))
         widths["name"] -= cut
         for name, width in widths.items():
             justify = "right" if name in figures else "left"
-            table.add_column(_TITLES.get(name, name), no_wrap=True, width=width, justify=justify)
+            table.add_column(titles.get(name, name), no_wrap=True, width=width, justify=justify)
         table.add_column("", no_wrap=True, width=max(1, room + cut))
         for row in shown:
             cells = [Text(getattr(row, name)) for name in ("name", "state", *figures, "why")]
@@ -153,7 +154,9 @@ class StagesDisplay:
             table.add_row(*cells)
         if len(shown) < len(rows):
             counts = Counter(row.state for row in rows)
-            table.caption = f"{len(rows)} stages: " + ", ".join(f"{count} {state}" for state, count in counts.items())
+            table.caption = f"{len(rows)} {self._what}s: " + ", ".join(
+                f"{count} {state}" for state, count in counts.items()
+            )
         return table
 
     def _fitting(self, rows: Sequence[StageRow]) -> Sequence[StageRow]:

@@ -4,14 +4,13 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.configuration.commands import TrainingRunConfig
-from orchestrator.errors import LeaseLostError, OrchestratorError, TrialError
+from orchestrator.errors import ConfigError, LeaseLostError, OrchestratorError, TrialError
 from orchestrator.pipeline import children, places
 from orchestrator.pipeline.admission import Ledger, Share, num_threads, visible_gpus
 from orchestrator.pipeline.child import Order, RunningChild, last_error
@@ -20,9 +19,17 @@ from orchestrator.pipeline.orders import cluster_words
 from orchestrator.pipeline.progress import Progress
 from orchestrator.pipeline.records import LOG
 from orchestrator.planning.choice import score_of
-from orchestrator.storage.store import Storage
 from orchestrator.sweep.metrics import final_metrics, metric_by_step
-from orchestrator.sweep.trial import Outcome, Trial, one_driver, read_outcome, write_outcome
+from orchestrator.sweep.suggestions import Suggestions
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.trial import (
+    Outcome,
+    Trial,
+    one_driver,
+    read_outcome,
+    read_suggestion,
+    write_outcome,
+)
 
 _METRICS_SECONDS = 5.0
 
@@ -33,24 +40,6 @@ class Scheduler(Protocol):
     def stops(self, trial: str, step: int, score: float) -> bool:
         """Take a trial's score at a step, less being better, and return whether the trial is to stop."""
         ...
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The trials of one command."""
-
-    name: str
-    command: str
-    trials: Sequence[Trial]
-    configs: Mapping[int, TrainingRunConfig]
-    """The configuration of each trial by its number."""
-    metric: str
-    """That they are compared by."""
-    storage: Storage
-    root: str
-    """The storage root, as children are told it."""
-    flags: tuple[str, ...] = ()
-    """With which a child finds the same options."""
 
 
 class Driver:
@@ -80,7 +69,7 @@ class Driver:
         self._sweep, self._ledger, self._show = sweep, ledger, show
         self._scheduler, self._address = scheduler, address
         self.outcomes: dict[int, Outcome] = {}
-        self.progress = {trial.name: Progress(path=self._path(trial)) for trial in sweep.trials}
+        self.progress = {name: Progress(path=f"runs/{sweep.name}/{name}") for name in sweep.names}
         self._ended: queue.Queue[tuple[Trial, int, str]] = queue.Queue()
         self._threads: dict[str, threading.Thread] = {}
         self._children = Children(start, self.progress, max_lost_nodes)
@@ -109,17 +98,39 @@ class Driver:
                 self._show(self.progress)
         self._raise_failures()
 
-    def _path(self, trial: Trial) -> str:
-        return f"runs/{self._sweep.name}/{trial.name}"
-
     def _recall(self) -> None:
         """Read what is recorded; the scheduler learns it, and what it decided then stays as it is."""
+        self._recall_suggestions()
         for trial in self._sweep.trials:
+            if trial.number not in self._sweep.configs:
+                continue
             found = self.outcomes[trial.number] = read_outcome(self._sweep.storage, self._sweep.name, trial)
             if found.state in ("done", "stopped"):
                 one = self.progress[trial.name]
-                one.phase, one.was_done = ("done", True) if found.state == "done" else ("stopped", False)
+                one.phase, one.was_done = found.state, found.state == "done"
+                one.why = _reached(trial, found)
             self._tell(trial, found.metric)
+
+    def _recall_suggestions(self) -> None:
+        sweep, suggestions = self._sweep, self._sweep.suggestions
+        while suggestions and len(sweep.trials) < suggestions.num_trials:
+            number = len(sweep.trials)
+            suggested = read_suggestion(sweep.storage, sweep.name, number)
+            if suggested is None:
+                break
+            self._add(suggestions, suggestions.trial(number, suggested))
+
+    def _add(self, suggestions: Suggestions, trial: Trial) -> None:
+        """Take a suggested trial in; values that do not go together have failed, and the search goes on."""
+        self._sweep.trials.append(trial)
+        outcome = self.outcomes[trial.number] = Outcome()
+        try:
+            self._sweep.configs[trial.number] = suggestions.compose(trial)
+        except ConfigError as error:
+            one = self.progress[trial.name]
+            outcome.state, outcome.error = "failed", str(error)
+            one.phase, one.why = "failed", outcome.error
+            write_outcome(self._sweep.storage, self._sweep.name, trial, outcome)
 
     def _tell(self, trial: Trial, metric: Mapping[int, float]) -> bool:
         """Give the scheduler what a trial has reached; return whether it stops it."""
@@ -131,16 +142,31 @@ class Driver:
 
     def _advance(self, attempt: Attempt) -> bool:
         """Start what fits; return whether anything runs."""
-        waiting = [one for one in self._sweep.trials if self.progress[one.name].phase == "waiting"]
-        side_by_side = len(waiting) + len(self._threads)
-        for trial in waiting:
+        num_waiting = sum(one.phase == "waiting" for one in self.progress.values())
+        side_by_side = num_waiting + len(self._threads)
+        for trial in self._waiting():
             config = self._sweep.configs[trial.number]
             share = self._ledger.reserve(trial.name, config, is_alone=side_by_side == 1)
             if share is None:
                 break  # who finds no room is the next to start
             threads = num_threads(share, config, self._ledger.total, side_by_side)
             self._begin(trial, share, threads, attempt)
-        return bool(self._threads)
+        return bool(self._threads) or any(one.phase == "waiting" for one in self.progress.values())
+
+    def _waiting(self) -> Iterator[Trial]:
+        """Yield the trials that are to start; one is suggested when there is room for it, so that it knows most."""
+        yield from [one for one in self._sweep.trials if self.progress[one.name].phase == "waiting"]
+        sweep, suggestions = self._sweep, self._sweep.suggestions
+        while suggestions and len(sweep.trials) < suggestions.num_trials and self._has_room_for(suggestions.typical):
+            trial = suggestions.next(sweep.trials, self.outcomes, sweep.metric)
+            self._add(suggestions, trial)
+            if trial.number in sweep.configs:
+                yield trial
+
+    def _has_room_for(self, config: TrainingRunConfig) -> bool:
+        has_room = self._ledger.reserve(self._sweep.name, config, is_alone=False) is not None
+        self._ledger.release(self._sweep.name)
+        return has_room
 
     def _begin(self, trial: Trial, share: Share, threads: int, attempt: Attempt) -> None:
         one, outcome = self.progress[trial.name], self.outcomes[trial.number]
@@ -160,7 +186,7 @@ class Driver:
         group = [] if config.tracking.group else [f"tracking.group={sweep.name}"]
         words = (sweep.command, *sweep.flags, *trial.words, *own, *group, *cluster_words(share, self._address))
         visible = visible_gpus(share, self._ledger.total, self._address)
-        return Order(sweep.root, self._path(trial), words, attempt, threads, visible, share.resources.gpus)
+        return Order(sweep.root, self.progress[trial.name].path, words, attempt, threads, visible, share.resources.gpus)
 
     def _attempt(self, trial: Trial, order: Order) -> None:
         """Run one child on a thread of its own; however it ends, the main thread is told."""
@@ -205,7 +231,8 @@ class Driver:
             log = storage.url(f"{one.path}/{LOG}")
             outcome.state = "failed"
             outcome.error = f"{error or last_error(storage, one.path)} (exit code {code}; log: {log})"
-        one.phase, one.why = ("done", "") if outcome.state == "done" else ("failed", outcome.error)
+        is_done = outcome.state == "done"
+        one.phase, one.why = ("done", _reached(trial, outcome)) if is_done else ("failed", outcome.error)
         write_outcome(storage, self._sweep.name, trial, outcome)
 
     def _take_final(self, trial: Trial, outcome: Outcome) -> None:
@@ -261,4 +288,11 @@ class Driver:
 
 
 def _shown(trial: Trial) -> str:
-    return " ".join(f"{name}={value}" for name, value in trial.swept.items())
+    """Return the values of a trial, each under the last part of its setting's name, if no other setting ends so."""
+    last = {name: name.rpartition(".")[2] for name in trial.swept}
+    short = {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}
+    return " ".join(f"{short[name]}={value}" for name, value in trial.swept.items())
+
+
+def _reached(trial: Trial, outcome: Outcome) -> str:
+    return f"{outcome.value:.4g} with {_shown(trial)}" if outcome.value is not None else _shown(trial)

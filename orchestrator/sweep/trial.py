@@ -1,7 +1,8 @@
 """One trial of a sweep, and what is recorded of it.
 
 sweeps/NAME/sweep.json           what the sweep is: it goes on only with the same
-sweeps/NAME/trials/00007.json    {"overrides", "run", "state", "metric": {step: value}, "error"}
+sweeps/NAME/trials/00007.json    {"overrides", "run", "state", "metric": {step: value}, "error"}, and "suggested"
+                                 {setting: value or position} where the trial was suggested
 sweeps/NAME/best.json            the best trial that is done
 sweeps/NAME/lease/               one driver at a time
 runs/NAME/00007/                 the trial's run, and log.txt
@@ -32,11 +33,18 @@ class Trial:
     """The overrides, as they are typed for a single run."""
     swept: Mapping[str, str]
     """The swept settings with their values."""
+    suggested: Mapping[str, float] = field(default_factory=dict)
+    """The same as values or positions, if a search has suggested the trial."""
 
     @property
     def name(self) -> str:
         """The last part of its run's name."""
-        return f"{self.number:05d}"
+        return trial_name(self.number)
+
+
+def trial_name(number: int) -> str:
+    """Return the last part of the name of a trial's run."""
+    return f"{number:05d}"
 
 
 @dataclass
@@ -94,6 +102,23 @@ def read_outcome(storage: Storage, name: str, trial: Trial) -> Outcome:
         return Outcome()
 
 
+def read_suggestion(storage: Storage, name: str, number: int) -> dict[str, float] | None:
+    """Return what was suggested for a trial; None if nothing was.
+
+    Raises:
+        DamagedFileError: its record cannot be read.
+    """
+    one = Trial(number, (), {})
+    remedy = f"remove it and runs/{name}/{one.name}, and the same command tries something else"
+    found = read_object(storage, _place(name, one), remedy)
+    if found is None:
+        return None
+    suggested = found.get("suggested")
+    if not isinstance(suggested, dict):
+        raise DamagedFileError(f"{storage.url(_place(name, one))}: says not what was suggested; {remedy}")
+    return suggested
+
+
 def write_outcome(storage: Storage, name: str, trial: Trial, outcome: Outcome) -> None:
     """Record what is known of a trial."""
     content = {
@@ -104,6 +129,7 @@ def write_outcome(storage: Storage, name: str, trial: Trial, outcome: Outcome) -
             str(step): value if math.isfinite(value) else None for step, value in sorted(outcome.metric.items())
         },
         "error": redact(outcome.error),
+        **({"suggested": dict(trial.suggested)} if trial.suggested else {}),
     }
     write_object(storage, _place(name, trial), content)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from sweeps import RATES, SmallSweep
 
 from orchestrator.cli import main, trials
 from orchestrator.commands import sweep as command
-from orchestrator.commands.run import Place
 from orchestrator.configuration.sweep import SweepConfig
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline import children
 from orchestrator.pipeline.admission import Ledger, Resources
+from orchestrator.pipeline.where import Place
 
 WORDS = shlex.split(
     "pretrain --multirun sweep=random sweep.num_trials=3 sweep.name=small data=files data.path=text.txt"
@@ -43,7 +44,7 @@ def fake(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SmallSweep:
 
 def drawn(*texts: str, **settings: Any) -> list[tuple[str, ...]]:
     config = SweepConfig.model_validate({"method": "random", "num_trials": 50, **settings})
-    return [tuple(trial.swept.values()) for trial in trials.trials(texts, config)]
+    return [tuple(trial.swept.values()) for trial in trials.space(texts, config.method).trials(config)]
 
 
 def test_a_sweep_runs_its_trials_and_says_and_writes_the_best(
@@ -78,8 +79,12 @@ def _swept(fake: SmallSweep, trial: str) -> str:
         (["model=tiny,gpt3"], "model=gpt3: no such option"),
         (["run.seed=1,2", "sweep.num_trial=3"], "did you mean sweep.num_trials"),
         (["run.seed=1,2", "sweep.num_trials=0"], "sweep.num_trials=0: must be above 0"),
-        (["run.seed=1,2", "sweep=tpe"], "sweep.method=tpe"),
-        (["run.seed=1,2", "sweep=grid"], "sweep.num_trials=3: is for sweep=random and sweep=asha"),
+        (["run.seed=1,2", "sweep=tpe"], "sweep=tpe: no such option"),
+        (["run.seed=1,2", "sweep=grid"], "sweep.num_trials=3: is for sweep=random and sweep=asha and sweep=optuna"),
+        (["run.seed=1,2", "sweep=radnom"], "sweep=radnom: no such option; did you mean sweep=random?"),
+        (["run.seed=1,2", "sweep.seed=1,2"], "sweep.seed=1,2: one value is expected"),
+        (["run.seed=1,2", "sweep.grace_period=5"], "sweep.grace_period=5: is for sweep=asha"),
+        (["run.seed=1,2", "sweep=null"], "sweep=null: no such option"),
         (
             ["run.seed=1,2", "sweep.metric=val/accuracy"],
             "sweep.metric=val/accuracy: is not measured; choose val/loss_clm",
@@ -115,14 +120,92 @@ def test_values_that_cannot_be_drawn_are_refused(text: str, said: str) -> None:
         drawn(text)
 
 
-def test_a_command_that_does_not_train_has_no_sweep(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--multirun", "sweep=grid", "model.path=x", "seed=1,2"]) == 2
-    assert "sweep=grid: is for commands that train" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["generate", "model.path=x", "seed=1,2"], ["plan", "run.seed=1,2"]])
+def test_a_command_that_does_not_train_has_no_sweep(
+    words: list[str], fake: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--multirun", "sweep=grid"]) == 2
+    assert f"sweep=grid: is for pretrain and finetune; leave it out with {words[0]}" in capsys.readouterr().err
 
 
-def test_a_sweep_without_multirun_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([word for word in WORDS if word != "--multirun"]) == 2
-    assert "sweep=random: is for several runs; add --multirun" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words", [["sweep=random"], ["sweep.seed=3"], ["sweep=grid", "sweep.metric=x"], ["+sweep.a=1"]]
+)
+def test_a_sweep_without_multirun_is_one_mistake(
+    words: list[str], fake: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", *words]) == 2
+    assert capsys.readouterr().err == f"error: {words[0]}: is for several runs; add --multirun\n"
+
+
+def test_a_sweep_in_an_experiment_is_not_taken_for_a_single_run_in_silence(
+    fake: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    head = "# @package _global_\n"
+    Path("own/experiment/searched.yaml").write_text(head + "sweep: {method: random, num_trials: 3}\n")
+    words = ["pretrain", "--config-dir", "own", "+experiment=searched"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: sweep: is for several runs; add --multirun\n"
+    assert main([*words, "--multirun", "run.seed=1,2"]) == 2
+    assert "sweep: is for several runs; name its method on the command line" in capsys.readouterr().err
+
+
+OPTUNA = ["sweep=optuna", "sweep.num_startup_trials=2"]
+
+
+def test_a_suggested_sweep_goes_on_with_more_trials(fake: SmallSweep) -> None:
+    words = [word for word in WORDS if word != "sweep=random"]
+    assert main([*words, *OPTUNA, *SWEPT]) == 0
+    assert sorted(fake.started) == ["00000", "00001", "00002"]
+    fake.started.clear()
+    assert main([*words, *OPTUNA, *SWEPT, "sweep.num_trials=4"]) == 0
+    assert fake.started == ["00003"]
+
+
+def test_a_mistake_in_any_value_that_may_be_suggested_is_found_before_anything_starts(
+    fake: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in WORDS if word != "sweep=random"]
+    wrong = ["model.hidden_dim=choice(32,64,-1)", "optimizer.learning_rate=interval(-1,1)"]
+    assert main([*words, *OPTUNA, *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "model.hidden_dim=-1: must be above 0" in said
+    assert "optimizer.learning_rate=-1.0: must be above 0" in said
+    assert fake.started == []
+    assert not Path("outputs").exists()
+
+
+def test_optuna_is_asked_for_by_name_where_it_is_missing(
+    fake: SmallSweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    words = [word for word in WORDS if word != "sweep=random"]
+    assert main([*words, *OPTUNA, *SWEPT]) == 2
+    rule = "sweep=optuna: needs the package optuna; pip install 'gpt-orchestrator[optuna]'"
+    assert capsys.readouterr().err == f"error: {rule}\n"
+    assert not Path("outputs").exists()
+
+
+def test_a_sweep_without_a_method_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word for word in [*WORDS, *SWEPT] if word != "sweep=random"]) == 2
+    assert "sweep: which kind is missing; add sweep=random" in capsys.readouterr().err
+
+
+def test_an_option_of_the_users_own_is_a_sweep(fake: SmallSweep) -> None:
+    Path("own/sweep").mkdir(parents=True)
+    Path("own/sweep/mine.yaml").write_text("defaults: [random]\nnum_trials: 2\nname: mine\n")
+    words = [word for word in WORDS if not word.startswith("sweep")]
+    assert main([*words, "--config-dir", "own", "sweep=mine", *SWEPT]) == 0
+    assert sorted(fake.started) == ["00000", "00001"]
+    assert Path("outputs/sweeps/mine/best.json").is_file()
+
+
+def test_help_lists_the_methods_of_a_sweep_and_their_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "sweep=asha", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\nsweep +asha .*\n(.*\n)* +optuna .*\n(.*\n)* +random ", said)
+    assert re.search(r"sweep.reduction_factor +3.0 ", said)
 
 
 def test_another_sweep_of_the_same_name_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
