@@ -34,7 +34,7 @@ _READ_SECONDS = 60
 _MOST_NAMED = 8
 """Ranks in a message."""
 _EXIT_CODE = TypeAdapter(Annotated[int, Field(ge=0, le=255, strict=True)])
-_PORT = TypeAdapter(Annotated[int, Field(ge=1, le=65535, strict=True)] | None)
+_PORT = TypeAdapter(Annotated[int | None, Field(ge=1, le=65535, strict=True)])
 
 
 class JobChannel:
