@@ -1,22 +1,26 @@
 """How rank 0 hands its job to the other processes that torchrun has started, and how each knows that the other lives.
 
-The channel is torch's own key-value store at MASTER_ADDR:MASTER_PORT, over which workers find one another as well.
+The channel is torch's own key-value store at MASTER_ADDR:MASTER_PORT, over which workers find one another as well. Who
+reaches that port can write into it, so a message is JSON, is validated, and is never code:
+    {"exit_code": 0}                         rank 0 has ended without a job
+    {"job": …, "meeting_port": null}         the job, and where the workers find one another
 """
 
-import base64
+import json
 import os
-import pickle
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field, TypeAdapter
 from torch.distributed import DistNetworkError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from modules.errors import InputError
+from orchestrator.cluster.job_data import data_of_job, job_of_data
 from orchestrator.errors import MachineError, StoppedError, UserError, exit_code
 from orchestrator.runs.run import Job
 
@@ -29,6 +33,8 @@ _READ_SECONDS = 60
 """The processes of a large run start within this time of one another."""
 _MOST_NAMED = 8
 """Ranks in a message."""
+_EXIT_CODE = TypeAdapter(Annotated[int, Field(ge=0, le=255, strict=True)])
+_PORT = TypeAdapter(Annotated[int | None, Field(ge=1, le=65535, strict=True)])
 
 
 class JobChannel:
@@ -99,7 +105,7 @@ class JobChannel:
 
     def _tell_end(self, code: int) -> None:
         """Tell the others the exit code; where the store ends with this process, stay until they have read it."""
-        self._store.set(_MESSAGE, _text_of(code))
+        self._store.set(_MESSAGE, json.dumps({"exit_code": code}))
         if not self._holds_store:
             return
         # after a notice of termination nobody else comes any more
@@ -124,7 +130,7 @@ class JobChannel:
                 raise MachineError(self._absence(self._missing()))
             time.sleep(_POLL_SECONDS)
         self._has_sent = True
-        self._store.set(_MESSAGE, _text_of((job, self._new_meeting_port())))
+        self._store.set(_MESSAGE, json.dumps({"job": data_of_job(job), "meeting_port": self._new_meeting_port()}))
 
     def _new_meeting_port(self) -> int | None:
         """Return the port of a store of this attempt alone, where the workers find one another; None without an agent.
@@ -157,16 +163,28 @@ class JobChannel:
         """
         try:
             self._wait_for_message()
-            message = pickle.loads(base64.b64decode(self._store.get(_MESSAGE)))  # noqa: S301  # of this run, as torch's own objects are
+            text = self._store.get(_MESSAGE)
             self._store.add(_NUM_READ, 1)
         except DistNetworkError:
             raise self._no_sign("it has ended") from None
-        if isinstance(message, int):
-            raise SystemExit(message)
-        job, port = message
+        job, port = self._understood(text)
         if port is not None:
             _meet_at(port)
         return job
+
+    def _understood(self, text: bytes) -> tuple[Job, int | None]:
+        """Return the job and the port where the workers meet; raise SystemExit if there is none."""
+        try:
+            message = json.loads(text)
+            if "exit_code" in message:
+                raise SystemExit(_EXIT_CODE.validate_python(message["exit_code"]))
+            return job_of_data(message["job"]), _PORT.validate_python(message["meeting_port"])
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise MachineError(
+                f"cluster=torchrun: at {self._where} lies no message of rank 0 of this version ({reason:.200}); "
+                "start the same version everywhere, and let nobody else reach MASTER_PORT"
+            ) from None
 
     def _wait_for_message(self) -> None:
         beat, seen = b"", time.monotonic()
@@ -188,11 +206,6 @@ class JobChannel:
 
 def _meet_at(port: int) -> None:
     os.environ.update(MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="False")
-
-
-def _text_of(message: Any) -> str:
-    """Return plain data as the text that the store takes."""
-    return base64.b64encode(pickle.dumps(message)).decode()
 
 
 def _place(rank: int) -> str:

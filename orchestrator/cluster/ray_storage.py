@@ -1,7 +1,6 @@
 """Whether all nodes of a Ray cluster see the folder in which a run is kept: asked of the nodes themselves."""
 
 import os
-import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,29 +28,33 @@ def check_shared(root: str) -> None:
 
 
 def hosts_without(root: str) -> list[str]:
-    """Return the other hosts of the connected cluster that do not see a local root; none for a URL."""
+    """Return the hosts of the other nodes of the connected cluster that do not see a local root; none for a URL.
+
+    A node is asked even if its host has this machine's name: containers that share a host's name share no folders.
+    """
     folder = Storage(root).local_path()
     nodes = _elsewhere(ray.nodes()) if folder else []
     if not folder or not nodes:
         return []
     there = next(path for path in (folder, *folder.parents) if path.exists())
     with tempfile.NamedTemporaryFile(dir=there, prefix=".seen-by-all-") as probe:
-        return sorted(node["NodeManagerHostname"] for node in nodes if not _sees(node, Path(probe.name)))
+        return sorted({node["NodeManagerHostname"] for node in _blind(nodes, Path(probe.name))})
 
 
 def _elsewhere(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return a node of each other host on which workers may run; of a large cluster a sample."""
-    here = socket.gethostname()
+    """Return the other nodes on which workers may run; of a large cluster a sample."""
+    here = ray.get_runtime_context().get_node_id()
     usable = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
-    return [*{node["NodeManagerHostname"]: node for node in usable if node["NodeManagerHostname"] != here}.values()][
-        :_NUM_ASKED
-    ]
+    return [node for node in usable if node["NodeID"] != here][:_NUM_ASKED]
 
 
-def _sees(node: Mapping[str, Any], path: Path) -> bool:
+def _blind(nodes: Sequence[Mapping[str, Any]], path: Path) -> list[Mapping[str, Any]]:
+    """Return the nodes that do not see a file; all are asked at once, since each starts a process for it."""
+
     def exists(name: str) -> bool:  # a function within a function is sent whole: the node may not have our code yet
         return os.path.exists(name)
 
-    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(exists).options(scheduling_strategy=there)
-    return ray.get(task.remote(str(path)), timeout=_ANSWER_SECONDS)
+    ask = ray.remote(num_cpus=0, max_retries=0)(exists)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [ask.options(scheduling_strategy=place).remote(str(path)) for place in places]
+    return [node for node, sees in zip(nodes, ray.get(answers, timeout=_ANSWER_SECONDS), strict=True) if not sees]

@@ -14,6 +14,7 @@ import psutil
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
@@ -21,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.base import error_text, is_final
 from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime, strength
-from orchestrator.errors import MovedError, StoppedError
+from orchestrator.errors import HardwareError, MovedError, StoppedError
 from orchestrator.runs.processes import ProcessId
 
 MailboxActor = Any
@@ -133,6 +134,7 @@ def work(settings: dict[str, Any]) -> None:
     mailbox = settings["mailbox"]
     runtime = _runtime(mailbox)
     try:
+        check_gpu()
         train(settings["job"], runtime)
     except StoppedError:
         return  # rank 0 has reported it to the driver
@@ -174,6 +176,19 @@ def _runtime(mailbox: MailboxActor) -> Runtime:
         emit=emit,
         stop_asked=_stop_asked,
     )
+
+
+def check_gpu() -> None:
+    """Check that torch sees the GPU that this worker has got: Ray gives it out by the node's word alone.
+
+    Raises:
+        HardwareError: it sees none.
+    """
+    if ray.get_gpu_ids() and not torch.cuda.is_available():
+        raise HardwareError(
+            f"{socket.gethostname()}: the worker has got a GPU of the cluster, and torch sees none there; install a "
+            "driver that fits torch's CUDA build on that node, or set cluster.gpus_per_worker=0"
+        )
 
 
 def _listen_for_stop(mailbox: MailboxActor) -> None:

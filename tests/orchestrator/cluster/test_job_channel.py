@@ -1,16 +1,35 @@
 """The channel between the processes that torchrun has started: a job, an exit code, and who is missing."""
 
+import base64
+import json
+import os
+import pickle
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.cluster.job_channel import JobChannel
+from orchestrator.cluster.job_data import data_of_job, job_of_data
+from orchestrator.configuration.commands import FinetuneConfig, PretrainConfig
 from orchestrator.errors import ConfigError, MachineError, StoppedError
+from orchestrator.runs.run import Job, Run
+from orchestrator.training.finetuning import TaskExamples
+from orchestrator.training.pretraining import PreparedText
 
-JOB: Any = {"the": "job"}
+CONFIG = PretrainConfig.model_validate({"optimizer": {"betas": [0.9, 0.9]}, "checkpoint": {"interval": "auto"}})
+JOB = Job(
+    CONFIG,
+    Run("a", {"training": {"num_steps": 7}, "seed": 1}, "0a1b"),
+    Attempt("a", 3, "c4f3"),
+    PreparedText("data/b", CONFIG),
+    driver_has_wandb_key=True,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +130,67 @@ def test_nothing_that_answers_at_the_address_is_an_error_with_that_address() -> 
     thread.join()
     assert isinstance(got[0], MachineError)
     assert "MASTER_ADDR and MASTER_PORT can be reached" in str(got[0])
+
+
+@dataclass
+class Canary:
+    """Makes a file when it is unpickled."""
+
+    path: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mknod, (str(self.path),)
+
+
+def written(message: str | bytes) -> Any:
+    """Return what rank 1 gets if this lies where rank 0 writes its message."""
+    channel = JobChannel(0, 2, 10)
+    channel._store.set("message", message)
+    thread, got = received()
+    thread.join()
+    del channel
+    return got[0]
+
+
+def test_pickle_on_the_channel_runs_no_code(tmp_path: Path) -> None:
+    trace = tmp_path / "was-unpickled"
+    canary = pickle.dumps(Canary(trace))
+    pickle.loads(canary)
+    trace.unlink()  # it does what it is for
+    for planted in (canary, base64.b64encode(canary), json.dumps({"job": base64.b64encode(canary).decode()})):
+        end = written(planted)
+        assert isinstance(end, MachineError)
+        assert "lies no message of rank 0 of this version" in str(end)
+        assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.pop("attempt"),
+        lambda data: data.update(command="doctor"),
+        lambda data: data.update(config=[]),
+        lambda data: data["config"].update(unknown=1),
+        lambda data: data["config"]["training"].update(num_steps=-1),
+        lambda data: data["run"].update(name=7),
+        lambda data: data.update(objective="x"),
+    ],
+)
+def test_what_is_no_job_is_refused_in_one_line(change: Callable[[dict[str, Any]], object]) -> None:
+    data = data_of_job(JOB)
+    change(data)
+    end = written(json.dumps({"job": data, "meeting_port": None}))
+    assert isinstance(end, MachineError)
+    assert "\n" not in str(end)
+
+
+@pytest.mark.parametrize("message", ["7", "[]", "{}", '{"exit_code": "0"}', '{"exit_code": 1e9}', '{"job": {}}'])
+def test_what_is_no_message_is_refused(message: str) -> None:
+    assert isinstance(written(message), MachineError)
+
+
+def test_job_of_a_fine_tuning_with_adapters_arrives_as_it_was() -> None:
+    settings = {"model": {"path": "m", "lora": {"rank": 4}}, "data": {"source": "files", "path": "x.jsonl"}}
+    config = FinetuneConfig.model_validate({"task": {"name": "classification", "labels": ["a", "b"]}, **settings})
+    job = Job(config, JOB.run, JOB.attempt, TaskExamples("data/c", config))
+    assert job_of_data(json.loads(json.dumps(data_of_job(job)))) == job

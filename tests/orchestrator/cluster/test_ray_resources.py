@@ -4,6 +4,7 @@ import json
 import socket
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,33 +63,41 @@ def test_autoscaler_that_starts_nodes_is_told_from_one_that_only_watches(report:
     assert not has_node_types(None)
 
 
-def node(host: str, *, alive: bool = True, cpus: float = 4) -> dict[str, Any]:
-    return {"NodeManagerHostname": host, "NodeID": host, "Alive": alive, "Resources": {"CPU": cpus}}
+def node(name: str, *, host: str | None = None, alive: bool = True, cpus: float = 4) -> dict[str, Any]:
+    return {"NodeManagerHostname": host or name, "NodeID": name, "Alive": alive, "Resources": {"CPU": cpus}}
 
 
 def cluster(monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, Any]], seeing: set[str]) -> list[str]:
-    """Make a cluster of `nodes`, some of which see every file; return whom the probe asks."""
+    """Make a cluster of `nodes`, the driver on `here`, some of which see every file; return whom the probe asks."""
     asked: list[str] = []
 
-    def sees(one: dict[str, Any], path: Path) -> bool:
+    def blind(some: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
         assert path.exists()
-        asked.append(one["NodeID"])
-        return one["NodeID"] in seeing
+        asked.extend(one["NodeID"] for one in some)
+        return [one for one in some if one["NodeID"] not in seeing]
 
     monkeypatch.setattr(ray_storage.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(ray_storage, "_sees", sees)
+    monkeypatch.setattr(ray_storage.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(ray_storage, "_blind", blind)
     return asked
 
 
 def test_local_root_that_other_machines_do_not_see_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = tmp_path / "new" / "root"
-    nodes = [node(socket.gethostname()), node("a"), node("b"), node("b"), node("c", alive=False), node("head", cpus=0)]
-    asked = cluster(monkeypatch, nodes, seeing={"a"})
+    nodes = [node("here"), node("a"), node("b", host="B"), node("b2", host="B"), node("c", alive=False)]
+    asked = cluster(monkeypatch, [*nodes, node("head", cpus=0)], seeing={"a"})
     with pytest.raises(UserError) as refused:
         ray_storage.check_shared(str(root))
-    assert asked == ["a", "b"]
-    assert f"storage.root={root}: a folder of this machine, which b of the cluster does not see" in str(refused.value)
+    assert asked == ["a", "b", "b2"]
+    assert f"storage.root={root}: a folder of this machine, which B of the cluster does not see" in str(refused.value)
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_containers_with_the_name_of_this_host_are_asked_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = socket.gethostname()
+    cluster(monkeypatch, [node("here", host=here), node("other", host=here)], seeing=set())
+    with pytest.raises(UserError, match="does not see"):
+        ray_storage.check_shared(str(tmp_path))
 
 
 def test_root_that_all_see_or_that_is_no_folder_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,7 +105,8 @@ def test_root_that_all_see_or_that_is_no_folder_is_accepted(monkeypatch: pytest.
     ray_storage.check_shared(str(tmp_path))
     assert asked == ["a", "b"]
     ray_storage.check_shared("s3://bucket/outputs")
-    cluster(monkeypatch, [node(socket.gethostname())] * 3, seeing=set())
+    assert asked == ["a", "b"]
+    cluster(monkeypatch, [node("here")], seeing=set())
     ray_storage.check_shared(tempfile.gettempdir())
 
 

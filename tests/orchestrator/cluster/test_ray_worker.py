@@ -75,3 +75,15 @@ def test_worker_ends_with_the_driver_on_its_host_and_outlives_others() -> None:
         driver.kill()
         driver.wait()
         assert worker.wait(timeout=60) == 1
+
+
+def test_worker_whose_torch_does_not_see_its_gpu_never_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.cluster import ray_worker
+    from orchestrator.errors import HardwareError
+
+    monkeypatch.setattr(ray_worker.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ray_worker.ray, "get_gpu_ids", list)
+    ray_worker.check_gpu()
+    monkeypatch.setattr(ray_worker.ray, "get_gpu_ids", lambda: [0])
+    with pytest.raises(HardwareError, match="torch sees none there"):
+        ray_worker.check_gpu()
