@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from modules.model_config import ModelConfig
+from orchestrator import program_version
 from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.storage.redaction import redact
@@ -103,7 +104,7 @@ class Card:
             "Training": _table(_training(self)),
             "Figures": self._figures(),
             "Use": self._use(),
-            "Versions": ", ".join(f"{name} {version(name)}" for name in ("gpt-orchestrator", "torch", "safetensors")),
+            "Versions": ", ".join(f"{name} {found}" for name, found in _versions()),
         }
         body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items() if text)
         return redact(f"---\n{self._front_matter()}---\n\n# {self.title}\n\n{self._summary()}\n\n{body}\n")
@@ -259,3 +260,7 @@ def _table(rows: Mapping[str, str]) -> str:
 def _cell(text: str) -> str:
     """Return a text that neither ends a table's cell nor its row."""
     return " ".join(text.replace("|", "\\|").split())
+
+
+def _versions() -> list[tuple[str, str]]:
+    return [("gpt-orchestrator", program_version()), *((name, version(name)) for name in ("torch", "safetensors"))]

@@ -1,7 +1,6 @@
 """The program: arguments -> command -> exit code."""
 
 import contextlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from modules.errors import InputError
+from orchestrator import program_version
 from orchestrator.cli.command import COMMANDS, unknown_command
 from orchestrator.cli.flags import parser_of, read_flags, second_command
 from orchestrator.cli.hydra_errors import hydra_errors_in_one_line
@@ -92,7 +92,7 @@ def _main(arguments: list[str]) -> int:
         print(_overview(), file=sys.stdout if first else sys.stderr)
         return DONE if first else MISTAKE
     if first == "--version":
-        print(f"orchestrator {importlib.metadata.version('gpt-orchestrator')}")
+        print(f"orchestrator {program_version()}")
         return DONE
     if first in ("--shell-completion", "-sc"):
         return _complete(arguments)

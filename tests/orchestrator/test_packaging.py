@@ -1,6 +1,7 @@
 """The package finds its options, and the lock installs anywhere."""
 
 import ast
+import importlib.metadata
 import re
 import sys
 import textwrap
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import orchestrator.cli.command
+from orchestrator import program_version
+from orchestrator.cli import main
 from orchestrator.cli.command import conf_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,3 +168,14 @@ def test_wheel_takes_the_options_along() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
     assert build["targets"]["wheel"]["sources"] == {"conf": "orchestrator/conf"}
     assert "conf" in build["targets"]["wheel"]["only-include"]
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_version_is_known_where_the_source_was_sent_and_nothing_installed(
+    is_installed: bool, project: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not is_installed:
+        monkeypatch.setattr(importlib.metadata, "version", Mock(side_effect=importlib.metadata.PackageNotFoundError))
+    assert program_version() == project["version"]
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"orchestrator {project['version']}\n"

@@ -1,8 +1,10 @@
 """A Ray cluster of one node with a job server, on loopback, with the tests' token, in processes of its own."""
 
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ def job_server(home: Path) -> Iterator[str]:
     Of the dashboard only what the job server needs is started, which saves seven processes.
     """
     from ray._private import ray_constants, services
+    from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -41,11 +44,15 @@ def job_server(home: Path) -> Iterator[str]:
         # of its own, since the agent of the cluster before may still hold the usual one, and jobs need the agent
         agent_port = {"dashboard_agent_listen_port": _free_port()}
         head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, **agent_port}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        # Ray gives a job the address that the folder of its cluster names, else that of any cluster of the machine
+        temp_dir = tempfile.mkdtemp(prefix="ray-")
+        cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": temp_dir})
         try:
+            write_ray_address(cluster.address, temp_dir)
             yield f"http://{cluster.head_node.address_info['webui_url']}"
         finally:
             cluster.shutdown()
+            shutil.rmtree(temp_dir, ignore_errors=True)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER, services.start_ray_process = on_network, start
         ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = wait_seconds
