@@ -211,7 +211,7 @@ def _notes(plan: Plan) -> Iterator[str]:
 def _beside(plan: Plan) -> Iterator[str]:
     """Yield what the figures of memory leave out."""
     config, on_gpu = plan.config, plan.setting.device == "cuda"
-    if on_gpu and (plan.chosen or plan.advice or "").endswith("offload"):
+    if on_gpu and plan.offloads:
         yield ("note: whether the host's memory is enough is not known here; each worker takes what stands under host")
     for name in not_reckoned(config.strategy.deepspeed):
         yield f"note: strategy.deepspeed.{name} is not reckoned with"
@@ -240,6 +240,11 @@ def _unknown(plan: Plan) -> Iterator[str]:
         yield "not shown: time and cost, since the strategy does not fit"
     elif plan.step_seconds is None and plan.has_speed:
         yield "not shown: time and cost, since the time of communication is a part of them"
+    elif plan.step_seconds is None and plan.offloads:
+        yield (
+            f"not known: how long the host takes for the optimizer's step of {plan.chosen}; give plan.utilization for "
+            "time and cost"
+        )
     elif plan.step_seconds is None:
         yield (
             "not known: how fast this device computes in this precision, since no published run says so; give "

@@ -7,7 +7,7 @@ second copy of those. Its gradients pass through a bucket of 5e8 elements, which
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -53,6 +53,22 @@ def not_reckoned(deepspeed: Mapping[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class _Parameters:
+    weights: list[Weight]
+    num_trained: int
+    num_frozen: int
+    largest: int
+
+
+@lru_cache(maxsize=4)
+def _parameters(model: ModelConfig, vocab_size: int) -> _Parameters:
+    """Return the parameters of a shape, which many settings that differ in workers and batches have in common."""
+    found = weights(model, vocab_size)
+    trained = num_elements(weight for weight in found if weight.is_trained)
+    return _Parameters(found, trained, num_elements(found) - trained, max(weight.numel for weight in found))
+
+
+@dataclass(frozen=True)
 class Setting:
     """What the memory of a worker depends on, beside the strategy."""
 
@@ -73,17 +89,26 @@ class Setting:
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     """DeepSpeed's own settings."""
 
-    @cached_property
+    @property
+    def _parameters(self) -> _Parameters:
+        return _parameters(self.model, self.vocab_size)  # type: ignore[arg-type]  # frozen, so pydantic gives it a hash
+
+    @property
     def weights(self) -> list[Weight]:
-        return weights(self.model, self.vocab_size)
+        return self._parameters.weights
 
     @property
     def num_trained(self) -> int:
-        return num_elements(weight for weight in self.weights if weight.is_trained)
+        return self._parameters.num_trained
 
     @property
     def num_frozen(self) -> int:
-        return num_elements(weight for weight in self.weights if not weight.is_trained)
+        return self._parameters.num_frozen
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest parameter."""
+        return self._parameters.largest
 
     @cached_property
     def phases(self) -> list[list[Pass]]:
@@ -232,7 +257,7 @@ def _zero12(of: Setting, stage: int, strategy: Strategy) -> list[Memory]:
     if of.device == "cuda" and stage == 1:
         waiting = width * trained
     kept = 0 if stage == 1 else carried
-    temporary = width * max(weight.numel for weight in of.weights) if offloads else 0
+    temporary = width * of.largest if offloads else 0
     after = Memory(
         weights_, gradients=waiting + kept, optimizer=optimizer, buffers=bucket + width * in_bucket + temporary
     )
@@ -245,7 +270,7 @@ def _zero3(of: Setting, strategy: Strategy) -> list[Memory]:
     width, trained, part = of.widths.weight, of.num_trained, of.num_trained // of.num_workers
     offloads = strategy.endswith("offload")
     whole = trained + of.num_frozen
-    largest = max(weight.numel for weight in of.weights)
+    largest = of.largest
     # parameters that are used again soon stay gathered, and in a backward pass those of the last blocks are
     reused = of.elements("stage3_max_reuse_distance") // 2 + of.elements("stage3_prefetch_bucket_size") + largest
     gathered = min(whole, reused, max(of.elements("stage3_max_live_parameters"), largest))
@@ -269,7 +294,7 @@ def _zero3(of: Setting, strategy: Strategy) -> list[Memory]:
 def _offloaded(of: Setting, stage: int) -> int:
     """Return what the host holds: float32 weights, moments and gradients, and what is copied to the device."""
     width, part = of.widths.weight, of.num_trained // of.num_workers
-    largest = max(weight.numel for weight in of.weights)
+    largest = of.largest
     held = (3 * _FLOAT32 + _FLOAT32 + width) * part
     if stage == 2:  # a buffer for one gradient, and the sums over micro-batches
         held += width * (largest + (part if of.accumulation > 1 else 0))

@@ -104,7 +104,14 @@ class Plan:
         """Whether published runs, or the share of the peak that is given, say how fast the device computes."""
         if self.device is None or self._peak() is None:
             return False
-        return self.config.plan.utilization is not None or is_known(self.device, self.setting)
+        if self.config.plan.utilization is not None:
+            return True
+        return is_known(self.device, self.setting) and not self.offloads
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the host computes the optimizer's step, of which no published run says how long it takes."""
+        return self.chosen is not None and self.chosen.endswith("offload")
 
     @cached_property
     def step_seconds(self) -> Range | None:

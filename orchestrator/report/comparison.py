@@ -9,7 +9,7 @@ from orchestrator.report.sources import ReportedRun
 from orchestrator.report.tables import differences, number
 
 _DECIDING = ("val/macro_f1", "val/accuracy", "val/loss", "val/loss_clm", "val/loss_mlm", "train/loss")
-"""Of those that the most runs have, the first one decides."""
+"""The first one that half of the runs have decides: a trial that failed early has none of a validation."""
 _MOST_SETTINGS = 12
 """Runs that differ in more are not variants of one another; their settings are a table of their own."""
 
@@ -48,9 +48,9 @@ def best_first(runs: Sequence[ReportedRun]) -> list[int]:
 def deciding(runs: Sequence[ReportedRun]) -> str | None:
     """Return the figure by which runs are compared; None if no run has one."""
     given = [str(name) for run in runs if (name := run.settings.get("finetune.metric"))]
-    names = list(dict.fromkeys([*given, *_DECIDING]))
-    most = max(names, key=lambda name: sum(name in run.metrics for run in runs))
-    return most if any(most in run.metrics for run in runs) else None
+    counts = {name: sum(name in run.metrics for run in runs) for name in (*given, *_DECIDING)}
+    of_half = [name for name, count in counts.items() if 2 * count >= len(runs)]
+    return next(iter(of_half or [name for name, count in counts.items() if count]), None)
 
 
 def _score(run: ReportedRun, metric: str | None) -> float:

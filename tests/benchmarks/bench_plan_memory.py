@@ -18,8 +18,9 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -208,7 +209,8 @@ def compared(strategy: Strategy) -> Iterator[tuple[str, float, float]]:
             for precision in precisions(strategy):
                 measured(pool, begun_job(config_of(Path(folder), f"tiny_{precision}", strategy, TINY, precision)))
             for name, config in trainings(Path(folder), strategy):
-                job = begun_job(config)
+                with redirect_stdout(StringIO()):  # what the preparation says to a user
+                    job = begun_job(config)
                 yield f"{strategy} {name}", predicted(job), measured(pool, job)
     finally:
         pool.close()

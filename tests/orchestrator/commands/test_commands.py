@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from offline_wandb import artifact_records, read_records
+from offline_wandb import artifact_records, history_of, read_records
 from tiny_run import arguments, go_back, write_text
 
 from orchestrator.cli import main
+from orchestrator.report.layout import panels
+from orchestrator.runs.history import read_history
+from orchestrator.storage.store import Storage
 
 # wandb leaves its own sockets and files to the garbage collector
 pytestmark = [
@@ -110,6 +113,14 @@ def test_w_and_b_has_one_offline_run(trained: Path) -> None:
     folders = list((trained / "runs/tiny/wandb").glob("offline-run-*"))
     identity = json.loads((trained / "runs/tiny/run.json").read_text())
     assert [folder.name.rpartition("-")[2] for folder in folders] == [identity["wandb_run_id"]]
+
+
+def test_w_and_b_has_every_figure_that_a_report_draws_of_the_run(trained: Path) -> None:
+    (file,) = (trained / "runs/tiny/wandb").glob("offline-run-*/*.wandb")
+    logged = {name for row in history_of(read_records(file)) for name in row}
+    kept = {name for entry in read_history(Storage(str(trained)), "tiny") for name in entry.metrics}
+    assert {name for panel in panels(kept) for name in panel.metrics} <= logged
+    assert {"train/loss", "val/loss_clm", "optimizer/lr"} <= kept
 
 
 def test_w_and_b_links_the_data_as_input_and_the_model_as_output(trained: Path) -> None:

@@ -53,7 +53,7 @@ def test_nothing_is_shown_of_time_and_fit_without_a_device(capsys: pytest.Captur
     assert "checkpoint" in shown
 
 
-@pytest.mark.parametrize("words", [("device=b200",), ("device=h100", "training.precision=32")])
+@pytest.mark.parametrize("words", [("device=b200",), ("training.precision=32",), ("strategy=zero2_offload",)])
 def test_no_speed_is_shown_that_no_published_run_supports(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
@@ -66,6 +66,28 @@ def test_no_time_and_cost_of_a_strategy_that_does_not_fit(capsys: pytest.Capture
     shown = said(capsys, *GPUS, "model=gpt3_175b", "strategy=ddp", "training.sequence_length=2048")
     assert "device hours" not in shown
     assert "does not fit" in shown
+
+
+def test_where_nothing_fits_what_would_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("model=llama3_8b", "strategy=auto", "training.micro_batch_size=1", "device.memory_gigabytes=10", *GPUS)
+    shown = said(capsys, *words)
+    number = int(shown.partition("what would fit: cluster.num_workers=")[2].split()[0])
+    assert number in (16, 32, 64)
+    assert "the simplest that fits" in said(capsys, *words, f"cluster.num_workers={number}")
+
+
+def test_a_strategy_needs_room_for_what_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("model=gpt2_124m", "training.sequence_length=1024", "strategy=zero3_offload", "device=l4")
+    shown = said(capsys, *words)  # 23.2 GB of 24
+    assert "of which tensors can take 22.1" in shown
+    assert "23.2!" in shown
+
+
+def test_a_link_that_is_not_known_is_not_taken_for_a_device_that_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys, *GPUS, "strategy=ddp", "cluster.num_workers=16")
+    assert "not known: the link between nodes" in shown
+    assert "no published run" not in shown
+    assert "tokens per second" not in shown
 
 
 def test_the_bound_of_a_vocabulary_is_named_and_that_of_characters_asked_for(

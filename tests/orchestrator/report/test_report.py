@@ -328,7 +328,13 @@ def test_page_is_written_again_in_its_place(root: Storage, capsys: pytest.Captur
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
     root = Storage(str(tmp_path_factory.mktemp("many")))
     for number in range(12):
-        write_run(root, f"sweep/{number:05d}", width=number, metrics={"val/loss_clm": 5 - number / 10}, num_steps=2)
+        write_run(
+            root,
+            f"sweep/{number:05d}",
+            width=number,
+            metrics={"val/loss_clm": 5 - number / 10, "train/loss": number},
+            num_steps=2,
+        )
     write_run(root, "sweep/00012", width=12, num_steps=2)
     return page_of(root, f"runs=[{','.join(f'sweep/{number:05d}' for number in range(13))}]")
 
