@@ -100,12 +100,12 @@ def killed(command: list[str], stored: Stored, kill: Kill) -> str:
     before = _matching(stored.root, kill.moment)
     with BrokenRun(command) as run:
         while MOMENTS[kill.moment][0] and _matching(stored.root, kill.moment) <= before:
-            assert run.process.poll() is None, run.said
+            _check_runs(run)
             if len(stored.done()) >= kill.most_done:
                 break
             time.sleep(0.002)
         time.sleep(kill.delay)
-        assert run.process.poll() is None, run.said
+        _check_runs(run)
         below = _all_below(run.process.pid)
         words = [word for process in processes_of(stored.root) for word in process]
         run.process.send_signal(KILL)
@@ -114,6 +114,12 @@ def killed(command: list[str], stored: Stored, kill: Kill) -> str:
         assert eventually(lambda: not processes_of(stored.root), seconds=END_SECONDS), processes_of(stored.root)
     folder = re.compile(rf"(?:run\.name={stored.pipeline}/|to=.*/)([^/]+)-[0-9a-f]{{8}}$")
     return ", ".join(sorted({found[1] for word in words if (found := folder.match(word))})) or "no child"
+
+
+def _check_runs(run: BrokenRun) -> None:
+    """Fail with what a driver has said that ended before it was killed."""
+    if run.process.poll() is not None:
+        raise AssertionError(f"ended with {run.end()}:\n{run.said}")
 
 
 def _matching(root: str, moment: str) -> set[Path]:

@@ -148,6 +148,7 @@ def write_eight_stages(folder: Path) -> Path:
     """Write a pipeline of eight stages of tiny models into a folder for --config-dir, and return that folder."""
     from tiny_run import TINY, write_text
 
+    (folder / "conf/pipeline").mkdir(parents=True)
     text = write_text(folder / "text.txt")
     words = [*TINY, f"data.path={text}", "tracking=disabled"]
     small = [word for word in words if not word.startswith(("model", "tokenizer", "objective"))]
@@ -168,7 +169,6 @@ def write_eight_stages(folder: Path) -> Path:
         "command": "prepare",
         "overrides": ["data=files", f"data.path={text}", "data.split=position", "tokenizer=char"],
     }
-    (folder / "conf/pipeline").mkdir(parents=True)
     content = yaml.safe_dump({"name": "eight", "stages": stages}, sort_keys=False)
     (folder / "conf/pipeline/eight.yaml").write_text(f"# @package pipeline\n# Eight stages.\n{content}")
     return folder / "conf"
