@@ -15,7 +15,8 @@ from orchestrator.configuration.sweep import SweepConfig
 from orchestrator.pipeline.admission import Ledger, Resources
 from orchestrator.pipeline.child import Order
 from orchestrator.storage.store import Storage
-from orchestrator.sweep.driver import Driver, Scheduler, Sweep
+from orchestrator.sweep.driver import Driver, Scheduler
+from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.trial import Trial
 
 RATES = "optimizer.learning_rate=tag(log,interval(1e-4,1e-2))"
@@ -32,10 +33,13 @@ class SmallSweep(FakeChildren):
         self.trials = trials.space(self.texts, self.settings.method).trials(self.settings)
 
     def driver(self, cpus: float = 2.0, scheduler: Scheduler | None = None) -> Driver:
+        return Driver(self.sweep(), Ledger(Resources(cpus)), self.start, lambda _: None, scheduler)
+
+    def sweep(self) -> Sweep:
+        self.trials = trials.space(self.texts, self.settings.method).trials(self.settings)
         configs = {one.number: self.composed(one) for one in self.trials}
         root = str(self.folder / "out")
-        sweep = Sweep("small", "pretrain", self.trials, configs, "val/loss_clm", self.storage, root)
-        return Driver(sweep, Ledger(Resources(cpus)), self.start, lambda _: None, scheduler)
+        return Sweep("small", "pretrain", self.trials, configs, "val/loss_clm", self.storage, root)
 
     def composed(self, trial: Trial) -> PretrainConfig:
         words = [*trial.words, "data.source=files", "data.path=text.txt"]

@@ -151,6 +151,42 @@ def test_a_sweep_in_an_experiment_is_not_taken_for_a_single_run_in_silence(
     assert "sweep: is for several runs; name its method on the command line" in capsys.readouterr().err
 
 
+OPTUNA = ["sweep=optuna", "sweep.num_startup_trials=2"]
+
+
+def test_a_suggested_sweep_goes_on_with_more_trials(fake: SmallSweep) -> None:
+    words = [word for word in WORDS if word != "sweep=random"]
+    assert main([*words, *OPTUNA, *SWEPT]) == 0
+    assert sorted(fake.started) == ["00000", "00001", "00002"]
+    fake.started.clear()
+    assert main([*words, *OPTUNA, *SWEPT, "sweep.num_trials=4"]) == 0
+    assert fake.started == ["00003"]
+
+
+def test_a_mistake_in_any_value_that_may_be_suggested_is_found_before_anything_starts(
+    fake: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in WORDS if word != "sweep=random"]
+    wrong = ["model.hidden_dim=choice(32,64,-1)", "optimizer.learning_rate=interval(-1,1)"]
+    assert main([*words, *OPTUNA, *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "model.hidden_dim=-1: must be above 0" in said
+    assert "optimizer.learning_rate=-1.0: must be above 0" in said
+    assert fake.started == []
+    assert not Path("outputs").exists()
+
+
+def test_optuna_is_asked_for_by_name_where_it_is_missing(
+    fake: SmallSweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    words = [word for word in WORDS if word != "sweep=random"]
+    assert main([*words, *OPTUNA, *SWEPT]) == 2
+    rule = "sweep=optuna: needs the package optuna; pip install 'gpt-orchestrator[optuna]'"
+    assert capsys.readouterr().err == f"error: {rule}\n"
+    assert not Path("outputs").exists()
+
+
 def test_a_sweep_without_a_method_is_refused(fake: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([word for word in [*WORDS, *SWEPT] if word != "sweep=random"]) == 2
     assert "sweep: which kind is missing; add sweep=random" in capsys.readouterr().err

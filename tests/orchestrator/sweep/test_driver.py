@@ -11,7 +11,7 @@ from orchestrator.checkpoints.attempt import SWEEPS
 from orchestrator.cluster.ray_asha import Asha
 from orchestrator.errors import LeaseError, LeaseLostError, TrialError
 from orchestrator.pipeline import children
-from orchestrator.pipeline.admission import Resources
+from orchestrator.pipeline.admission import Ledger, Resources
 from orchestrator.runs import lease as lease_module
 from orchestrator.runs.lease import lease
 from orchestrator.sweep import driver as driver_module
@@ -167,6 +167,30 @@ def test_a_lost_lease_kills_the_children_and_records_nothing_more(
         small.run(cpus=1.0)
     assert small.started == ["00000"]
     assert small.record("00000")["state"] == "begun"
+
+
+class Crowded:
+    """A cluster on which another driver holds everything at first."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+
+    def left(self) -> tuple[float, float]:
+        return 2.0, 0.0
+
+    def take(self, what: str, cpus: float, gpus: float) -> bool:
+        self.refusals -= 1
+        return self.refusals < 0
+
+    def give_back(self, what: str) -> None:
+        pass
+
+
+def test_a_sweep_that_finds_no_room_waits_for_it(small: SmallSweep) -> None:
+    driver = small.driver()
+    driver._ledger = Ledger(Resources(2.0), Crowded(3))
+    driver.run()
+    assert len(small.started) == 4
 
 
 def test_each_trial_gets_its_share_of_the_cores(small: SmallSweep) -> None:
