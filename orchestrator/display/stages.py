@@ -93,8 +93,9 @@ class StageRow:
 class StagesDisplay:
     """The stages as they run: a live table on a terminal, elsewhere a line for each change of a state."""
 
-    def __init__(self, title: str) -> None:
-        self._title, self._console = title, new_console()
+    def __init__(self, title: str, what: str = "stage") -> None:
+        """Take the title, and what one of them is called."""
+        self._title, self._what, self._console = title, what, new_console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_interactive else None
         self._told: dict[str, str] = {}
 
@@ -132,7 +133,7 @@ class StagesDisplay:
             title_style="bold",
             caption_justify="left",
         )
-        for column in ("stage", "state"):
+        for column in (self._what, "state"):
             table.add_column(column, no_wrap=True)
         for column in ("step", "loss", "left", "time"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -144,7 +145,9 @@ class StagesDisplay:
             table.add_row(row.name, Text(row.state, style=style), *figures, Text(_shortened(row.why)))
         if len(shown) < len(rows):
             counts = Counter(row.state for row in rows)
-            table.caption = f"{len(rows)} stages: " + ", ".join(f"{count} {state}" for state, count in counts.items())
+            table.caption = f"{len(rows)} {self._what}s: " + ", ".join(
+                f"{count} {state}" for state, count in counts.items()
+            )
         return table
 
     def _fitting(self, rows: Sequence[StageRow]) -> Sequence[StageRow]:

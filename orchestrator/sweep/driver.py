@@ -98,9 +98,6 @@ class Driver:
                 self._show(self.progress)
         self._raise_failures()
 
-    def _path(self, trial: Trial) -> str:
-        return f"runs/{self._sweep.name}/{trial.name}"
-
     def _recall(self) -> None:
         """Read what is recorded; the scheduler learns it, and what it decided then stays as it is."""
         self._recall_suggestions()
@@ -110,7 +107,8 @@ class Driver:
             found = self.outcomes[trial.number] = read_outcome(self._sweep.storage, self._sweep.name, trial)
             if found.state in ("done", "stopped"):
                 one = self.progress[trial.name]
-                one.phase, one.was_done = ("done", True) if found.state == "done" else ("stopped", False)
+                one.phase, one.was_done = found.state, found.state == "done"
+                one.why = _reached(trial, found)
             self._tell(trial, found.metric)
 
     def _recall_suggestions(self) -> None:
@@ -188,7 +186,7 @@ class Driver:
         group = [] if config.tracking.group else [f"tracking.group={sweep.name}"]
         words = (sweep.command, *sweep.flags, *trial.words, *own, *group, *cluster_words(share, self._address))
         visible = visible_gpus(share, self._ledger.total, self._address)
-        return Order(sweep.root, self._path(trial), words, attempt, threads, visible, share.resources.gpus)
+        return Order(sweep.root, self.progress[trial.name].path, words, attempt, threads, visible, share.resources.gpus)
 
     def _attempt(self, trial: Trial, order: Order) -> None:
         """Run one child on a thread of its own; however it ends, the main thread is told."""
@@ -233,7 +231,8 @@ class Driver:
             log = storage.url(f"{one.path}/{LOG}")
             outcome.state = "failed"
             outcome.error = f"{error or last_error(storage, one.path)} (exit code {code}; log: {log})"
-        one.phase, one.why = ("done", "") if outcome.state == "done" else ("failed", outcome.error)
+        is_done = outcome.state == "done"
+        one.phase, one.why = ("done", _reached(trial, outcome)) if is_done else ("failed", outcome.error)
         write_outcome(storage, self._sweep.name, trial, outcome)
 
     def _take_final(self, trial: Trial, outcome: Outcome) -> None:
@@ -289,4 +288,11 @@ class Driver:
 
 
 def _shown(trial: Trial) -> str:
-    return " ".join(f"{name}={value}" for name, value in trial.swept.items())
+    """Return the values of a trial, each under the last part of its setting's name, if no other setting ends so."""
+    last = {name: name.rpartition(".")[2] for name in trial.swept}
+    short = {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}
+    return " ".join(f"{short[name]}={value}" for name, value in trial.swept.items())
+
+
+def _reached(trial: Trial, outcome: Outcome) -> str:
+    return f"{outcome.value:.4g} with {_shown(trial)}" if outcome.value is not None else _shown(trial)

@@ -40,6 +40,16 @@ def test_each_trial_is_a_run_of_its_own_in_one_group_and_runs_once(small: SmallS
     assert list(small.record("00001")["metric"]) == ["20"]
 
 
+def test_the_table_says_what_each_trial_tries_and_has_reached(small: SmallSweep) -> None:
+    driver = small.driver()
+    driver.run()
+    rate = small.trials[1].swept["optimizer.learning_rate"]
+    assert driver.progress["00001"].why == f"{small.record('00001')['metric']['20']:.4g} with learning_rate={rate}"
+    again = small.driver()
+    again.run()
+    assert again.progress["00001"].why == driver.progress["00001"].why
+
+
 def test_as_many_trials_run_at_once_as_fit(small: SmallSweep, tmp_path: Path) -> None:
     together = threading.Barrier(2, timeout=60)
 

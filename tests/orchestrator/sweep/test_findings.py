@@ -1,8 +1,10 @@
 """What a sweep has found."""
 
 import math
+import random
 
 import pytest
+from scipy.stats import spearmanr
 
 from orchestrator.sweep.findings import best, learned
 from orchestrator.sweep.trial import Outcome, Trial
@@ -32,6 +34,16 @@ def test_what_was_learned_is_a_rank_correlation_for_numbers_and_means_for_words(
     assert learned(TRIALS, outcomes(8.0, 4.0, 2.0, 1.0), "val/loss_clm") == (
         "rank correlation with val/loss_clm over 4 trials: rate -1.00, size (means m 1.5, s 6)"
     )
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_rank_correlation_is_that_of_scipy(ties: bool) -> None:
+    draw = random.Random(7)
+    rates = [f"{draw.choice([1, 2, 4]) if ties else 10 ** draw.uniform(-4, -2):.6g}" for _ in range(12)]
+    values = [round(abs(math.log10(float(rate)) + 3) + draw.uniform(0, 1), 1 if ties else 6) for rate in rates]
+    trials = [Trial(number, (), {"rate": rate}) for number, rate in enumerate(rates)]
+    expected = spearmanr([float(rate) for rate in rates], values).statistic
+    assert learned(trials, outcomes(*values), "val/loss_clm").endswith(f"over 12 trials: rate {expected:+.2f}")
 
 
 def test_equal_metrics_teach_nothing() -> None:
