@@ -103,7 +103,7 @@ def kill_in_the_middle(sweep: BrokenRun, trials: Trials, needs: tuple[str, ...])
     """Kill the driver once a trial is in each of the states, and another one is half done."""
 
     def is_in_the_middle() -> bool:
-        assert sweep.process.poll() is None, sweep.end() or sweep.said
+        assert sweep.process.poll() is None, (sweep.end(), sweep.said)
         return all(map(trials.in_state, needs)) and any(map(trials.is_half_done, trials.in_state("begun")))
 
     assert eventually(is_in_the_middle, SECONDS)
