@@ -8,8 +8,9 @@ from modules.huggingface.folder import ADAPTER_WEIGHTS
 from modules.model_config import ModelConfig
 from orchestrator.artifacts.base_model import model_identity
 from orchestrator.artifacts.model_folders import find_adapter, find_model, hub_commit_of, read_files
-from orchestrator.artifacts.prepared_data import data_name, identity_of, text_identity, tokenizer_identity
+from orchestrator.artifacts.prepared_data import identity_of, text_identity, tokenizer_identity
 from orchestrator.artifacts.prepared_task import TaskRequest, examples_name, rows_identity
+from orchestrator.artifacts.prepared_texts import of_source, texts_name
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import USUAL_LENGTH, ModelPath, NoModelPath, OtherModel, PrepareConfig
@@ -43,7 +44,7 @@ class Inputs:
     def _within(self, config: Config, prefix: str, links: Mapping[str, Any], is_task: bool) -> dict[str, Any]:
         if isinstance(config, DataConfig):
             is_linked = any(name.startswith(prefix) for name in links)
-            return {} if is_linked else {prefix.rstrip("."): self._data(config, is_task)}
+            return {} if is_linked else self._texts(config, prefix.rstrip("."), is_task)
         found: dict[str, Any] = {}
         for name, field in type(config).model_fields.items():
             setting, value = f"{prefix}{name}", getattr(config, name)
@@ -70,6 +71,15 @@ class Inputs:
         if isinstance(value, str | tuple):
             return fingerprint({"files": identity_of(find_files([value] if isinstance(value, str) else value))})
         return value
+
+    def _texts(self, config: DataConfig, setting: str, is_task: bool) -> dict[str, Any]:
+        if config.is_single:
+            return {setting: self._data(config, is_task)}
+        found: dict[str, Any] = {}
+        for source in config.sources:
+            with of_source(source.name):
+                found[f"{setting}.sources.{source.name}"] = self._data(source.text(), is_task)
+        return found
 
     def _data(self, config: DataConfig, is_task: bool) -> str:
         read = rows_identity if is_task else text_identity
@@ -98,15 +108,16 @@ def _run_identity(name: str, storage: Storage) -> dict[str, Any]:
     return {"recipe": fingerprint(run.recipe), "step": steps[-1]}
 
 
-def prepared_name(config: PrepareConfig, overrides: Sequence[str]) -> str:
-    """Return the name of what `prepare` makes, relative to the storage root.
+def prepared_name(storage: Storage, config: PrepareConfig, overrides: Sequence[str]) -> str:
+    """Return the name of what `prepare` has made, relative to the storage root.
 
     Args:
+        storage: The storage root.
         config: Its configuration.
         overrides: Those of its command line; the last model.path is the place of the model.
     """
     if config.task is None:
-        return data_name(config.data, config.tokenizer)
+        return texts_name(storage, config.data, config.tokenizer)
     paths = [word.partition("=")[2] for word in overrides if word.startswith("model.path=")]
     found = find_model(paths[-1] if paths else str(config.model.path), config.model.revision)
     length = config.sequence_length or USUAL_LENGTH
