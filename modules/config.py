@@ -107,6 +107,11 @@ class Config(BaseModel):
         return value
 
 
+def holds_groups(value: Any) -> bool:
+    """Return whether the value of a field is a list of groups of fields."""
+    return isinstance(value, tuple) and bool(value) and all(isinstance(item, Config) for item in value)
+
+
 def divisors(number: int) -> list[int]:
     """Return every divisor of a positive number, in ascending order, without counting up to it."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
@@ -400,7 +405,7 @@ class TrainingConfig(Config):
     val_interval_steps: Runtime[Steps] = 250
     """Validate every this many steps, and at the end."""
     val_batches: Runtime[Count] = 10
-    """Global batches in a validation."""
+    """Global batches in a validation; of a mixture, for each source."""
     log_interval_steps: Runtime[Steps] = 10
     """Log and refresh the progress line every this many steps."""
     compile: Runtime[bool] = False

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 from torch import Tensor
 
 from modules.config import ObjectiveConfig, SourceConfig, TrainingConfig
@@ -81,7 +80,7 @@ class Pretraining:
         if self._mixture is None:
             return {}
         size = self.global_batch_size
-        counts = self._mixture.counts_of(np.arange(data_step * size, (data_step + 1) * size))
+        counts = self._mixture.counts((data_step + 1) * size) - self._mixture.counts(data_step * size)
         return dict(zip(self._data.names, (counts * self.sequence_length).tolist(), strict=True))
 
     def weights(self, step: int) -> Mapping[str, float]:

@@ -34,13 +34,13 @@ class Schedule:
         return [[weights.get(source.name, 0.0) for source in self.sources] for weights in of_phases]
 
     def parts(self) -> list[Part]:
-        """Return the stretches of samples with the same weights, one for each phase that has a step."""
-        ends = phase_ends(self.objective, self.num_steps)
-        return [
-            Part(begin * self.global_batch_size, tuple(whole_weights(weights)))
-            for begin, end, weights in zip([0, *ends], ends, self.weights(), strict=False)
-            if end > begin
-        ]
+        """Return the stretches of samples with the same weights; neighbouring phases of the same weights are one."""
+        ends, parts = phase_ends(self.objective, self.num_steps), list[Part]()
+        for begin, end, weights in zip([0, *ends], ends, self.weights(), strict=False):
+            whole = tuple(whole_weights(weights))
+            if end > begin and not (parts and parts[-1].weights == whole):
+                parts.append(Part(begin * self.global_batch_size, whole))
+        return parts
 
     def notes(self) -> list[str]:
         """Return a line for the user on each phase whose weights are rounded."""

@@ -71,10 +71,6 @@ class Mixture:
         """Return the number of samples of each source among the first `num_samples`, int64 [sources]."""
         return self._parts[np.searchsorted(self._firsts, num_samples, side="right") - 1].counts(num_samples)
 
-    def counts_of(self, samples: np.ndarray) -> np.ndarray:
-        """Return the number of samples of each source among these, int64 [sources]."""
-        return np.bincount(self._numbers(samples)[0], minlength=len(self._orders))
-
     def _numbers(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the source of each sample, and which sample of that source it is."""
         sources, numbers = np.empty((2, len(samples)), dtype=np.int64)
@@ -95,8 +91,10 @@ class _LaidOut:
         self._layout = quota.layout(part.weights).astype(np.int64)
         self._ranks = np.empty(len(self._layout), dtype=np.int64)
         """How many samples of the same source there are before each sample of the period."""
-        for source, weight in enumerate(part.weights):
-            self._ranks[self._layout == source] = np.arange(weight)
+        self._places = [np.flatnonzero(self._layout == source) for source in range(len(part.weights))]
+        """The places of each source in the period."""
+        for places in self._places:
+            self._ranks[places] = np.arange(len(places))
 
     def numbers(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         periods, places = np.divmod(samples - self._first, len(self._layout))
@@ -105,5 +103,5 @@ class _LaidOut:
 
     def counts(self, num_samples: int) -> np.ndarray:
         periods, place = divmod(num_samples - self._first, len(self._layout))
-        begun = np.bincount(self._layout[:place], minlength=len(self._weights))
-        return self._before + periods * self._weights + begun
+        begun = [np.searchsorted(places, place) for places in self._places]
+        return self._before + periods * self._weights + np.array(begun)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from modules.config import Config, Role
+from modules.config import Config, Role, holds_groups
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -21,16 +21,8 @@ def identity(config: Config) -> dict[str, Any]:
         if isinstance(value, Config):
             found |= {name: inside} if (inside := identity(value)) else {}
         elif Role.IDENTITY in field.metadata or (Role.LATER in field.metadata and value != field.default):
-            found[name] = _items(value) if _holds_groups(value) else values[name]
+            found[name] = [identity(item) for item in value] if holds_groups(value) else values[name]
     return found
-
-
-def _holds_groups(value: Any) -> bool:
-    return isinstance(value, tuple) and any(isinstance(item, Config) for item in value)
-
-
-def _items(groups: tuple[Config, ...]) -> list[dict[str, Any]]:
-    return [identity(group) for group in groups]
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from modules.config import Config, Role
+from modules.config import Config, Role, holds_groups
 from orchestrator.storage.redaction import redact
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -22,17 +22,13 @@ def without_signatures(config: AnyConfig) -> AnyConfig:
 def _redacted(group: Config) -> Config:
     fields = type(group).model_fields
     inputs = {name: getattr(group, name) for name, field in fields.items() if Role.INPUT in field.metadata}
-    lists = {name: value for name in fields if _holds_groups(value := getattr(group, name))}
+    lists = {name: value for name in fields if holds_groups(value := getattr(group, name))}
     return group.model_copy(
         update={
             **{name: _without_credentials(value) for name, value in inputs.items()},
             **{name: tuple(map(_redacted, value)) for name, value in lists.items()},
         }
     )
-
-
-def _holds_groups(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(isinstance(item, Config) for item in value)
 
 
 def _without_credentials(value: Any) -> Any:

@@ -43,8 +43,7 @@ class Inputs:
 
     def _within(self, config: Config, prefix: str, links: Mapping[str, Any], is_task: bool) -> dict[str, Any]:
         if isinstance(config, DataConfig):
-            is_linked = any(name.startswith(prefix) for name in links)
-            return {} if is_linked else self._texts(config, prefix.rstrip("."), is_task)
+            return self._texts(config, prefix, links, is_task)
         found: dict[str, Any] = {}
         for name, field in type(config).model_fields.items():
             setting, value = f"{prefix}{name}", getattr(config, name)
@@ -72,13 +71,16 @@ class Inputs:
             return fingerprint({"files": identity_of(find_files([value] if isinstance(value, str) else value))})
         return value
 
-    def _texts(self, config: DataConfig, setting: str, is_task: bool) -> dict[str, Any]:
+    def _texts(self, config: DataConfig, prefix: str, links: Mapping[str, Any], is_task: bool) -> dict[str, Any]:
+        """Return the identity of a text, or of each source of a mixture, unless it is the result of another stage."""
         if config.is_single:
-            return {setting: self._data(config, is_task)}
+            is_linked = any(name.startswith(prefix) for name in links)
+            return {} if is_linked else {prefix.rstrip("."): self._data(config, is_task)}
         found: dict[str, Any] = {}
-        for source in config.sources:
-            with of_source(source.name):
-                found[f"{setting}.sources.{source.name}"] = self._data(source.text(), is_task)
+        for number, source in enumerate(config.sources):
+            if not any(name.startswith(f"{prefix}sources.{number}.") for name in links):
+                with of_source(source.name):
+                    found[f"{prefix}sources.{source.name}"] = self._data(source.text(), is_task)
         return found
 
     def _data(self, config: DataConfig, is_task: bool) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modules.config import Config, Role
+from modules.config import Config, Role, holds_groups
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.composer import Composer
@@ -91,6 +91,9 @@ def _inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, list[str]]]
         value = getattr(config, name)
         if isinstance(value, Config):
             yield from _inputs(value, f"{prefix}{name}.")
+        elif holds_groups(value):
+            for number, item in enumerate(value):
+                yield from _inputs(item, f"{prefix}{name}.{number}.")
         elif Role.INPUT in field.metadata and value is not None and value != ():
             texts = value if isinstance(value, tuple) else (value,)
             yield prefix + name, [without_query(str(text)) for text in texts]

@@ -149,6 +149,21 @@ def test_share_of_each_source_holds_within_one_sample_at_every_step_of_every_pha
                 assert abs(count - (number - part.first_sample) * Fraction(weight, sum(part.weights))) < 1
 
 
+def test_the_layout_goes_on_through_phases_of_the_same_weights() -> None:
+    lengths = ({"fraction": 0.33}, {"fraction": 0.001}, {"fraction": 0.669, "data_weights": {"a": 12, "b": 6, "c": 2}})
+    phases = tuple(PhaseConfig.model_validate({"weights": {"clm": 1.0}, **length}) for length in lengths)
+    assert Schedule(SOURCES, ObjectiveConfig(phases=phases), STEPS, SIZE).parts() == [Part(0, (6, 3, 1))]
+
+
+def test_weights_that_are_rounded_are_told_by_phase() -> None:
+    phases = (
+        PhaseConfig(weights={"clm": 1.0}, fraction=0.5),
+        PhaseConfig(weights={"clm": 1.0}, fraction=0.5, data_weights={"a": 0.123456789, "b": 1}),
+    )
+    (note,) = Schedule(SOURCES, ObjectiveConfig(phases=phases), STEPS, SIZE).notes()
+    assert note.startswith("note: the weights of phase 1 need a period of more than 65536 samples")
+
+
 def test_a_stream_of_joined_streams_says_what_each_of_them_says() -> None:
     joined, rng = JoinedStream(STREAMS), np.random.default_rng(0)
     sources = rng.integers(0, 3, 50)

@@ -116,6 +116,8 @@ def test_a_changed_file_prepares_its_source_alone_and_is_named(local: Made) -> N
     assert local.prepare(BYTE, a=1, b=1)[1:] == (1, 0)
     after = Inputs(local.storage).identities(config, {})
     assert {name for name in after if after[name] != before[name]} == {"data.sources.b"}
+    linked = Inputs(local.storage).identities(config, {"data.sources.1.path": "another stage's"})
+    assert linked == {"data.sources.1.path": "another stage's", "data.sources.a": after["data.sources.a"]}
     (local.folder / "b.jsonl").unlink()
     with pytest.raises(UserError, match=r"source b: .*b\.jsonl"):
         Inputs(local.storage).identities(config, {})

@@ -14,6 +14,7 @@ from orchestrator.configuration.commands import (
     PretrainConfig,
 )
 from orchestrator.configuration.mistakes import mistakes_in, validated
+from orchestrator.configuration.schema import field_at
 from orchestrator.configuration.signatures import without_signatures
 
 A, B = {"name": "a", "path": "a.jsonl"}, {"name": "b", "path": ["b.txt", "c.txt"], "weight": 2}
@@ -125,6 +126,10 @@ def test_recipe_of_a_mixture_has_what_decides_it_and_no_path_and_no_bound() -> N
     assert not {"path", "max_epochs", "num_processes"} & first.keys()
     phase = {"weights": {"clm": 1}, "fraction": 1, "data_weights": {"a": 0.5}}
     assert identity(ObjectiveConfig.model_validate({"phases": [phase]}))["phases"][0]["data_weights"] == {"a": 0.5}
+
+
+def test_a_field_of_a_source_is_found_by_the_key_that_is_typed() -> None:
+    assert field_at(PretrainConfig, ["data", "sources", "0", "path"]) is SourceConfig.model_fields["path"]
 
 
 def test_every_source_loses_its_signature() -> None:

@@ -131,6 +131,8 @@ def test_input_that_stays_here_is_refused(empty_folder: Path) -> None:
     for path in ("texts/a.txt", "texts", "texts/*.txt", "./b.txt"):
         (line,) = refusals("pretrain", ROOT, "data=files", f"data.path={path}")
         assert line.startswith(f"data.path={path}: is not among the files that are sent")
+    (line,) = refusals("pretrain", ROOT, "data.sources=[{name: a, path: s3://b/x.txt}, {name: b, path: b.txt}]")
+    assert line.startswith("data.sources.1.path=b.txt: is not among the files that are sent")
     for path in ("texts/a.txt", "texts", "texts/*.txt", "s3://bucket/x.txt", "/mnt/x.txt"):
         check(request("pretrain", ROOT, "data=files", f"data.path={path}"), ["texts/a.txt"], None)
 
