@@ -1,10 +1,13 @@
 """The artifact of a mixture: the names of its sources, and of each the prepared data. It holds no tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+from modules.errors import InputError
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.artifacts.staging import staging_folder
+from orchestrator.errors import ArtifactError, UserError
 from orchestrator.storage.store import Storage
 
 PREFIX = "data/mixture-"
@@ -43,6 +46,17 @@ def is_there(storage: Storage, name: str) -> bool:
     if not artifact.is_committed(storage, name):
         return False
     return all(of == name or artifact.is_committed(storage, of) for of in sources_of(storage, name).values())
+
+
+@contextmanager
+def of_source(name: str) -> Iterator[None]:
+    """Say in an error which source it is about."""
+    try:
+        yield
+    except (UserError, InputError) as error:
+        raise UserError(f"source {name}: {str(error).removeprefix('data: ')}") from error
+    except ArtifactError as error:
+        raise ArtifactError(f"source {name}: {error}") from error
 
 
 def _recipe(sources: Mapping[str, str]) -> dict[str, object]:

@@ -1,16 +1,13 @@
 """Prepared data of one text, or of all texts of a mixture with one tokenizer, each prepared and kept on its own."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 from modules.config import DataConfig, SourceConfig, TokenizerConfig
 from modules.data.prepare import OnProgress
-from modules.errors import InputError
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.mixture import mixture_name, publish_mixture, sources_of
+from orchestrator.artifacts.mixture import mixture_name, of_source, publish_mixture, sources_of
 from orchestrator.artifacts.prepared_data import DataRequirements, check_data, data_name, data_notes, prepared_data
 from orchestrator.artifacts.shared_tokenizer import shared_tokenizer, trained_tokenizer
-from orchestrator.errors import ArtifactError, UserError
 from orchestrator.storage.store import Storage
 
 
@@ -56,8 +53,8 @@ def text_notes(storage: Storage, name: str) -> list[str]:
 
 def check_texts(storage: Storage, name: str) -> None:
     """Raise ArtifactError, with the remedy, unless the prepared data is whole, as `check_data`."""
-    for of_source in sources_of(storage, name).values():
-        check_data(storage, of_source)
+    for of in sources_of(storage, name).values():
+        check_data(storage, of)
 
 
 def num_train_tokens(storage: Storage, name: str) -> dict[str, int]:
@@ -74,14 +71,3 @@ def by_name(data: DataConfig) -> list[SourceConfig]:
 def weights_of(data: DataConfig) -> Mapping[str, float]:
     """Return the weight of each source; empty for a single text."""
     return {source.name: source.weight for source in by_name(data)}
-
-
-@contextmanager
-def of_source(name: str) -> Iterator[None]:
-    """Say in an error which source it is about."""
-    try:
-        yield
-    except (UserError, InputError) as error:
-        raise UserError(f"source {name}: {str(error).removeprefix('data: ')}") from error
-    except ArtifactError as error:
-        raise ArtifactError(f"source {name}: {error}") from error

@@ -8,11 +8,15 @@ from modules.data.shards import TOKENIZER_FILE
 from modules.data.taking_turns import taking_turns
 from modules.data.tokenizer import build_tokenizer
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.mixture import of_source
 from orchestrator.artifacts.prepared_data import text_identity, training_text
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
+
+_FORMAT = 1
+"""Must change whenever the same texts and settings give another tokenizer."""
 
 
 def shared_tokenizer(storage: Storage, data: DataConfig, tokenizer: TokenizerConfig) -> TokenizerConfig:
@@ -59,11 +63,14 @@ class _Training:
 
     @classmethod
     def of(cls, data: DataConfig, tokenizer: TokenizerConfig) -> "_Training":
-        texts = [source.text() for source in data.sources if source.name in (tokenizer.sources or (source.name,))]
-        found = sorted(
-            (({"data": identity(text), "files": text_identity(text)}, text) for text in texts),
-            key=lambda pair: fingerprint(pair[0]),
-        )
+        found: list[tuple[dict[str, Any], DataConfig]] = []
+        for source in data.sources:
+            if source.name in (tokenizer.sources or (source.name,)):
+                with of_source(source.name):
+                    text = source.text()
+                    found.append(({"data": identity(text), "files": text_identity(text)}, text))
+        found.sort(key=lambda pair: fingerprint(pair[0]))
         settings = identity(tokenizer.model_copy(update={"sources": ()}))
-        recipe = {"command": "prepare", "tokenizer": settings, "texts": [about for about, _ in found]}
+        texts = [about for about, _ in found]
+        recipe = {"command": "prepare", "format": _FORMAT, "tokenizer": settings, "texts": texts}
         return cls([text for _, text in found], recipe)

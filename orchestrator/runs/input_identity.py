@@ -7,10 +7,11 @@ from modules.config import Config, DataConfig, Role, TokenizerConfig
 from modules.huggingface.folder import ADAPTER_WEIGHTS
 from modules.model_config import ModelConfig
 from orchestrator.artifacts.base_model import model_identity
+from orchestrator.artifacts.mixture import of_source
 from orchestrator.artifacts.model_folders import find_adapter, find_model, hub_commit_of, read_files
 from orchestrator.artifacts.prepared_data import identity_of, text_identity, tokenizer_identity
 from orchestrator.artifacts.prepared_task import TaskRequest, examples_name, rows_identity
-from orchestrator.artifacts.prepared_texts import of_source, texts_name
+from orchestrator.artifacts.prepared_texts import texts_name
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.checkpoints.names import committed_steps
 from orchestrator.configuration.commands import USUAL_LENGTH, ModelPath, NoModelPath, OtherModel, PrepareConfig

@@ -87,13 +87,13 @@ def test_a_new_weight_another_order_and_the_same_command_prepare_nothing(made: M
 
 
 @pytest.mark.parametrize("tokenizer", [BYTE, BPE.model_copy(update={"sources": ("a",)})], ids=["given", "named"])
-def test_a_new_source_prepares_itself_alone_where_the_tokenizer_stays(made: Made, tokenizer: TokenizerConfig) -> None:
-    name, *first = made.prepare(tokenizer, a=1, b=1)
+def test_a_new_source_prepares_itself_alone_where_the_tokenizer_stays(local: Made, tokenizer: TokenizerConfig) -> None:
+    name, *first = local.prepare(tokenizer, a=1, b=1)
     assert first == [2, int(tokenizer.learns)]
-    other, *second = made.prepare(tokenizer, a=1, b=1, c=1)
+    other, *second = local.prepare(tokenizer, a=1, b=1, c=1)
     assert (other != name, second) == (True, [1, 0])
-    assert sources_of(made.storage, name).items() < sources_of(made.storage, other).items()
-    assert made.prepare(tokenizer, a=1, b=1) == (name, 0, 0)
+    assert sources_of(local.storage, name).items() < sources_of(local.storage, other).items()
+    assert local.prepare(tokenizer, a=1, b=1) == (name, 0, 0)
 
 
 def test_a_tokenizer_that_learns_from_all_is_trained_anew_for_a_new_source_and_all_are_prepared(local: Made) -> None:
@@ -181,7 +181,7 @@ def test_sources_of_a_mixture_that_a_run_refers_to_are_kept(made: Made) -> None:
 @pytest.mark.parametrize(
     ("text", "requirements", "said"),
     [
-        ("\n\n", DataRequirements(), "source b: it holds no text"),
+        ("\n\n", DataRequirements(), "source b: .*it has no rows"),
         ('{"text": "short"}\n' * 9, DataRequirements(), "source b: data.val_fraction=0.2: the "),
         ('{"other": "x"}\n', DataRequirements(), "source b: .*no field 'text'"),
         (None, DataRequirements(sequence_length=2000), "source b: training.sequence_length=2000: the data has"),
@@ -197,6 +197,13 @@ def test_a_source_that_cannot_be_used_is_named(
     with pytest.raises((UserError, InputError), match=said):
         prepared_texts(local.storage, local.data(a=1, b=1), BYTE, requirements, lambda _: print)
     assert not list((local.folder / "root/data").glob("mixture*"))
+
+
+def test_a_source_that_is_not_there_is_named_before_a_tokenizer_learns(local: Made) -> None:
+    (local.folder / "b.jsonl").unlink()
+    with pytest.raises(UserError, match=r"source b: .*b\.jsonl"):
+        local.prepare(BPE, a=1, b=1)
+    assert local.count == {"prepared": 0, "trained": 0}
 
 
 def test_notes_say_which_source_they_are_about(local: Made) -> None:
