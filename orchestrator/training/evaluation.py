@@ -3,6 +3,7 @@
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from modules.data.tokenizer import END_OF_TEXT, Tokenizer
 from modules.errors import InputError
 from modules.mixed_validation import NUM_SUMS, mixed_metrics
 from modules.validation import validation_metrics, validation_sums
+from orchestrator.artifacts.mixture import of_source
 from orchestrator.artifacts.models import TrainedModel
 
 _COMPRESSED_BYTES = 64 * 2**20
@@ -64,9 +66,10 @@ def evaluate(
         InputError: the text is shorter than one window, or holds a token for which the model has no row.
     """
     sums, done = [], 0
-    for of_source in windows.values():
-        sums.append(_sums(trained, of_source, objective, seed, lambda count, done=done: progress(done + count)))
-        done += of_source.count
+    for name, of_one in windows.items():
+        with of_source(name) if name else nullcontext():
+            sums.append(_sums(trained, of_one, objective, seed, lambda count, done=done: progress(done + count)))
+        done += of_one.count
     if "" in windows:
         return validation_metrics(sums[0])
     return mixed_metrics(torch.cat(sums), list(windows), [weights.get(name, 1.0) for name in windows])

@@ -99,6 +99,11 @@ def test_validation_of_a_source_is_what_evaluate_finds_of_it_and_of_its_text_alo
     )
 
 
+def test_evaluate_takes_no_mixture_but_that_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("evaluate", "model.path=outputs/runs/mixed/model", "data.sources=[{name: a, path: web.jsonl}]")) == 2
+    assert "data.sources: prepare and pretrain alone mix texts" in capsys.readouterr().err
+
+
 def test_a_mixture_from_a_file_in_a_folder_of_the_user_is_that_which_was_typed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
