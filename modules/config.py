@@ -4,9 +4,11 @@ import math
 import re
 from collections.abc import Iterator
 from enum import Enum
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from modules.sources import check_sources, with_shared_fields
 
 
 class Role(Enum):
@@ -49,6 +51,8 @@ Small = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Precision = Annotated[Literal["32", "bf16", "16", "bf16-true", "16-true"], BeforeValidator(str)]
 ObjectiveName = Literal["clm", "mlm"]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+"""It becomes part of the names of metrics."""
 
 
 def _as_tuple(value: Any) -> Any:
@@ -102,6 +106,11 @@ class Config(BaseModel):
         return value
 
 
+def holds_groups(value: Any) -> bool:
+    """Return whether the value of a field is a list of groups of fields."""
+    return isinstance(value, tuple) and bool(value) and all(isinstance(item, Config) for item in value)
+
+
 def divisors(number: int) -> list[int]:
     """Return every divisor of a positive number, in ascending order, without counting up to it."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
@@ -124,8 +133,11 @@ def _types_in(annotation: Any) -> set[type]:
     return {found for part in get_args(annotation) for found in _types_in(part)}
 
 
-class DataConfig(Config):
-    """Where the text comes from and what is held out for validation."""
+class OneTextConfig(Config):
+    """Where a text comes from and what of it is held out for validation."""
+
+    prefix: ClassVar[str] = ""
+    """What its messages put before the names of its fields."""
 
     source: Identity[Literal["stdlib", "files", "huggingface"]] = "stdlib"
     """`stdlib`: Python's own source; `files`: `path`; `huggingface`: the hub data set named by `path`."""
@@ -164,19 +176,26 @@ class DataConfig(Config):
     num_processes: Runtime[Annotated[int, Field(gt=0, le=4096)] | None] = None
     """Number of tokenising processes; null takes one per core."""
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one text, not several."""
+        return True
+
     @model_validator(mode="after")
     def _path_is_given(self) -> Self:
-        if self.source != "stdlib" and not self.path:
-            raise ValueError(f"source={self.source} needs data.path: name a file, a folder, a glob or a data set")
+        if self.source != "stdlib" and not self.path and self.is_single:
+            raise ValueError(
+                f"source={self.source} needs {self.prefix}path: name a file, a folder, a glob or a data set"
+            )
         if self.source == "stdlib" and self.path:
-            raise ValueError("source=stdlib takes no data.path; use data=files for your own text")
+            raise ValueError(f"source=stdlib takes no {self.prefix}path; use data=files for your own text")
         for name in ("path", "val_path", "test_path"):
             if "" in getattr(self, name):
                 raise ValueError(f"{name} is empty, which would be the current folder; write . if that is meant")
-        if self.source == "huggingface" and len(self.path) != 1:
-            raise ValueError("source=huggingface takes one data set name in data.path")
+        if self.source == "huggingface" and len(self.path) != 1 and self.is_single:
+            raise ValueError(f"source=huggingface takes one data set name in {self.prefix}path")
         if self.source != "huggingface" and self.revision is not None:
-            raise ValueError("data.revision belongs to a hub data set: it needs data=huggingface")
+            raise ValueError(f"{self.prefix}revision belongs to a hub data set: it needs data=huggingface")
         return self
 
     @model_validator(mode="after")
@@ -190,6 +209,48 @@ class DataConfig(Config):
         hub_splits = [name for name in (self.hub_split, self.hub_val_split, self.hub_test_split) if name is not None]
         if len(set(hub_splits)) < len(hub_splits):
             raise ValueError("data.hub_split, hub_val_split and hub_test_split must be different splits")
+        return self
+
+
+class SourceConfig(OneTextConfig):
+    """One of the texts of a mixture. What it does not say of the text is as in `data`."""
+
+    name: Identity[SourceName]
+    """What its metrics and messages call it."""
+    weight: Identity[Factor] = 1.0
+    """Its share of the samples is this, divided by the sum of all weights."""
+    max_epochs: Runtime[Annotated[float, Field(gt=0, le=1e6)] | None] = None
+    """Refuse a training that would read it more often than this; null allows any number of times."""
+
+    def text(self) -> "DataConfig":
+        """Return the configuration of this text alone."""
+        return DataConfig.model_validate({name: getattr(self, name) for name in OneTextConfig.model_fields})
+
+
+class DataConfig(OneTextConfig):
+    """Where the text comes from and what is held out for validation."""
+
+    prefix: ClassVar[str] = "data."
+
+    sources: LaterIdentity[tuple[SourceConfig, ...]] = ()
+    """Several texts in proportions, instead of one: fields of each as here, and name, weight and max_epochs."""
+
+    @property
+    def is_single(self) -> bool:
+        return not self.sources
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources_take_its_fields(cls, raw: Any) -> Any:
+        return with_shared_fields(raw, OneTextConfig)
+
+    @model_validator(mode="after")
+    def _sources_are_a_mixture(self) -> Self:
+        if self.sources:
+            check_sources([(source.name, source.weight) for source in self.sources])
+            for name in ("path", "val_path", "test_path", "revision"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: with data.sources each text has its own; leave it out, or the sources")
         return self
 
 
@@ -212,6 +273,8 @@ class TokenizerConfig(Config):
     """Added to a given tokenizer.json: `all` our special tokens, `mask`: `<|mask|>` if it has no mask token, `none`."""
     max_training_bytes: Identity[NumBytes] = 32 * 2**20
     """A BPE is trained on at most this many bytes from the start of the training text."""
+    sources: LaterIdentity[tuple[SourceName, ...]] = ()
+    """Names of the data.sources that a BPE or `char` learns from, in equal parts of bytes; empty takes all of them."""
 
     @model_validator(mode="after")
     def _path_goes_with_file(self) -> Self:
@@ -222,7 +285,14 @@ class TokenizerConfig(Config):
         for name in ("begin_token", "mask_token", "added_tokens"):
             if self.kind != "file" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"tokenizer.{name} needs kind=file: the other kinds have our special tokens")
+        if self.sources and not self.learns:
+            raise ValueError(f"sources: needs kind=bpe or char; {self.kind} learns from no text")
         return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is made from text."""
+        return self.kind in ("bpe", "char")
 
 
 class PhaseConfig(Config):
@@ -234,6 +304,8 @@ class PhaseConfig(Config):
     """Length as a share of training.num_steps."""
     steps: Identity[Steps | None] = None
     """Length in steps, instead of a fraction."""
+    data_weights: LaterIdentity[dict[str, Factor] | None] = None
+    """Weights of data.sources in this phase, 0 for those left out; null takes the sources' own."""
 
     @model_validator(mode="after")
     def _has_a_weight_and_one_length(self) -> Self:
@@ -241,6 +313,8 @@ class PhaseConfig(Config):
             raise ValueError("weights: at least one of clm and mlm must be above 0")
         if (self.fraction is None) == (self.steps is None):
             raise ValueError("give either fraction or steps")
+        if self.data_weights is not None and not any(self.data_weights.values()):
+            raise ValueError("data_weights sum to nothing: at least one must be above 0")
         return self
 
 
@@ -335,7 +409,7 @@ class TrainingConfig(Config):
     val_interval_steps: Runtime[Steps] = 250
     """Validate every this many steps, and at the end."""
     val_batches: Runtime[Count] = 10
-    """Global batches in a validation."""
+    """Global batches in a validation; of a mixture, for each source."""
     log_interval_steps: Runtime[Steps] = 10
     """Log and refresh the progress line every this many steps."""
     compile: Runtime[bool] = False

@@ -55,6 +55,9 @@ class TokenFinetuning:
     def num_tokens(self, data_step: int) -> int:
         return self._order.num_tokens(data_step)
 
+    def source_tokens(self, data_step: int) -> Mapping[str, int]:
+        return {}
+
     def weights(self, step: int) -> Mapping[str, float]:
         return {self.loss_name: 1.0}
 

@@ -1,5 +1,6 @@
 """GPTModule connects Lightning, the model and the objective. It has no mathematics and no I/O of its own."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -52,6 +53,8 @@ class GPTModule(LightningModule):
         self.share, self.seed = share, seed
         self.accumulation_steps = share.accumulation_steps
         self.step = self.data_offset = self.num_tokens = 0
+        self.source_tokens: Counter[str] = Counter()
+        """`num_tokens` by the source of a mixture."""
         self.last_metrics: dict[str, Tensor | float] = {}
         self.num_targets: dict[str, tuple[float, float]] = {}
         """By loss: targets counted in this worker's last step, and the objective's number for the global batch."""
@@ -116,6 +119,7 @@ class GPTModule(LightningModule):
         # DeepSpeed counts micro-batches itself, so this hook is called for each of them
         if self.ends_step(batch_idx):
             self.num_tokens += self.objective.num_tokens(self.step + self.data_offset)
+            self.source_tokens.update(self.objective.source_tokens(self.step + self.data_offset))
             self.step += 1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

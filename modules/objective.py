@@ -53,6 +53,10 @@ class Objective(Protocol):
         """Return the tokens that the model reads in the global batch of a data step, over all workers."""
         ...
 
+    def source_tokens(self, data_step: int) -> Mapping[str, int]:
+        """Return the tokens of `num_tokens` by the source of a mixture; empty if there are no sources."""
+        ...
+
     def weights(self, step: int) -> Mapping[str, float]:
         """Return the weight of each loss in the sum that a step minimises; losses of weight 0 are left out."""
         ...

@@ -4,11 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from modules.config import ObjectiveConfig, TrainingConfig
+from modules.config import ObjectiveConfig, SourceConfig, TrainingConfig
 from modules.data.batches import Batch, Batches, BatchSettings, Share, ValidationBatches
+from modules.data.mixed_data import MixedData, Schedule
+from modules.data.mixture import Mixture
 from modules.data.shards import TokenData
 from modules.data.tokenizer import Tokenizer
 from modules.losses import LossSum, causal_loss, masked_loss
+from modules.mixed_validation import MixedValidationBatches, mixed_metrics, spread_sums
 from modules.model import GPT
 from modules.phases import objective_weights, phase_ends
 from modules.validation import validation_metrics, validation_sums
@@ -17,10 +20,23 @@ _LOSSES = {"clm": causal_loss, "mlm": masked_loss}
 
 
 class Pretraining:
-    """Causal and masked language modelling on windows of a token stream; implements `Objective`."""
+    """Causal and masked language modelling on windows of token streams; implements `Objective`.
 
-    def __init__(self, data: TokenData, objective: ObjectiveConfig, training: TrainingConfig, seed: int) -> None:
-        self._data, self._objective, self._training = data, objective, training
+    Args:
+        data: A text, or the texts of a mixture.
+        sources: What they are in the mixture, in the same order; empty for a single text.
+    """
+
+    def __init__(
+        self,
+        data: TokenData | MixedData,
+        objective: ObjectiveConfig,
+        training: TrainingConfig,
+        seed: int,
+        sources: Sequence[SourceConfig] = (),
+    ) -> None:
+        self._data = data if isinstance(data, MixedData) else MixedData({"": data})
+        self._objective, self._training, self._sources = objective, training, sources
         self._settings = BatchSettings(
             sequence_length=training.sequence_length,
             seed=seed,
@@ -31,6 +47,12 @@ class Pretraining:
         self._milestones = set(phase_ends(objective, training.num_steps))
         size, length = training.global_batch_size, training.sequence_length
         self._num_targets = {"clm": size * length, "mlm": size * self._settings.num_masked}
+        self._mixture = self._laid_out(seed) if sources else None
+
+    def _laid_out(self, seed: int) -> Mixture:
+        training = self._training
+        schedule = Schedule(self._sources, self._objective, training.num_steps, training.global_batch_size)
+        return schedule.mixture(self._data.num_train_tokens, training.sequence_length, seed)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -45,13 +67,21 @@ class Pretraining:
         return self._training.sequence_length
 
     def batches(self, share: Share, first_step: int) -> Iterator[Batch]:
-        return Batches(self._data.train, self.tokenizer, self._settings, share).from_step(first_step)
+        text = self._data.train
+        return Batches(text, self.tokenizer, self._settings, share, self._mixture).from_step(first_step)
 
     def num_targets(self, data_step: int) -> Mapping[str, float]:
         return self._num_targets
 
     def num_tokens(self, data_step: int) -> int:
         return self.global_batch_size * self.sequence_length
+
+    def source_tokens(self, data_step: int) -> Mapping[str, int]:
+        if self._mixture is None:
+            return {}
+        size = self.global_batch_size
+        counts = self._mixture.counts((data_step + 1) * size) - self._mixture.counts(data_step * size)
+        return dict(zip(self._data.names, (counts * self.sequence_length).tolist(), strict=True))
 
     def weights(self, step: int) -> Mapping[str, float]:
         return objective_weights(self._objective, step, self._training.num_steps)
@@ -63,15 +93,20 @@ class Pretraining:
         return step in self._milestones
 
     def validation_batches(self, share: Share, num_batches: int) -> Iterable[Batch] | None:
-        if len(self._data.val) == 0:  # data.val_fraction=0
-            return None
-        return ValidationBatches(self._data.val, self.tokenizer, self._settings, share, num_batches)
+        of_sources = {
+            number: ValidationBatches(text.val, self.tokenizer, self._settings, share, num_batches)
+            for number, text in enumerate(self._data.texts.values())
+            if len(text.val)  # 0 with data.val_fraction=0
+        }
+        return MixedValidationBatches(of_sources) if of_sources else None
 
     def validation_sums(self, model: GPT, batch: Batch) -> Tensor:
-        return validation_sums(model, batch)
+        return spread_sums(validation_sums(model, batch), batch["source"], len(self._data.texts))
 
     def validation_metrics(self, sums: Tensor) -> dict[str, float]:
-        return validation_metrics(sums)
+        if not self._sources:
+            return validation_metrics(sums)
+        return mixed_metrics(sums, self._data.names, [source.weight for source in self._sources])
 
     def prompts(self, number: int) -> Sequence[Sequence[int]]:
         begin_id = self.tokenizer.begin_id

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from modules.config import ObjectiveConfig
+from modules.data.joined_stream import JoinedStream
 from modules.data.masking import Masker, num_masked
+from modules.data.mixture import Mixture
 from modules.data.sampler import WindowOrder
 from modules.data.shards import TokenStream, check_length
 from modules.data.tokenizer import Tokenizer
@@ -86,7 +88,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        stream: TokenStream,
+        stream: TokenStream | JoinedStream,
         tokenizer: Tokenizer,
         settings: BatchSettings,
         counts_bytes: bool = False,
@@ -149,23 +151,30 @@ def _masker(tokenizer: Tokenizer, settings: BatchSettings) -> Masker:
 class Batches:
     """Training batches of one worker; the global batch of a step is the same for every division among workers."""
 
-    def __init__(self, stream: TokenStream, tokenizer: Tokenizer, settings: BatchSettings, share: Share) -> None:
-        """Set up the batches of a token stream for one worker's share.
+    def __init__(
+        self,
+        stream: TokenStream | JoinedStream,
+        tokenizer: Tokenizer,
+        settings: BatchSettings,
+        share: Share,
+        mixture: Mixture | None = None,
+    ) -> None:
+        """Set up the batches of token streams for one worker's share.
+
+        Args:
+            mixture: Of the streams that are joined; None for a single one.
 
         Raises:
-            InputError: The stream is shorter than one sample.
+            InputError: A stream is shorter than one sample.
         """
         self._maker = BatchMaker(stream, tokenizer, settings)
-        self._order = WindowOrder(len(stream), settings.sequence_length, settings.seed)
+        self._stream = stream if isinstance(stream, JoinedStream) else JoinedStream([stream])
+        order = WindowOrder(len(stream), settings.sequence_length, settings.seed)
+        self._mixture = mixture or Mixture.of_one(order)
         self._global_batch_size, self._places = share.global_batch_size, share.places()
         self._block_steps = max(1, BLOCK_SAMPLES // self._places.size)
         self._block = -1
         self._block_starts = np.empty(0, dtype=np.int64)
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """Samples in an epoch, which uses every window once."""
-        return self._order.num_windows
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """Yield this worker's micro-batches of `step`, in order, at a cost that does not grow with the step."""
@@ -186,7 +195,8 @@ class Batches:
         if block != self._block:
             steps = block * self._block_steps + np.arange(self._block_steps)
             samples = steps[:, None, None] * self._global_batch_size + self._places
-            self._block_starts = self._order.starts(samples.reshape(-1)).reshape(samples.shape)
+            located = self._mixture.locate(samples.reshape(-1))
+            self._block_starts = self._stream.positions(*located).reshape(samples.shape)
             self._block = block
         return self._block_starts[within]
 

@@ -120,6 +120,11 @@ def prepare_tokens(
     return losses.told(made.unknown_token)
 
 
+def training_texts(files: Sequence[SourceFile], data: DataConfig) -> Iterator[str]:
+    """Return the text of the training split, in pieces, as `prepare_tokens` reads it."""
+    return _PieceSource(files, data).training_texts()
+
+
 def _counted_split(data: DataConfig) -> Split:
     """Return the split that validation and evaluation read, in which the bytes of text are counted."""
     return "val" if data.val_fraction > 0 else "train"

@@ -1,11 +1,14 @@
 """What prepared data says of itself, and its tokenizer, read without its tokens."""
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from modules.data.shards import DATA_FILE, open_tokenizer
 from modules.data.tokenizer import Tokenizer
 from orchestrator.artifacts import artifact
+from orchestrator.artifacts.mixture import PREFIX, sources_of
 from orchestrator.storage.local import cache_folder
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
@@ -18,7 +21,7 @@ class DataFacts:
     name: str
     """Its artifact, whose last part holds the fingerprint of its recipe."""
     source: str
-    """`stdlib`, `files` or `huggingface`."""
+    """`stdlib`, `files`, `huggingface` or `mixture`."""
     files: tuple[str, ...]
     """Names of the files; empty for the standard library and the hub."""
     hub_name: str | None
@@ -31,6 +34,8 @@ class DataFacts:
     """UTF-8 bytes of text, by split."""
     num_examples: dict[str, int]
     """Examples of a task, by split; empty for text."""
+    sources: "Mapping[str, DataFacts]" = field(default_factory=dict)
+    """Facts about each source of a mixture, by name; the other fields are then their sums, or empty."""
 
     @classmethod
     def read(cls, storage: Storage, name: str) -> "DataFacts | None":
@@ -41,6 +46,8 @@ class DataFacts:
         """
         if not artifact.is_committed(storage, name):
             return None
+        if name.startswith(PREFIX):
+            return _of_mixture(storage, name)
         manifest = artifact.read_manifest(storage, name)
         recipe = manifest.get("recipe", {})
         if manifest.get("kind") not in ("data", "examples") or "data" not in recipe:
@@ -63,13 +70,27 @@ class DataFacts:
         )
 
 
+def _of_mixture(storage: Storage, name: str) -> DataFacts | None:
+    """Return the facts about a mixture; None if one of its sources is not there."""
+    found = {source: DataFacts.read(storage, of) for source, of in sources_of(storage, name).items()}
+    sources = {source: facts for source, facts in found.items() if facts is not None}
+    if len(sources) < len(found):
+        return None
+    num_tokens, num_bytes = Counter[str](), Counter[str]()
+    for facts in sources.values():
+        num_tokens.update(facts.num_tokens)
+        num_bytes.update(facts.num_bytes)
+    return DataFacts(name, "mixture", (), None, None, dict(num_tokens), dict(num_bytes), {}, sources)
+
+
 def tokenizer_of(storage: Storage, name: str) -> Tokenizer:
     """Return the tokenizer of prepared data.
 
     Raises:
         ArtifactError: there is no such data, or one of the files that are read for this is damaged.
     """
-    return open_tokenizer(artifact.local_copy(storage, name, cache_folder(), needs=_holds_no_tokens))
+    first = next(iter(sources_of(storage, name).values()))  # all sources of a mixture share it
+    return open_tokenizer(artifact.local_copy(storage, first, cache_folder(), needs=_holds_no_tokens))
 
 
 def _holds_no_tokens(file: str) -> bool:

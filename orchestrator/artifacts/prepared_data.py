@@ -9,7 +9,7 @@ from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.hub import hub_commit, is_on_this_machine
-from modules.data.prepare import OnProgress, prepare_tokens
+from modules.data.prepare import OnProgress, prepare_tokens, training_texts
 from modules.data.shards import TokenData, check_length
 from modules.data.source_files import SourceFile, check_formats
 from modules.data.stdlib import stdlib_files
@@ -168,6 +168,16 @@ def text_identity(data: DataConfig) -> list[Any]:
         UserError, InputError: it is not there.
     """
     return identity_of(_source_files(data)) or _hub_identity(with_commit(data))
+
+
+def training_text(data: DataConfig) -> Iterator[str]:
+    """Return the text that a tokenizer learns from, in pieces.
+
+    Raises:
+        UserError, InputError: it cannot be read.
+    """
+    data = with_commit(data)
+    return training_texts(() if data.source == "huggingface" else _source_files(data), data)
 
 
 def data_name(data: DataConfig, tokenizer: TokenizerConfig) -> str:

@@ -4,15 +4,15 @@ import hashlib
 import json
 from typing import Any
 
-from modules.config import Config, Role
+from modules.config import Config, Role, holds_groups
 
 
 def identity(config: Config) -> dict[str, Any]:
     """Return the settings that determine the result, as plain data: every field that is marked `Identity`.
 
     A field that is marked `LaterIdentity` is left out at its default, so that what was made before keeps its recipe.
-    A group of fields is a dict of its own, left out if it is empty. The caller adds the identity of each `Input`,
-    which can only be found by reading the input itself.
+    A group of fields is a dict of its own, left out if it is empty; a list of groups is a list of dicts. The caller
+    adds the identity of each `Input`, which can only be found by reading the input itself.
     """
     values = config.model_dump(mode="json")
     found: dict[str, Any] = {}
@@ -21,7 +21,7 @@ def identity(config: Config) -> dict[str, Any]:
         if isinstance(value, Config):
             found |= {name: inside} if (inside := identity(value)) else {}
         elif Role.IDENTITY in field.metadata or (Role.LATER in field.metadata and value != field.default):
-            found[name] = values[name]
+            found[name] = [identity(item) for item in value] if holds_groups(value) else values[name]
     return found
 
 

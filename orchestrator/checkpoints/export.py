@@ -230,6 +230,7 @@ def _card(source: Exportable, files: ModelFilesConfig, dtype: str, recipe: Mappi
         # a run's last figures may hold the loss of an objective that a phase before this step had
         metrics={**_named(source.checkpoint.progress.metrics, "train/"), **_named(source.validation, "val/")},
         license=files.license,
+        source_tokens=source.checkpoint.progress.source_tokens,
     )
 
 

@@ -1,8 +1,8 @@
 """The README.md of an exported model: what it is, what it was made from and how well it did, in plain words."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -12,9 +12,9 @@ from modules.model_config import ModelConfig
 from orchestrator import program_version
 from orchestrator.artifacts.data_facts import DataFacts
 from orchestrator.artifacts.recipe import fingerprint
+from orchestrator.checkpoints.card_data import data_rows, hub_names
 from orchestrator.storage.redaction import redact
 
-_MOST_FILES = 5
 _MOST_LABELS = 100
 _FIGURES = {
     "val/loss_clm": "held-out text: nats per token, predicting the next one",
@@ -95,12 +95,14 @@ class Card:
     metrics: Mapping[str, float]
     """Figures after `step`; those that are not known here have no line."""
     license: str | None
+    source_tokens: Mapping[str, int] = field(default_factory=dict)
+    """`num_tokens` by the source of a mixture."""
 
     def text(self) -> str:
         """Return the whole file."""
         sections = {
             "Model": _table(_shape(self)),
-            "Data": _table(_data(self.data) if self.data else {}),
+            "Data": _table(data_rows(self.data, self.recipe, self.source_tokens) if self.data else {}),
             "Training": _table(_training(self)),
             "Figures": self._figures(),
             "Use": self._use(),
@@ -111,13 +113,12 @@ class Card:
 
     def _front_matter(self) -> str:
         """Return the settings that the hub reads, as YAML."""
-        hub_data = self.data.hub_name if self.data else None
         known = {
             "license": self.license,
             "library_name": None if self._is_bidirectional else "transformers",
             "pipeline_tag": "text-classification" if self.model.classifier else "text-generation",
             "base_model": self.recipe.get("base_model", {}).get("hub"),
-            "datasets": [hub_data] if hub_data else None,
+            "datasets": hub_names(self.data) if self.data else None,
         }
         return yaml.safe_dump({name: value for name, value in known.items() if value}, sort_keys=False)
 
@@ -146,8 +147,15 @@ class Card:
             return f", begun from the weights of {base['hub']} at commit {base['commit']}"
         return f", begun from the weights of another model (fingerprint `{fingerprint(base)}`)"
 
+    def _known_figures(self) -> Iterator[tuple[str, str]]:
+        yield from _FIGURES.items()
+        for source in self.data.sources if self.data else ():
+            for name, text in _FIGURES.items():
+                group, _, rest = name.partition("/")
+                yield f"{group}/{source}/{rest}", f"{text} ({source})"
+
     def _figures(self) -> str:
-        rows = [(name, text) for name, text in _FIGURES.items() if math.isfinite(self.metrics.get(name, math.nan))]
+        rows = [(name, text) for name, text in self._known_figures() if math.isfinite(self.metrics.get(name, math.nan))]
         lines = [f"| {text} | {self.metrics[name]:.4g} | `{name}` |" for name, text in rows]
         rounded = f" Measured before the weights were rounded to {self.dtype}." if self.is_rounded else ""
         head = [f"After step {self.step:,}.{rounded}", "", "| figure | value | metric |", "|---|---|---|"]
@@ -173,26 +181,6 @@ def _shape(card: Card) -> dict[str, str]:
 def _listed(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - _MOST_LABELS:,} more" if len(labels) > _MOST_LABELS else ""
     return ", ".join(f"`{label.replace('`', ' ')}`" for label in labels[:_MOST_LABELS]) + more
-
-
-def _data(data: DataFacts) -> dict[str, str]:
-    more = f" and {len(data.files) - _MOST_FILES} more" if len(data.files) > _MOST_FILES else ""
-    sources = {
-        "stdlib": "source and documentation of Python's standard library",
-        "files": f"files: {', '.join(data.files[:_MOST_FILES])}{more}",
-        "huggingface": f"hub data set {data.hub_name}" if data.hub_name else f"files: {', '.join(data.files)}",
-    }
-    rows = {"source": sources[data.source], "revision": data.revision or ""}
-    for split, label in (("train", "trained on"), ("val", "held out")):
-        if data.num_tokens.get(split):
-            rows[label] = f"{data.num_tokens[split]:,} tokens of {_amount(data, split)}"
-    return {**rows, "fingerprint": f"`{data.name.rpartition('-')[2]}`"}
-
-
-def _amount(data: DataFacts, split: str) -> str:
-    if split in data.num_examples:
-        return f"{data.num_examples[split]:,} examples"
-    return f"{data.num_bytes[split]:,} bytes of text"
 
 
 def _training(card: Card) -> dict[str, str]:
@@ -240,6 +228,8 @@ def _phases(phases: Sequence[Mapping[str, Any]]) -> str:
     def told(phase: Mapping[str, Any]) -> str:
         names = {"clm": "next token", "mlm": "masked tokens"}
         weights = " and ".join(f"{names.get(name, name)} ({weight:g})" for name, weight in phase["weights"].items())
+        if mixed := phase.get("data_weights"):
+            weights += f" on {', '.join(f'{name} ({weight:g})' for name, weight in mixed.items())}"
         length = f"{phase['steps']:,} steps" if phase.get("steps") else f"{100 * phase['fraction']:g} % of the steps"
         return weights if len(phases) == 1 else f"{length}: {weights}"
 

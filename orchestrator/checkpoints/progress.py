@@ -45,6 +45,8 @@ class Progress:
     """Metrics of the last finished step, by name; a run that is interrupted after it still reports them."""
     precision: str | None = None
     """`training.precision` of the steps before; None in checkpoints of versions that did not record it."""
+    source_tokens: dict[str, int] = field(default_factory=dict)
+    """`tokens` by the source of a mixture."""
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:

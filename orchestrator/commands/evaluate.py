@@ -7,10 +7,11 @@ from modules.data.shards import TokenData, TokenStream
 from modules.data.tokenizer import END_OF_TEXT
 from modules.tasks.settings import TaskConfig, TranslationConfig
 from modules.tasks.text_scores import check_sacrebleu
-from orchestrator.artifacts import artifact
+from orchestrator.artifacts.mixture import is_there, sources_of
 from orchestrator.artifacts.model_folders import find_model
 from orchestrator.artifacts.models import TrainedModel, load_model
-from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, local_data, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, local_data, prepared_data
+from orchestrator.artifacts.prepared_texts import text_notes
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.configuration.commands import EvaluateConfig
 from orchestrator.display.classification import show_classification
@@ -95,20 +96,23 @@ def _evaluate_text(config: EvaluateConfig) -> None:
     """Load the model, find or prepare the text, and show the metrics."""
     trained = load_model(config.model.path, config.model.revision, config.model.adapter, needs_head=True)
     data_name = _text(config, trained)
-    stream = _stream(config, data_name)
+    streams = _streams(config, data_name)
     length = config.sequence_length or trained.validation_length
     if length > trained.model.config.max_positions:
         raise UserError(f"sequence_length={length}: the model has {trained.model.config.max_positions} positions")
     if length > trained.context_length:
         print_line(f"sequence_length={length}: the model learned only its first {trained.context_length} positions")
-    windows = Windows.of(stream, length, config.batch_size, config.max_sequences)
+    windows = {
+        source: Windows.of(stream, length, config.batch_size, config.max_sequences)
+        for source, stream in streams.items()
+    }
     objective = _objective(config, trained)
     seed = trained.recipe.get("seed", 0) if config.seed is None else config.seed
-    with evaluate_progress(windows.count) as progress:
-        metrics = evaluate(trained, windows, objective, seed, progress)
+    with evaluate_progress(sum(of_source.count for of_source in windows.values())) as progress:
+        metrics = evaluate(trained, windows, trained.recipe.get("mixture", {}), objective, seed, progress)
     if "val/bits_per_byte" not in metrics:
         print_line("bits per byte are not known: the text was prepared by a version that did not count its bytes")
-    show_evaluation(config.model.path, metrics, compression(trained, windows))
+    show_evaluation(config.model.path, metrics, compression(trained, windows[""]) if "" in windows else {})
     settings = {
         "data": data_name,
         "part": config.part,
@@ -147,21 +151,31 @@ def _text(config: EvaluateConfig, trained: TrainedModel) -> str:
     storage = Storage(config.storage.root)
     if config.data is None:
         name = trained.recipe.get("data")
-        if name is None or not artifact.is_committed(storage, name):
+        if name is None or not is_there(storage, name):
             raise UserError(
                 f"data: the text that {config.model.path} was trained on is not in {storage.url()}; "
                 "name a text with data=files data.path=…, or its storage.root"
             )
     else:
         name = _prepared(config.data, config, trained, storage)
-    for line in data_notes(storage, name):
+    for line in text_notes(storage, name):
         print_line(line)
     return name
 
 
-def _stream(config: EvaluateConfig, name: str) -> TokenStream:
-    data = TokenData.open(local_data(Storage(config.storage.root), name))
-    return data.train if config.data is not None and config.part == "all" else data.val
+def _streams(config: EvaluateConfig, name: str) -> dict[str, TokenStream]:
+    """Return the text that is measured: without a name, or of each source of a mixture that holds out some."""
+    storage = Storage(config.storage.root)
+    found = {source: TokenData.open(local_data(storage, of)) for source, of in sources_of(storage, name).items()}
+    if "" in found:
+        data = found[""]
+        return {"": data.train if config.data is not None and config.part == "all" else data.val}
+    held_out = {source: data.val for source, data in found.items() if len(data.val)}
+    if not held_out:
+        raise UserError(
+            f"data: the texts of {config.model.path} hold out nothing; name a text with data=files data.path=…"
+        )
+    return held_out
 
 
 def _prepared(data: DataConfig, config: EvaluateConfig, trained: TrainedModel, storage: Storage) -> str:

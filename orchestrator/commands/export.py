@@ -10,6 +10,7 @@ from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.base_model import check_is_same, kept_model
 from orchestrator.artifacts.data_facts import DataFacts, tokenizer_of
+from orchestrator.artifacts.mixture import is_there
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.export import RECIPE, Exportable, dtype_of, export_adapter, export_model, recipe_to_show
 from orchestrator.checkpoints.first_weights import BaseWeights
@@ -142,7 +143,7 @@ def _exportable(storage: Storage, this_run: Run, checkpoint: Checkpoint) -> Expo
         where = storage.url(f"{this_run.folder}/{RECIPE}")
         raise DamagedFileError(f"{where}: describes no model that this version knows ({error})") from error
     data_name, kept = recipe["data"], kept_model(storage, this_run.base_name)
-    if kept is None and not artifact.is_committed(storage, data_name):
+    if kept is None and not is_there(storage, data_name):
         raise UserError(
             f"{storage.url(data_name)}: the text that run {this_run.name} was trained on is not there, and with it its "
             "tokenizer; restore that folder, or run its `pretrain` again, which prepares it anew"

@@ -1,8 +1,9 @@
 """`orchestrator prepare`: text to token shards, or rows to the examples of a task."""
 
 from orchestrator.artifacts.model_folders import find_model, read_files
-from orchestrator.artifacts.prepared_data import DataRequirements, check_data, data_notes, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements
 from orchestrator.artifacts.prepared_task import TaskRequest, prepared_task
+from orchestrator.artifacts.prepared_texts import check_texts, prepared_texts, text_notes
 from orchestrator.configuration.commands import USUAL_LENGTH, PrepareConfig
 from orchestrator.display.progress import prepare_progress
 from orchestrator.display.terminal import print_line
@@ -14,11 +15,11 @@ def run(config: PrepareConfig) -> None:
     storage = Storage(config.storage.root)
     if config.task is None:
         with prepare_progress() as progress:
-            name = prepared_data(storage, config.data, config.tokenizer, DataRequirements(), progress)
-        notes = data_notes(storage, name)
+            name = prepared_texts(storage, config.data, config.tokenizer, DataRequirements(), progress)
+        notes = text_notes(storage, name)
     else:
         name, notes = _examples(config, storage)
-    check_data(storage, name)
+    check_texts(storage, name)
     for line in notes:
         print_line(line)
     print_line(f"data: {storage.url(name)}")

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts.data_facts import tokenizer_of
-from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements
+from orchestrator.artifacts.prepared_texts import by_name, num_train_tokens, prepared_texts, text_notes, weights_of
 from orchestrator.cluster.base import Launcher
 from orchestrator.cluster.launchers import drive_run
 from orchestrator.cluster.strategy_choice import with_strategy
@@ -39,18 +40,36 @@ def _drive(config: PretrainConfig, launcher: Launcher) -> None:
         max_vocab_size=config.model.vocab_size, sequence_length=config.training.sequence_length
     )
     with prepare_progress() as progress:
-        data_name = prepared_data(storage, config.data, config.tokenizer, requirements, progress)
-    for line in data_notes(storage, data_name):
+        data_name = prepared_texts(storage, config.data, config.tokenizer, requirements, progress)
+    for line in [*text_notes(storage, data_name), *_mixture_notes(storage, data_name, config)]:
         print_line(line)
     config, line = with_strategy(config, lambda: tokenizer_of(storage, data_name).vocab_size)
     if line:
         print_line(line)
-    recipe = training_recipe(config, data_name, base and base.identity)
+    recipe = training_recipe(config, data_name, base and base.identity, weights=weights_of(config.data))
     config = without_signatures(config)
     source = PreparedText(data_name, config)
     this_run = complete_run(storage, launcher, config, recipe, base.files if base else {}, source)
     model = storage.url(this_run.model_name)
     show_run(storage, this_run, f'orchestrator generate model.path={model} prompt="import os"')
+
+
+def _mixture_notes(storage: Storage, data_name: str, config: PretrainConfig) -> list[str]:
+    """Return lines for the user on the weights of a mixture.
+
+    Raises:
+        InputError: a source would be read more often than its `max_epochs` allows.
+    """
+    if config.data.is_single:
+        return []
+    from modules.data.epochs import check_epochs
+    from modules.data.mixed_data import Schedule
+
+    training = config.training
+    schedule = Schedule(by_name(config.data), config.objective, training.num_steps, training.global_batch_size)
+    notes = schedule.notes()
+    check_epochs(schedule, list(num_train_tokens(storage, data_name).values()), training.sequence_length)
+    return notes
 
 
 def _continued(config: PretrainConfig) -> tuple[PretrainConfig, "BaseModel | None"]:

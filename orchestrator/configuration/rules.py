@@ -27,6 +27,13 @@ from orchestrator.configuration.evaluation_rules import (
     text_or_a_task,
 )
 from orchestrator.configuration.faults import fault_mistakes
+from orchestrator.configuration.mixture_rules import (
+    SPLIT_SETTINGS,
+    phases_name_sources,
+    sources_are_for_pretraining,
+    sources_have_no_rows_of_a_task,
+    tokenizer_names_sources,
+)
 from orchestrator.configuration.schema import shown
 
 _OF_A_TEXT = ("data", "part", "sequence_length", "batch_size", "max_sequences", "mlm_probability", "seed")
@@ -173,7 +180,7 @@ def _splits_belong_to_a_task(config: Any) -> list[str]:
     if data is None or getattr(config, "task", None) is not None or isinstance(config, PredictConfig):
         return []
     fields = type(data).model_fields
-    given = [name for name in _SPLIT_SETTINGS if getattr(data, name) != fields[name].default]
+    given = [name for name in SPLIT_SETTINGS if getattr(data, name) != fields[name].default]
     return [
         f"data.{name}={shown(getattr(data, name))}: belongs to the rows of a task; what is held out of text is said by "
         "data.val_fraction and data.split; leave it out"
@@ -255,9 +262,6 @@ def _phase_mistakes(objective: ObjectiveConfig, num_steps: int) -> list[str]:
     ]
 
 
-_SPLIT_SETTINGS = ("val_path", "test_path", "split_field", "hub_val_split", "hub_test_split")
-
-
 def _harness_tasks_have_their_own_text(config: EvaluateConfig) -> list[str]:
     given = [name for name in _OF_A_TEXT if getattr(config, name) != EvaluateConfig.model_fields[name].default]
     rule = "belongs to a text, and harness.tasks have rows of their own; give one of the two"
@@ -278,6 +282,10 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"finetune", "task"}), _metric_is_the_tasks),
     (frozenset({"task", "model", "tokenizer", "sequence_length"}), _task_and_model_go_together),
     (frozenset({"data"}), _splits_belong_to_a_task),
+    (frozenset({"data"}), sources_are_for_pretraining),
+    (frozenset({"data"}), sources_have_no_rows_of_a_task),
+    (frozenset({"data", "tokenizer"}), tokenizer_names_sources),
+    (frozenset({"data", "objective"}), phases_name_sources),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
     (frozenset({"prompt", "prompts_file"}), one_source_of_prompts),
     (frozenset({"output", "prompts_file"}), output_suits_the_prompts),

@@ -31,7 +31,8 @@ def class_at(root: type[Config], path: Sequence[str | int]) -> type[Config] | No
     found: type[Config] | None = root
     is_name = False
     for part in path:
-        if isinstance(part, int) or found is None:
+        # in a key that is typed an index is text
+        if isinstance(part, int) or found is None or (part.isdigit() and not is_name):
             continue
         if is_name:
             is_name = False

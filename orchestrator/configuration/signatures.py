@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from modules.config import Config, Role
+from modules.config import Config, Role, holds_groups
 from orchestrator.storage.redaction import redact
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -20,10 +20,15 @@ def without_signatures(config: AnyConfig) -> AnyConfig:
 
 
 def _redacted(group: Config) -> Config:
-    inputs = {
-        name: getattr(group, name) for name, field in type(group).model_fields.items() if Role.INPUT in field.metadata
-    }
-    return group.model_copy(update={name: _without_credentials(value) for name, value in inputs.items()})
+    fields = type(group).model_fields
+    inputs = {name: getattr(group, name) for name, field in fields.items() if Role.INPUT in field.metadata}
+    lists = {name: value for name in fields if holds_groups(value := getattr(group, name))}
+    return group.model_copy(
+        update={
+            **{name: _without_credentials(value) for name, value in inputs.items()},
+            **{name: tuple(map(_redacted, value)) for name, value in lists.items()},
+        }
+    )
 
 
 def _without_credentials(value: Any) -> Any:

@@ -222,9 +222,21 @@ def _figures_table(title: str, metrics: Mapping[str, float]) -> Table:
     table.add_column("value", justify="right")
     table.add_column("metric", style="dim", overflow="fold")
     for name in [name for name in _FIGURES if name in metrics] + sorted(set(metrics) - set(_FIGURES)):
-        label, shown = _FIGURES.get(name, (name, lambda value: f"{value:.4g}"))
+        label, shown = _figure(name)
         table.add_row(label, shown(metrics[name]), name)
     return table
+
+
+def _figure(name: str) -> tuple[str, Callable[[float], str]]:
+    """Return how a metric is shown; that of a source, as val/SOURCE/loss_clm or progress/tokens/SOURCE, as of all."""
+    if name in _FIGURES:
+        return _FIGURES[name]
+    group, *rest = name.split("/")
+    for source, metric in (rest, rest[::-1]) if len(rest) == 2 else ():
+        if f"{group}/{metric}" in _FIGURES:
+            label, shown = _FIGURES[f"{group}/{metric}"]
+            return f"{label}, {source}", shown
+    return name, lambda value: f"{value:.4g}"
 
 
 def _goodput_line(goodput: Goodput) -> str:

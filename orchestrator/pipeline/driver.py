@@ -242,7 +242,7 @@ class Driver:
         attempt.check(storage)  # the child may have noticed before this process does
         if code:
             return self._failure(name, found.path, code)
-        chosen = prepared_name(stage.config, words) if isinstance(stage.config, PrepareConfig) else None
+        chosen = prepared_name(storage, stage.config, words) if isinstance(stage.config, PrepareConfig) else None
         result = records.found_result(storage, stage.command, found.path, chosen)
         record = {"path": found.path, "command": stage.command, "recipe": recipe.content, "result": result}
         about = {"inputs": digests, "seconds": round(time.time() - began, 3)}

@@ -7,9 +7,11 @@ from modules.config import Config, DataConfig, Role, TokenizerConfig
 from modules.huggingface.folder import ADAPTER_WEIGHTS
 from modules.model_config import ModelConfig
 from orchestrator.artifacts.base_model import model_identity
+from orchestrator.artifacts.mixture import of_source
 from orchestrator.artifacts.model_folders import find_adapter, find_model, hub_commit_of, read_files
-from orchestrator.artifacts.prepared_data import data_name, identity_of, text_identity, tokenizer_identity
+from orchestrator.artifacts.prepared_data import identity_of, text_identity, tokenizer_identity
 from orchestrator.artifacts.prepared_task import TaskRequest, examples_name, rows_identity
+from orchestrator.artifacts.prepared_texts import texts_name
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.checkpoints.names import newest_committed
 from orchestrator.configuration.commands import USUAL_LENGTH, ModelPath, NoModelPath, OtherModel, PrepareConfig
@@ -43,8 +45,7 @@ class Inputs:
 
     def _within(self, config: Config, prefix: str, links: Mapping[str, Any], is_task: bool) -> dict[str, Any]:
         if isinstance(config, DataConfig):
-            is_linked = any(name.startswith(prefix) for name in links)
-            return {} if is_linked else {prefix.rstrip("."): self._data(config, is_task)}
+            return self._texts(config, prefix, links, is_task)
         found: dict[str, Any] = {}
         for name, field in type(config).model_fields.items():
             setting, value = f"{prefix}{name}", getattr(config, name)
@@ -71,6 +72,18 @@ class Inputs:
         if isinstance(value, str | tuple):
             return fingerprint({"files": identity_of(find_files([value] if isinstance(value, str) else value))})
         return value
+
+    def _texts(self, config: DataConfig, prefix: str, links: Mapping[str, Any], is_task: bool) -> dict[str, Any]:
+        """Return the identity of a text, or of each source of a mixture, unless it is the result of another stage."""
+        if config.is_single:
+            is_linked = any(name.startswith(prefix) for name in links)
+            return {} if is_linked else {prefix.rstrip("."): self._data(config, is_task)}
+        found: dict[str, Any] = {}
+        for number, source in enumerate(config.sources):
+            if not any(name.startswith(f"{prefix}sources.{number}.") for name in links):
+                with of_source(source.name):
+                    found[f"{prefix}sources.{source.name}"] = self._data(source.text(), is_task)
+        return found
 
     def _data(self, config: DataConfig, is_task: bool) -> str:
         read = rows_identity if is_task else text_identity
@@ -117,15 +130,16 @@ def _listed(value: Sequence[str] | str) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def prepared_name(config: PrepareConfig, overrides: Sequence[str]) -> str:
-    """Return the name of what `prepare` makes, relative to the storage root.
+def prepared_name(storage: Storage, config: PrepareConfig, overrides: Sequence[str]) -> str:
+    """Return the name of what `prepare` has made, relative to the storage root.
 
     Args:
+        storage: The storage root.
         config: Its configuration.
         overrides: Those of its command line; the last model.path is the place of the model.
     """
     if config.task is None:
-        return data_name(config.data, config.tokenizer)
+        return texts_name(storage, config.data, config.tokenizer)
     paths = [word.partition("=")[2] for word in overrides if word.startswith("model.path=")]
     found = find_model(paths[-1] if paths else str(config.model.path), config.model.revision)
     length = config.sequence_length or USUAL_LENGTH

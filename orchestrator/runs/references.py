@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from orchestrator.artifacts.artifact import MANIFEST
+from orchestrator.artifacts.mixture import PREFIX
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.checkpoints.attempt import STAGES
 from orchestrator.runs import lease
@@ -88,6 +90,9 @@ def read_root(storage: Storage) -> Root:
     for name, texts in zip(names, side_by_side(lambda name: _texts_of_run(storage, name), names), strict=True):
         _add_run(root, f"runs/{name}", texts)
     root.data = [f"data/{name}" for name in storage.list("data", folders_only=True)]
+    mixtures = [name for name in root.data if name.startswith(PREFIX)]
+    manifests = side_by_side(lambda name: _text(storage, f"{name}/{MANIFEST}"), mixtures)
+    root.refers |= {name: _named([text]) for name, text in zip(mixtures, manifests, strict=True)}
     _resolve(root)
     return root
 

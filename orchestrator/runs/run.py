@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _FOLDER = "runs"
 _NUM_READERS = 8
 _NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+_NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 _RECIPE, _CONFIG, _IDENTITY, _METRICS = "recipe.json", "config.yaml", "run.json", "metrics.json"
 
 
@@ -147,18 +148,24 @@ class Job:
 
 
 def training_recipe(
-    config: TrainingRunConfig, data_name: str, base: dict[str, Any] | None = None, command: str = "pretrain"
+    config: TrainingRunConfig,
+    data_name: str,
+    base: dict[str, Any] | None = None,
+    command: str = "pretrain",
+    weights: Mapping[str, float] = _NO_WEIGHTS,
 ) -> dict[str, Any]:
     """Return what decides the weights: the prepared data, and every setting that is marked `Identity`.
 
     Args:
         base: Identity of the model that is continued; None for weights from the seed.
         command: The command that trains.
+        weights: Of the sources of a mixture, by name.
     """
     decides = identity(config)
     groups = {name: fields for name, fields in decides.items() if name not in ("run", "data", "tokenizer")}
     begun = {} if base is None else {"base_model": base}
-    return {"command": command, "data": data_name, "seed": decides["run"]["seed"], **begun, **groups}
+    mixed = {"mixture": dict(weights)} if weights else {}
+    return {"command": command, "data": data_name, **mixed, "seed": decides["run"]["seed"], **begun, **groups}
 
 
 def open_run(storage: Storage, config: TrainingRunConfig, recipe: dict[str, Any]) -> Run:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modules.config import Config, Role
+from modules.config import Config, Role, holds_groups
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.composer import Composer
@@ -102,6 +102,9 @@ def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, list[str]
         value = getattr(config, name)
         if isinstance(value, Config):
             yield from inputs_of(value, f"{prefix}{name}.")
+        elif holds_groups(value):
+            for number, item in enumerate(value):
+                yield from inputs_of(item, f"{prefix}{name}.{number}.")
         elif Role.INPUT in field.metadata and value is not None and value != ():
             texts = value if isinstance(value, tuple) else (value,)
             yield prefix + name, [without_query(str(text)) for text in texts]

@@ -2,7 +2,8 @@
 
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,9 @@ from modules.data.batches import Batch, BatchMaker, BatchSettings, ValidationBat
 from modules.data.shards import TokenStream
 from modules.data.tokenizer import END_OF_TEXT, Tokenizer
 from modules.errors import InputError
+from modules.mixed_validation import NUM_SUMS, mixed_metrics
 from modules.validation import validation_metrics, validation_sums
+from orchestrator.artifacts.mixture import of_source
 from orchestrator.artifacts.models import TrainedModel
 
 _COMPRESSED_BYTES = 64 * 2**20
@@ -41,9 +44,13 @@ class Windows:
         return cls(stream, length, min(count, limit or count), batch_size)
 
 
-@torch.no_grad()
 def evaluate(
-    trained: TrainedModel, windows: Windows, objective: ObjectiveConfig, seed: int, progress: Callable[[int], None]
+    trained: TrainedModel,
+    windows: Mapping[str, Windows],
+    weights: Mapping[str, float],
+    objective: ObjectiveConfig,
+    seed: int,
+    progress: Callable[[int], None],
 ) -> dict[str, float]:
     """Return the metrics that the validation of a training has over the same windows, by name.
 
@@ -51,11 +58,28 @@ def evaluate(
     Masked metrics are there if it knows the mask token.
 
     Args:
+        windows: Of a text without a name, or of each source of a mixture by its name.
+        weights: Of the sources of a mixture.
         progress: Receives the number of windows done.
 
     Raises:
         InputError: the text is shorter than one window, or holds a token for which the model has no row.
     """
+    sums, done = [], 0
+    for name, of_one in windows.items():
+        with of_source(name) if name else nullcontext():
+            sums.append(_sums(trained, of_one, objective, seed, lambda count, done=done: progress(done + count)))
+        done += of_one.count
+    if "" in windows:
+        return validation_metrics(sums[0])
+    return mixed_metrics(torch.cat(sums), list(windows), [weights.get(name, 1.0) for name in windows])
+
+
+@torch.no_grad()
+def _sums(
+    trained: TrainedModel, windows: Windows, objective: ObjectiveConfig, seed: int, progress: Callable[[int], None]
+) -> torch.Tensor:
+    """Return what `validation_sums` sums up over all windows."""
     settings = BatchSettings(
         sequence_length=windows.length,
         seed=seed + ValidationBatches.MASK_SEED_OFFSET,
@@ -64,7 +88,7 @@ def evaluate(
         with_documents=trained.reads_documents_apart,
     )
     maker = BatchMaker(windows.stream, trained.tokenizer, settings, counts_bytes=True)
-    total = torch.zeros(6, dtype=torch.float64)
+    total = torch.zeros(NUM_SUMS, dtype=torch.float64)
     for first in range(0, windows.count, windows.batch_size):
         samples = np.arange(first, min(first + windows.batch_size, windows.count))
         batch = maker.make(samples * windows.length, samples, 0)
@@ -73,7 +97,7 @@ def evaluate(
         with trained.precision():
             total += validation_sums(trained.model, on_device).cpu()
         progress(int(samples[-1]) + 1)
-    return validation_metrics(total)
+    return total
 
 
 def _check_rows(trained: TrainedModel, batch: Batch) -> None:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.artifacts.mixture import sources_of
 from orchestrator.artifacts.prepared_data import local_data
+from orchestrator.artifacts.prepared_texts import by_name
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.storage.store import Storage
 
@@ -13,15 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedText:
-    """Pretraining on a committed artifact of token shards; see `ObjectiveSource`."""
+    """Pretraining on a committed artifact of token shards, or on a mixture of several; see `ObjectiveSource`."""
 
     data_name: str
     config: PretrainConfig
 
     def open(self, storage: Storage) -> "Objective":
         # imported here, so that the driver does not import torch for it
+        from modules.data.mixed_data import MixedData
         from modules.data.shards import TokenData
         from modules.pretraining import Pretraining
 
-        data = TokenData.open(local_data(storage, self.data_name))
-        return Pretraining(data, self.config.objective, self.config.training, self.config.run.seed)
+        names, config = sources_of(storage, self.data_name), self.config
+        data = MixedData({source: TokenData.open(local_data(storage, name)) for source, name in names.items()})
+        return Pretraining(data, config.objective, config.training, config.run.seed, by_name(config.data))

@@ -54,6 +54,9 @@ class ToyObjective:
     def num_tokens(self, data_step: int) -> int:
         return GLOBAL_BATCH_SIZE * LENGTH
 
+    def source_tokens(self, data_step: int) -> Mapping[str, int]:
+        return {}
+
     def batches(self, share: Share, first_step: int) -> Iterator[Batch]:
         step = first_step
         while True:

@@ -1,6 +1,7 @@
 """Restore the newest complete checkpoint when a fit starts, and save during the fit."""
 
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,6 +101,7 @@ class Checkpoints(Callback):
             restore_loss_scale(trainer, progress.loss_scale)
         pl_module.data_offset = progress.data_offset
         pl_module.num_tokens = progress.tokens
+        pl_module.source_tokens = Counter(progress.source_tokens)
         _set_step(trainer, pl_module, progress.step)
         self._saves = Saves(self._storage, self._attempt, self._config.mode)
         self._saves.prepare(state)
@@ -174,6 +176,7 @@ class Checkpoints(Callback):
             scores=self.scores,
             metrics=metrics,
             precision=module.training_config.precision,
+            source_tokens=dict(module.source_tokens),
         )
         state = training_state(trainer, module.model)
         self._saves.begin(state, _shapes(module), progress, self._retention(progress))

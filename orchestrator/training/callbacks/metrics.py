@@ -59,6 +59,7 @@ def step_metrics(trainer: Trainer, module: GPTModule) -> dict[str, float]:
         **dict(zip(own, means, strict=False)),
         "progress/step": module.step,
         "progress/tokens": module.num_tokens,
+        **{f"progress/tokens/{name}": number for name, number in module.source_tokens.items()},
     }
 
 
