@@ -16,6 +16,7 @@ from orchestrator.cli.hydra_errors import first_line, hydra_errors_in_one_line
 from orchestrator.cli.sweep import checked_sweep_folder, is_own, jobs, parsed
 from orchestrator.display import streams
 from orchestrator.errors import ConfigError, UserError
+from orchestrator.storage.local import use_cache_folder
 from orchestrator.storage.redaction import redact
 
 if TYPE_CHECKING:
@@ -206,6 +207,8 @@ class Session:
         command = COMMANDS[self.name]
         if command.makes:
             streams.go_on_unread()
+        if storage := getattr(config, "storage", None):
+            use_cache_folder(storage.cache_dir)
         others = [Composer(self.hydra, self.flags)] if command.composes else []
         importlib.import_module(f"orchestrator.commands.{self.name}").run(config, *others)
 

@@ -3,14 +3,15 @@
 from typing import Any
 
 from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
-from modules.data.shards import TokenData, TokenStream
+from modules.data.shards import TokenStream
 from modules.data.tokenizer import END_OF_TEXT
 from modules.tasks.settings import TaskConfig, TranslationConfig
 from modules.tasks.text_scores import check_sacrebleu
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.model_folders import find_model
 from orchestrator.artifacts.models import TrainedModel, load_model
-from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, local_data, prepared_data
+from orchestrator.artifacts.opened_data import open_tokens
+from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, prepared_data
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.configuration.commands import EvaluateConfig
 from orchestrator.display.classification import show_classification
@@ -160,7 +161,7 @@ def _text(config: EvaluateConfig, trained: TrainedModel) -> str:
 
 
 def _stream(config: EvaluateConfig, name: str) -> TokenStream:
-    data = TokenData.open(local_data(Storage(config.storage.root), name))
+    data = open_tokens(Storage(config.storage.root), name, config.storage.cache_bytes)
     return data.train if config.data is not None and config.part == "all" else data.val
 
 

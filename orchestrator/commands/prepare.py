@@ -1,7 +1,8 @@
 """`orchestrator prepare`: text to token shards, or rows to the examples of a task."""
 
 from orchestrator.artifacts.model_folders import find_model, read_files
-from orchestrator.artifacts.prepared_data import DataRequirements, check_data, data_notes, prepared_data
+from orchestrator.artifacts.opened_data import check_data
+from orchestrator.artifacts.prepared_data import DataRequirements, data_notes, prepared_data
 from orchestrator.artifacts.prepared_task import TaskRequest, prepared_task
 from orchestrator.configuration.commands import USUAL_LENGTH, PrepareConfig
 from orchestrator.display.progress import prepare_progress

@@ -81,8 +81,8 @@ def _run_name(command: str, config: Config) -> str:
 
 def _content(config: Config) -> dict[str, Any]:
     """Return what decides the result, and what is read, so that the same command has the same name."""
-    places = dict(_inputs(config))
-    return {"identity": identity(config), "inputs": places, "root": str(getattr(config, "storage", ""))}
+    places, storage = dict(_inputs(config)), getattr(config, "storage", None)
+    return {"identity": identity(config), "inputs": places, "root": f"root={storage.root!r}" if storage else ""}
 
 
 def _inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.artifacts.prepared_data import local_data
+from orchestrator.artifacts.opened_data import open_tokens
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.storage.store import Storage
 
@@ -20,8 +20,7 @@ class PreparedText:
 
     def open(self, storage: Storage) -> "Objective":
         # imported here, so that the driver does not import torch for it
-        from modules.data.shards import TokenData
         from modules.pretraining import Pretraining
 
-        data = TokenData.open(local_data(storage, self.data_name))
+        data = open_tokens(storage, self.data_name, self.config.storage.cache_bytes)
         return Pretraining(data, self.config.objective, self.config.training, self.config.run.seed)
