@@ -1,10 +1,12 @@
 """Files of an artifact in a remote store, of which single chunks are fetched, once a machine, when they are needed."""
 
 import fcntl
+import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -25,8 +27,10 @@ REQUEST_CHUNKS = 8
 """Neighbouring chunks that are fetched by one request, if all of them are needed."""
 _AHEAD_BYTES, _AHEAD_SHARE = 2**27, 4
 """Fetched before it is read: two groups of a large text, and at most this part of the cache."""
-_HELD_CHUNKS, _HELD_SHARE = 256, 16
-"""Chunks that a process holds mapped, each with a file descriptor, and at most this part of the cache."""
+_HELD_CHUNKS, _HELD_SHARE, _LEAST_SHARE = 512, 4, 16
+"""Chunks that a process holds mapped: more than a group has; and parts of the cache that they are at most."""
+_DESCRIPTORS_SHARE = 4
+"""Part of the files that a process may have open, of which each held chunk is one."""
 _Key = tuple["_CachedFile", int]
 
 
@@ -57,6 +61,7 @@ class CachedFiles:
         self.folder = cache.folder / folder
         limit = cache.max_bytes
         self._held: OrderedDict[_Key, np.ndarray] = OrderedDict()
+        self._most_held = min(_HELD_CHUNKS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTORS_SHARE)
         self._held_bytes, self._most_held_bytes = 0, limit // _HELD_SHARE
         self._lock = threading.Lock()
         self._ahead: FetchAhead[_Key] = FetchAhead(self._fetch_ahead, _size, min(_AHEAD_BYTES, limit // _AHEAD_SHARE))
@@ -74,6 +79,10 @@ class CachedFiles:
     def plan(self, reader: object, parts: Iterable[tuple[Numbers, int, int]]) -> None:
         self._ahead.plan(reader, _keys(parts))
 
+    def hold_few(self) -> None:
+        """Hold few chunks, where each process reads others and the cache has no room for all of them."""
+        self._most_held_bytes = self.cache.max_bytes // _LEAST_SHARE
+
     def chunk(self, file: "_CachedFile", number: int) -> np.ndarray:
         """Return a chunk, fetched if it is not there; called by `_CachedFile` alone."""
         key = (file, number)
@@ -90,7 +99,7 @@ class CachedFiles:
     def _hold(self, key: _Key, content: np.ndarray) -> None:
         self._held_bytes += len(content) - len(self._held.pop(key, ()))
         self._held[key] = content
-        while len(self._held) > 1 and (len(self._held) > _HELD_CHUNKS or self._held_bytes > self._most_held_bytes):
+        while len(self._held) > 1 and (len(self._held) > self._most_held or self._held_bytes > self._most_held_bytes):
             self._held_bytes -= len(self._held.popitem(last=False)[1])
 
     def _loaded(self, file: "_CachedFile", number: int) -> np.ndarray:
@@ -136,6 +145,7 @@ class _CachedFile:
     def __init__(self, files: CachedFiles, name: str) -> None:
         self._files, self.name = files, name
         self.entry = files.entries[name]
+        self._inodes: dict[int, int] = {}
 
     @cached_property
     def digests(self) -> ChunkDigests:
@@ -156,22 +166,27 @@ class _CachedFile:
     def verified(self, number: int) -> np.ndarray | None:
         """Return a chunk that is there, verified; one that is damaged is removed."""
         path = self.path(number)
-        content = self._files.cache.mapped(path)
-        if content is None or self._fits(path, number, content):
-            return content
-        path.unlink(missing_ok=True)
-        return None
+        found = self._files.cache.mapped(path)
+        if found is None:
+            return None
+        content, state = found
+        # a file in the cache is replaced, never changed, so this process need not verify it again
+        if self._inodes.get(number) != state.st_ino and not self._fits(path, state, number, content):
+            path.unlink(missing_ok=True)
+            return None
+        self._inodes[number] = state.st_ino
+        return content
 
-    def _fits(self, path: Path, number: int, content: np.ndarray) -> bool:
+    def _fits(self, path: Path, state: os.stat_result, number: int, content: np.ndarray) -> bool:
         start, stop = self.digests.place(number)
         if len(content) != stop - start:
             return False
         if self.digests.digests is not None:
             return self.digests.fits(number, content.data)  # in each process: that costs less than a record of it
-        with suppress(FileNotFoundError):
-            record = ChunkRecord.of(path, path.stat(), self.digests)
-            if record.has(0) or not self.digests.fits(0, content.data):
-                return record.has(0)
+        record = ChunkRecord.of(path, state, self.digests)
+        if not record.has(0):
+            if not self.digests.fits(0, content.data):
+                return False
             record.add(0)
         return True
 

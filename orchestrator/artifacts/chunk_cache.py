@@ -9,6 +9,7 @@ import logging
 import mmap
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ from orchestrator.storage.local import locked
 log = logging.getLogger(__name__)
 FILLED_AGAIN = 0.9
 """Share of the bound that is left after a removal, so that not every new chunk looks through the whole folder."""
+_TOUCHED_SECONDS = 2
+"""A chunk that was noted as used this short a time ago is not noted again."""
 _TOTAL = ".bytes"
 """Holds the number of bytes in the folder; counted anew at each removal."""
 
@@ -53,8 +56,11 @@ class ChunkCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             return min(self._max_bytes, shutil.disk_usage(self.folder).total // 2)
 
-    def mapped(self, path: Path) -> np.ndarray | None:
-        """Return the content of a chunk, uint8, which stays as long as the array is held; None if it is not there."""
+    def mapped(self, path: Path) -> tuple[np.ndarray, os.stat_result] | None:
+        """Return the content of a chunk, uint8, which stays as long as the array is held, and the state of its file.
+
+        None if it is not there.
+        """
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -62,15 +68,17 @@ class ChunkCache:
         try:
             with suppress(OSError):  # some network file systems have no locks, and a folder may be for reading alone
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if not os.fstat(descriptor).st_size:  # the machine has lost power while it was written
+            state = os.fstat(descriptor)
+            if not state.st_size:  # the machine has lost power while it was written
                 path.unlink()
                 return None
             # the map keeps the descriptor, and so the lock, until it is closed
             content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
-        touch(path)
-        return np.frombuffer(content, dtype=np.uint8)
+        if time.time() - state.st_mtime > _TOUCHED_SECONDS:
+            touch(path)
+        return np.frombuffer(content, dtype=np.uint8), state
 
     def put(self, chunks: Mapping[Path, bytes], needed: Collection[Path]) -> None:
         """Add chunks, and remove others where there is no room.

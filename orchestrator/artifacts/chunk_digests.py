@@ -17,6 +17,8 @@ class ChunkDigests:
 
     url: str
     """Of the file, for messages."""
+    name: str
+    """Of the file."""
     entry: FileEntry
     chunk_bytes: int
     digests: np.ndarray | None
@@ -37,11 +39,11 @@ class ChunkDigests:
         """
         content = read(name + DIGESTS_ENDING)
         if content is None:
-            return cls(url, entry, max(1, entry.num_bytes), None)
+            return cls(url, name, entry, max(1, entry.num_bytes), None)
         chunk_bytes, digests = int.from_bytes(content[:8], "little"), np.frombuffer(content[8:], DIGEST_DTYPE)
         if not chunk_bytes or len(digests) != -(-entry.num_bytes // chunk_bytes):
             raise ArtifactError(f"{url}{DIGESTS_ENDING}: has other chunks than the file ({len(digests)} digests)")
-        return cls(url, entry, chunk_bytes, digests)
+        return cls(url, name, entry, chunk_bytes, digests)
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -63,5 +65,5 @@ class ChunkDigests:
         if self.digests is None:
             return ArtifactError(f"{self.url} is damaged (its digest is not the one in the manifest)")
         start, stop = self.place(number)
-        digests = f"{self.url.rpartition('/')[2]}{DIGESTS_ENDING}"
-        return ArtifactError(f"{self.url} is damaged in bytes {start} to {stop} (not the digest in {digests})")
+        reason = f"not the digest in {self.name}{DIGESTS_ENDING}"
+        return ArtifactError(f"{self.url} is damaged in bytes {start} to {stop} ({reason})")

@@ -40,8 +40,9 @@ class ChunkRecord:
 
     def has(self, number: int) -> bool:
         """Return whether this process or another one has verified the chunk."""
-        if not self._verified[number]:
-            self._verified[number] = self._read(number, 1) == _VERIFIED
+        if self._verified[number]:
+            return True
+        self._verified[number] = self._read(number, 1) == _VERIFIED
         return bool(self._verified[number])
 
     def add(self, number: int) -> None:

@@ -40,7 +40,7 @@ def open_tokens(storage: Storage, name: str, cache_bytes: int) -> TokenData:
     with remedy(storage, name):
         folder = small_files(storage, name)
         files = _files(storage, name, cache_bytes)
-        _tell_of_small_cache(folder, files)
+        _fit_to_cache(folder, files)
         return TokenData.open(folder, files)
 
 
@@ -107,14 +107,15 @@ def _local_files(storage: Storage, name: str) -> VerifiedFiles:
     return VerifiedFiles(folder, entries, _remedy(storage, name))
 
 
-def _tell_of_small_cache(folder: Path, files: NumberFiles) -> None:
-    """Warn of a text that is read without order and does not fit, so that its chunks are fetched again and again."""
+def _fit_to_cache(folder: Path, files: NumberFiles) -> None:
+    """Warn of a text that is read without groups and does not fit, so that its chunks are fetched again and again."""
     if not isinstance(files, CachedFiles):
         return
     description = json.loads((folder / DATA_FILE).read_bytes())
     train, itemsize = description["splits"]["train"], np.dtype(description["dtype"]).itemsize
     num_bytes = train["tokens"] * itemsize
     if "order" not in train and num_bytes > files.cache.max_bytes:
+        files.hold_few()
         log.warning(
             "%s: its %.3g GB are read in an order that needs all of them, and %s keeps %.3g GB, so that parts are "
             "fetched again and again; raise storage.cache_bytes",

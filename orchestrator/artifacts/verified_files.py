@@ -70,7 +70,7 @@ class VerifiedFiles:
         return _MappedFile(self._folder / name, self._digests(name, self._entry(name)))
 
     def _digests(self, name: str, entry: FileEntry) -> ChunkDigests:
-        return ChunkDigests.read(str(self._folder / name), name, entry, self._content)
+        return ChunkDigests.read(f"{self._folder}: {name}", name, entry, self._content)
 
     def _entry(self, name: str) -> FileEntry:
         path = self._folder / name
@@ -114,8 +114,8 @@ class _MappedFile:
 
     def chunk(self, number: int) -> np.ndarray:
         """Return the bytes of a chunk, verified."""
-        start, stop = self.digests.place(number)
-        content = self._content[start:stop]
+        start = number * self.digests.chunk_bytes
+        content = self._content[start : start + self.digests.chunk_bytes]
         if not self._record.has(number):
             if not self.digests.fits(number, content.data):
                 raise self.digests.damage(number)

@@ -60,10 +60,12 @@ def write_text(folder: Path, tokens: np.ndarray, document_tokens: int = 10, shar
     (folder / DATA_FILE).write_text(json.dumps(description))
 
 
-def publish_text(storage: Storage, tokens: np.ndarray, with_digests: bool = True, name: str = NAME) -> None:
+def publish_text(
+    storage: Storage, tokens: np.ndarray, with_digests: bool = True, name: str = NAME, shard_tokens: int = 200
+) -> None:
     """Publish it; without digests as an earlier version has."""
     with staging_folder(storage, name) as folder:
-        write_text(folder, tokens)
+        write_text(folder, tokens, shard_tokens=shard_tokens)
         for path in [] if with_digests else [*folder.glob("*.digests")]:
             path.unlink()
         artifact.publish(storage, folder, name, {"kind": "data"})

@@ -12,6 +12,9 @@ import pytest
 from chunked_data import CHUNK_BYTES, NAME, publish_text, small_chunks, text_of
 from waiting import eventually
 
+from modules.config import ObjectiveConfig
+from modules.data import shard_writer
+from modules.data.batches import Batches, BatchSettings, Share
 from modules.data.shards import TokenStream
 from orchestrator.artifacts import artifact, cached_files, chunk_cache
 from orchestrator.artifacts.cached_files import CachedFiles
@@ -41,7 +44,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
 
 @pytest.fixture
 def fetched(store: Storage, monkeypatch: pytest.MonkeyPatch) -> list[Range]:
-    """What is read of the files of tokens."""
+    return noted_reads(monkeypatch)
+
+
+def noted_reads(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
+    """Return what is read from now on of files of tokens."""
     found: list[Range] = []
     read_range = Storage.read_range
 
@@ -142,11 +149,10 @@ def test_what_is_held_or_planned_is_never_removed_and_what_was_used_longest_ago_
     for age, path in enumerate(paths[:6]):
         cache.put({path: bytes(100)}, needed=())
         os.utime(path, (1000 + age, 1000 + age))
-    held = cache.mapped(paths[0])
+    held, _ = cache.mapped(paths[0]) or pytest.fail("it is there")
     os.utime(paths[0], (1000, 1000))
     cache.put({paths[6]: bytes(100)}, needed={paths[1]})
     assert [path.exists() for path in paths] == [True, True, False, False, True, True, True, False]
-    assert held is not None
     assert held.tobytes() == bytes(100)
     del held
     os.utime(paths[0], (1000, 1000))
@@ -307,3 +313,25 @@ def test_few_chunks_are_held_and_one_at_least(store: Storage, monkeypatch: pytes
         for start in range(0, 200, 32):
             numbers[start : start + 8]
         assert len(files._held) == count
+
+
+@pytest.mark.parametrize("num_tokens", [4000, 16000])
+def test_what_is_read_for_a_step_does_not_grow_with_the_text(
+    num_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers with a cache of a few groups; a group is 8 blocks of 256 bytes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in (("GROUPED_BYTES", 4000), ("BLOCK_BYTES", 256), ("GROUP_BLOCKS", 8)):
+        monkeypatch.setattr(shard_writer, name, value)
+    store = Storage(f"memory://{tmp_path.name}")
+    publish_text(store, text_of(num_tokens), shard_tokens=2000)
+    fetched = noted_reads(monkeypatch)
+    settings = BatchSettings(8, 1, ObjectiveConfig(), with_masked=False, with_documents=False)
+    data = [open_tokens(store, NAME, 3 * 2048) for _ in range(2)]
+    workers = [Batches(each.train, each.tokenizer, settings, Share(4, 2, rank, 2)) for rank, each in enumerate(data)]
+    steps = 8 * 256 // 2 // 8 // 4
+    for step in range(2 * steps):
+        for worker in workers:
+            list(worker.micro_batches(step))
+    num_bytes = sum(stop - start for _, start, stop in fetched)
+    assert 2 * 2048 <= num_bytes <= 4 * (2048 + 8 * CHUNK_BYTES)

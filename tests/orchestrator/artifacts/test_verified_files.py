@@ -40,7 +40,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     fits = ChunkDigests.fits
 
     def counted(digests: ChunkDigests, number: int, content: bytes | memoryview) -> bool:
-        found[digests.url.rpartition("/")[2], number] += 1
+        found[digests.name, number] += 1
         return fits(digests, number, content)
 
     monkeypatch.setattr(ChunkDigests, "fits", counted)
@@ -136,7 +136,7 @@ def test_a_damaged_chunk_is_named_when_it_is_used(store: Storage, with_digests: 
     place = " in bytes 128 to 192 (not the digest in train_00001.bin.digests)" if with_digests else " (its digest"
     with pytest.raises(ArtifactError) as error:
         window(stream, 250, 40)
-    assert str(error.value).startswith(f"{path} is damaged{place}")
+    assert str(error.value).startswith(f"{path.parent}: {path.name} is damaged{place}")
     assert str(error.value).endswith(f"remove {store.url(NAME)}, and the same command prepares it anew")
 
 
