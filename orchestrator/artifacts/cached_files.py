@@ -100,7 +100,9 @@ class CachedFiles:
         self._held_bytes += len(content) - len(self._held.pop(key, ()))
         self._held[key] = content
         while len(self._held) > 1 and (len(self._held) > self._most_held or self._held_bytes > self._most_held_bytes):
-            self._held_bytes -= len(self._held.popitem(last=False)[1])
+            (file, number), dropped = self._held.popitem(last=False)
+            self._held_bytes -= len(dropped)
+            touch(file.path(number))  # it was last used now, however long ago it was mapped
 
     def _loaded(self, file: "_CachedFile", number: int) -> np.ndarray:
         for _ in range(3):  # somebody may empty the cache between the two
@@ -119,22 +121,24 @@ class CachedFiles:
         touch(file.path(number))
 
     def _fetch(self, file: "_CachedFile", number: int, waits: bool) -> None:
-        """Fetch a chunk, and with it the neighbours that are planned; nothing if another process is at it."""
+        """Fetch a chunk, and with it the neighbours that are planned; if `waits` is false, not what another fetches."""
         if file.path(number).exists():
             return
         planned = self._ahead.planned()
         with _locked(file.path(number - number % REQUEST_CHUNKS), waits) as is_ours:
             if not is_ours or file.path(number).exists():
                 return
-            needed = {of.path(at) for of, at in planned}
             if file.digests.digests is None:
-                self._fetch_whole(file, needed)
+                self._fetch_whole(file)
                 return
             numbers = _run(number, lambda at: (file, at) in planned and not file.path(at).exists(), len(file.digests))
-            self.cache.put(file.fetched(numbers), needed)
+            self.cache.put(file.fetched(numbers), self._needed)
 
-    def _fetch_whole(self, file: "_CachedFile", needed: set[Path]) -> None:
-        with self.cache.room(file.entry.num_bytes, needed):
+    def _needed(self) -> set[Path]:
+        return {file.path(number) for file, number in self._ahead.planned()}
+
+    def _fetch_whole(self, file: "_CachedFile") -> None:
+        with self.cache.room(file.entry.num_bytes, self._needed):
             pass
         fetch_file(self.storage, f"{self.name}/{file.name}", file.entry, file.path(0))
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -80,12 +80,12 @@ class ChunkCache:
             touch(path)
         return np.frombuffer(content, dtype=np.uint8), state
 
-    def put(self, chunks: Mapping[Path, bytes], needed: Collection[Path]) -> None:
+    def put(self, chunks: Mapping[Path, bytes], needed: Callable[[], Collection[Path]]) -> None:
         """Add chunks, and remove others where there is no room.
 
         Args:
             chunks: Content of each by its path in the folder.
-            needed: Chunks that are not removed.
+            needed: Returns the chunks that are not removed.
 
         Raises:
             StorageError: the folder cannot be written, or the disk is full.
@@ -100,7 +100,7 @@ class ChunkCache:
                 _write(chunks)
 
     @contextmanager
-    def room(self, num_bytes: int, needed: Collection[Path]) -> Iterator[None]:
+    def room(self, num_bytes: int, needed: Callable[[], Collection[Path]]) -> Iterator[None]:
         """Hold the folder locked, with room for so many bytes, which are then counted as written."""
         limit = self.max_bytes
         with locked(self.folder):
@@ -128,10 +128,10 @@ class ChunkCache:
                     found.append(_Kept(state.st_mtime_ns, state.st_size, path))
         return sorted(found)
 
-    def _remove(self, kept: list[_Kept], wanted_bytes: int, needed: Collection[Path]) -> int:
+    def _remove(self, kept: list[_Kept], wanted_bytes: int, needed: Callable[[], Collection[Path]]) -> int:
         """Remove what was used longest ago until `wanted_bytes` are left, and return how many are."""
         total = sum(one.num_bytes for one in kept)
-        stays = {os.fspath(path) for path in needed}
+        stays = {os.fspath(path) for path in needed()}
         for one in kept:
             if total <= wanted_bytes:
                 break
