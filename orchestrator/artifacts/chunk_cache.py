@@ -32,7 +32,7 @@ _TOTAL = ".bytes"
 
 
 class _Kept(NamedTuple):
-    seconds: int
+    used_ns: int
     num_bytes: int
     path: str
 
@@ -70,7 +70,7 @@ class ChunkCache:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             state = os.fstat(descriptor)
             if not state.st_size:  # the machine has lost power while it was written
-                path.unlink()
+                path.unlink(missing_ok=True)
                 return None
             # the map keeps the descriptor, and so the lock, until it is closed
             content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)

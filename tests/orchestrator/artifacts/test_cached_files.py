@@ -97,7 +97,7 @@ def test_what_is_planned_is_fetched_beforehand_with_its_neighbours_and_nothing_e
 ) -> None:
     stream = opened(store)
     stream.plan(np.array([600, 616, 632, 100]), 8)
-    assert eventually(lambda: len(chunks(tmp_path / "cache")) == 3, 10)
+    assert eventually(lambda: len(chunks(tmp_path / "cache")) == 3, 30)
     assert sum(stop - start for _, start, stop in fetched) == 3 * CHUNK_BYTES
     fetched.clear()
     windows(stream, [600, 616, 632, 100])
@@ -107,11 +107,11 @@ def test_what_is_planned_is_fetched_beforehand_with_its_neighbours_and_nothing_e
 def test_no_more_is_fetched_beforehand_than_a_share_of_the_cache(store: Storage, tmp_path: Path) -> None:
     stream = opened(store, cache_bytes=12 * CHUNK_BYTES)
     stream.plan(np.arange(0, 1090, 8), 8)
-    assert eventually(lambda: len(chunks(tmp_path / "cache")) == 3, 10)
+    assert eventually(lambda: len(chunks(tmp_path / "cache")) == 3, 30)
     time.sleep(0.2)
     assert len(chunks(tmp_path / "cache")) == 3
     windows(stream, [0])
-    assert eventually(lambda: len(chunks(tmp_path / "cache")) == 4, 10)
+    assert eventually(lambda: len(chunks(tmp_path / "cache")) == 4, 30)
 
 
 def test_a_plan_in_vain_is_forgotten_with_the_next(store: Storage, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_plan_in_vain_is_forgotten_with_the_next(store: Storage, tmp_path: Pat
     for first in (0, 400, 800):
         stream.plan(np.arange(first, first + 200, 8), 8)
         path = f"train_{first // 200:05d}.bin/000000"
-        assert eventually(lambda path=path: any(str(one).endswith(path) for one in chunks(tmp_path / "cache")), 10)
+        assert eventually(lambda path=path: any(str(one).endswith(path) for one in chunks(tmp_path / "cache")), 30)
 
 
 def test_processes_that_need_a_chunk_at_once_fetch_it_once(store: Storage, fetched: list[Range]) -> None:
