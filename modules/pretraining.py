@@ -52,7 +52,7 @@ class Pretraining:
     def _laid_out(self, seed: int) -> Mixture:
         training = self._training
         schedule = Schedule(self._sources, self._objective, training.num_steps, training.global_batch_size)
-        return schedule.mixture(self._data.num_train_tokens, training.sequence_length, seed)
+        return schedule.mixture(self._data.orders(training.sequence_length, seed))
 
     @property
     def tokenizer(self) -> Tokenizer:

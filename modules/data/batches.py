@@ -15,7 +15,6 @@ from modules.config import ObjectiveConfig
 from modules.data.joined_stream import JoinedStream
 from modules.data.masking import Masker, num_masked
 from modules.data.mixture import Mixture
-from modules.data.sampler import WindowOrder
 from modules.data.shards import TokenStream, check_length
 from modules.data.tokenizer import Tokenizer
 from modules.errors import InputError
@@ -169,12 +168,12 @@ class Batches:
         """
         self._maker = BatchMaker(stream, tokenizer, settings)
         self._stream = stream if isinstance(stream, JoinedStream) else JoinedStream([stream])
-        order = WindowOrder(len(stream), settings.sequence_length, settings.seed)
-        self._mixture = mixture or Mixture.of_one(order)
+        self._window = settings.sequence_length + 1
+        self._mixture = mixture or Mixture.of_one(self._stream.order(settings.sequence_length, settings.seed))
         self._global_batch_size, self._places = share.global_batch_size, share.places()
         self._block_steps = max(1, BLOCK_SAMPLES // self._places.size)
-        self._block = -1
-        self._block_starts = np.empty(0, dtype=np.int64)
+        self._block = -2
+        self._block_starts = self._next_starts = np.empty(0, dtype=np.int64)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """Yield this worker's micro-batches of `step`, in order, at a cost that does not grow with the step."""
@@ -193,12 +192,17 @@ class Batches:
         """Return the first position of each window of a step, int64 [accumulation_steps, B]."""
         block, within = divmod(step, self._block_steps)
         if block != self._block:
-            steps = block * self._block_steps + np.arange(self._block_steps)
-            samples = steps[:, None, None] * self._global_batch_size + self._places
-            located = self._mixture.locate(samples.reshape(-1))
-            self._block_starts = self._stream.positions(*located).reshape(samples.shape)
-            self._block = block
+            self._block_starts = self._next_starts if block == self._block + 1 else self._starts_of(block)
+            self._next_starts, self._block = self._starts_of(block + 1), block
+            planned = np.concatenate([self._block_starts[within:], self._next_starts])
+            self._stream.plan(planned.reshape(-1), self._window)
         return self._block_starts[within]
+
+    def _starts_of(self, block: int) -> np.ndarray:
+        steps = block * self._block_steps + np.arange(self._block_steps)
+        samples = steps[:, None, None] * self._global_batch_size + self._places
+        located = self._mixture.locate(samples.reshape(-1))
+        return self._stream.positions(*located).reshape(samples.shape)
 
 
 class ValidationBatches:
@@ -217,7 +221,7 @@ class ValidationBatches:
         """
         settings = replace(settings, seed=settings.seed + self.MASK_SEED_OFFSET)
         self._maker = BatchMaker(stream, tokenizer, settings, counts_bytes=True)
-        self._length = settings.sequence_length
+        self._stream, self._length = stream, settings.sequence_length
         self._global_batch_size, self._places = share.global_batch_size, share.places()
         self._num_windows = (len(stream) - 1) // self._length
         self.num_batches = min(num_batches, max(1, self._num_windows // self._global_batch_size))
@@ -228,7 +232,9 @@ class ValidationBatches:
         return self.num_batches * len(self._places)
 
     def __iter__(self) -> Iterator[Batch]:
+        samples = np.arange(self.num_batches)[:, None, None] * self._global_batch_size + self._places
+        starts = samples % self._num_windows * self._length
+        self._stream.plan(starts.reshape(-1), self._length + 1, with_bytes=True)
         for number in range(self.num_batches):
-            for places in self._places:
-                samples = number * self._global_batch_size + places
-                yield self._maker.make(samples % self._num_windows * self._length, samples, number)
+            for micro_starts, micro_samples in zip(starts[number], samples[number], strict=True):
+                yield self._maker.make(micro_starts, micro_samples, number)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from modules.data.mixed_data import Schedule
+from modules.data.sampler import WindowOrder
 from modules.errors import InputError
 
 
@@ -51,7 +52,8 @@ class _Needs:
 
     def _samples(self, schedule: Schedule, number: int) -> tuple[int, int]:
         """Return how many samples of a source a training takes, and how many there are in an epoch."""
-        mixture = schedule.mixture(self.num_tokens, self.sequence_length, seed=0)  # a seed changes their order alone
+        # a seed, or groups, would change their order alone
+        mixture = schedule.mixture([WindowOrder(tokens, self.sequence_length, seed=0) for tokens in self.num_tokens])
         return int(mixture.counts(schedule.num_samples)[number]), mixture.epoch_sizes[number]
 
     def _tokens(self, num_samples: float) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from modules.data.batches import Batch, Share
 from modules.data.example_data import ExampleSplit
+from modules.data.number_files import Numbers
 from modules.data.sampler import keys, permute
 
 
@@ -94,9 +95,6 @@ class _RowMaker:
 
     def __init__(self, split: ExampleSplit) -> None:
         self._split = split
-        # slices of a memory map would be memory maps themselves, which are ten times as slow to make
-        self._tokens = np.asarray(split.tokens)
-        self._is_target = None if split.is_target is None else np.asarray(split.is_target)
 
     def make(self, packs: np.ndarray, step: int) -> Batch:
         """Return the row of these packs.
@@ -119,9 +117,9 @@ class _RowMaker:
         if split.labels is not None:
             labels = torch.from_numpy(split.labels[examples].astype(np.int64))
             return {**batch, **self._inputs(first, end), "labels": labels}
-        assert self._is_target is not None
-        positions = np.flatnonzero(_joined(self._is_target, first + 1, end))
-        targets = _joined(self._tokens, first + 1, end)[positions].astype(np.int64)
+        assert split.is_target is not None
+        positions = np.flatnonzero(_joined(split.is_target, first + 1, end))
+        targets = _joined(self._split.tokens, first + 1, end)[positions].astype(np.int64)
         return {
             **batch,
             **self._inputs(first, end - 1),
@@ -130,10 +128,10 @@ class _RowMaker:
         }
 
     def _inputs(self, first: np.ndarray, end: np.ndarray) -> Batch:
-        ids = _joined(self._tokens, first, end).astype(np.int64)
+        ids = _joined(self._split.tokens, first, end).astype(np.int64)
         return {"input_ids": torch.from_numpy(ids)[None], "lengths": (end - first).tolist()}
 
 
-def _joined(values: np.ndarray, first: np.ndarray, end: np.ndarray) -> np.ndarray:
+def _joined(values: Numbers, first: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Return the ranges [first, end) of the values, one after another."""
     return np.concatenate([values[a:b] for a, b in zip(first.tolist(), end.tolist(), strict=True)])

@@ -19,13 +19,15 @@ E examples, P packs: sequences that several examples fill together.
 import json
 from array import array
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from modules.data.digested_file import DigestedFile
+from modules.data.number_files import MappedFiles, NumberFiles, Numbers
 from modules.data.packing import Plan, pack, pack_in_order, pack_totals
 from modules.data.pretrained_tokenizer import load_pretrained
 from modules.data.shards import DATA_FILE, token_dtype
@@ -45,7 +47,7 @@ class ExampleSplit:
     n examples, p packs. A language-model task has `is_target`, a classification `labels`.
     """
 
-    tokens: np.ndarray
+    tokens: Numbers
     """Tokens of all examples, one after another."""
     offsets: np.ndarray
     """int64 [n + 1]: where each example begins in `tokens`, and their end."""
@@ -57,7 +59,7 @@ class ExampleSplit:
     """int64 [p]: the tokens of each pack."""
     pack_targets: np.ndarray
     """int64 or float64 [p]: the number of each pack's targets, or the sum of their weights."""
-    is_target: np.ndarray | None = None
+    is_target: Numbers | None = None
     """uint8, for each token: 1 where the loss predicts it. The first token of an example is no target."""
     labels: np.ndarray | None = None
     """int32 [n]: the number of each example's class."""
@@ -81,12 +83,18 @@ class ExampleData:
     """Tokens that the examples of a sequence have together, at most."""
 
     @classmethod
-    def open(cls, folder: Path) -> "ExampleData":
-        """Open the folder that an `ExampleWriter` has written; the caller has verified its content."""
+    def open(cls, folder: Path, files: NumberFiles | None = None) -> "ExampleData":
+        """Open what an `ExampleWriter` has written.
+
+        Args:
+            folder: Folder with data.json and the tokenizer, which the caller has verified.
+            files: The other files; None for those in the same folder, which the caller has verified, too.
+        """
+        files = files or MappedFiles(folder)
         description = json.loads((folder / DATA_FILE).read_bytes())
-        dtype = np.dtype(description["dtype"])
+        dtype, classifies = np.dtype(description["dtype"]), bool(description["labels"])
         return cls(
-            splits={split: _open_split(folder, split, dtype) for split in PATH_SETTINGS},
+            splits={split: _open_split(files, split, dtype, classifies) for split in PATH_SETTINGS},
             tokenizer=load_pretrained(_tokenizer_files(folder), str(folder)),
             labels=tuple(description["labels"]),
             sequence_length=description["sequence_length"],
@@ -98,30 +106,23 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def _open_split(folder: Path, split: str, dtype: np.dtype) -> ExampleSplit:
+def _open_split(files: NumberFiles, split: str, dtype: np.dtype, is_classification: bool) -> ExampleSplit:
     def numbers(name: str, dtype: np.dtype = _NUMBER) -> np.ndarray:
-        return _map(folder / f"{split}_{name}.bin", dtype)
+        # a few numbers for each example, which are looked up in any order
+        return files.open(f"{split}_{name}.bin", dtype)[:]
 
-    is_classification = (folder / f"{split}_labels.bin").exists()
     return ExampleSplit(
-        tokens=numbers("tokens", dtype),
+        tokens=files.open(f"{split}_tokens.bin", dtype),
         offsets=numbers("offsets"),
         order=numbers("order"),
         starts=numbers("starts"),
         pack_tokens=numbers("pack_tokens"),
         # with class weights another sum takes its place
         pack_targets=np.ones(len(numbers("starts")) - 1, np.int64) if is_classification else numbers("pack_targets"),
-        is_target=None if is_classification else numbers("is_target", _FLAG),
+        is_target=None if is_classification else files.open(f"{split}_is_target.bin", _FLAG),
         labels=numbers("labels", _LABEL) if is_classification else None,
         num_bytes=numbers("num_bytes"),
     )
-
-
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype=dtype)
-    # viewed as a plain array, because slicing np.memmap itself costs microseconds of bookkeeping
-    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
 
 
 class SplitWriter:
@@ -143,8 +144,8 @@ class SplitWriter:
         self._is_target = None if labels else self._open(stack, "is_target.bin")
         self._lengths, self._labels_of, self._num_bytes, self._num_targets = (array("q") for _ in range(4))
 
-    def _open(self, stack: ExitStack, name: str) -> BinaryIO:
-        return stack.enter_context(open(self._folder / f"{self._split}_{name}", "wb"))
+    def _open(self, stack: ExitStack, name: str) -> DigestedFile:
+        return stack.enter_context(closing(DigestedFile(self._folder / f"{self._split}_{name}")))
 
     def add(self, example: Example, location: str) -> None:
         """Write one example, and where it comes from."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from modules.data.group_order import Order
 from modules.data.shards import TokenStream
 
 
@@ -49,6 +50,16 @@ class JoinedStream:
         for stream, rows, within in self._by_stream(starts):
             ids[rows] = stream.document_ids(within, length)
         return ids
+
+    def order(self, sequence_length: int, seed: int) -> Order:
+        """Return the order of the windows of a single stream; that of several follows from their mixture."""
+        (stream,) = self._streams
+        return stream.order(sequence_length, seed)
+
+    def plan(self, starts: np.ndarray, length: int) -> None:
+        """Say which windows are read next, in this order, as `TokenStream.plan` does."""
+        for stream, _, within in self._by_stream(starts):
+            stream.plan(within, length)
 
     def _by_stream(self, starts: np.ndarray) -> Iterator[tuple[TokenStream, np.ndarray, np.ndarray]]:
         """Yield each stream that has windows, the numbers of their rows, and their positions in it."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modules.config import ObjectiveConfig, SourceConfig
+from modules.data.group_order import Order
 from modules.data.joined_stream import JoinedStream
 from modules.data.mixture import Mixture, Part
 from modules.data.quota import MOST_SAMPLES, are_exact, whole_weights
-from modules.data.sampler import WindowOrder
 from modules.data.shards import TokenData
 from modules.data.tokenizer import Tokenizer
 from modules.phases import phase_ends
@@ -51,13 +51,9 @@ class Schedule:
             if not are_exact(weights, whole_weights(weights))
         ]
 
-    def mixture(self, num_tokens: Sequence[int], sequence_length: int, seed: int) -> Mixture:
-        """Return which sample is which window of which source.
-
-        Args:
-            num_tokens: Of the training split of each source.
-        """
-        return Mixture([WindowOrder(number, sequence_length, seed) for number in num_tokens], self.parts())
+    def mixture(self, orders: Sequence[Order]) -> Mixture:
+        """Return which sample is which window of which source, from the order of the windows of each."""
+        return Mixture(orders, self.parts())
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,6 @@ class MixedData:
         """The text that is trained on."""
         return JoinedStream([text.train for text in self.texts.values()])
 
-    @property
-    def num_train_tokens(self) -> list[int]:
-        """Tokens that are trained on, by source."""
-        return [len(text.train) for text in self.texts.values()]
+    def orders(self, sequence_length: int, seed: int) -> list[Order]:
+        """Return the order of the windows of each source."""
+        return [text.train.order(sequence_length, seed) for text in self.texts.values()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modules.data import quota
-from modules.data.sampler import WindowOrder
+from modules.data.group_order import Order
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Mixture:
     one sample. The samples of a source follow its own order of windows through all parts, as if it were alone.
     """
 
-    def __init__(self, orders: Sequence[WindowOrder], parts: Sequence[Part]) -> None:
+    def __init__(self, orders: Sequence[Order], parts: Sequence[Part]) -> None:
         """Lay out the parts.
 
         Args:
@@ -42,7 +42,7 @@ class Mixture:
                 before = self._parts[-1].counts(following.first_sample)
 
     @classmethod
-    def of_one(cls, order: WindowOrder) -> "Mixture":
+    def of_one(cls, order: Order) -> "Mixture":
         """Return the mixture of a single source."""
         return cls([order], [Part(0, (1,))])
 

@@ -109,5 +109,9 @@ class WindowOrder:
         """
         epochs, indices = np.divmod(samples, self.num_windows)
         windows = permute(indices, self.num_windows, keys(self._seed, epochs, self.ORDER_STREAM))
+        return self.positions(epochs, windows)
+
+    def positions(self, epochs: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        """Return the first position of window number `windows`, from 0 to num_windows, in each epoch; int64 [n]."""
         offsets = keys(self._seed, epochs, self.OFFSET_STREAM) % np.uint64(self._num_offsets)
         return windows * self._length + offsets.astype(np.int64)

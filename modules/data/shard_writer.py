@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
+from modules.data.digested_file import DigestedFile
 from modules.data.shards import BOUNDARY_DTYPE, TOKEN_BYTES_DTYPE
 
 SHARD_TOKENS = 2**27
 """Tokens in a shard file: 256 or 512 MiB."""
+GROUPED_BYTES = 2**30
+"""A split with as many bytes of tokens has its windows ordered by groups, so that it need not be read as a whole."""
+BLOCK_BYTES, GROUP_BLOCKS = 2**20, 64
 
 
 class SplitWriter:
@@ -30,7 +33,7 @@ class SplitWriter:
         self._end_of_text = np.array([end_of_text_id], dtype=dtype)
         self._tokens = _Shards(folder, split, shard_tokens)
         self._token_bytes = _Shards(folder, f"{split}_token_bytes", shard_tokens) if writes_token_bytes else None
-        self._starts = _File(folder / f"{split}_document_starts.bin")
+        self._starts = DigestedFile(folder / f"{split}_document_starts.bin")
         self._inside_document = False
         self._owed_bytes = 0
         self.num_documents = 0
@@ -87,6 +90,8 @@ class SplitWriter:
     def description(self) -> dict[str, Any]:
         """Return the entry of the split in data.json."""
         counted = {"token_bytes": self._token_bytes.entries()} if self._token_bytes is not None else {}
+        itemsize = self._end_of_text.itemsize
+        order = {"block_tokens": BLOCK_BYTES // itemsize, "group_blocks": GROUP_BLOCKS}
         return {
             "documents": self.num_documents,
             "tokens": self.num_tokens,
@@ -94,6 +99,7 @@ class SplitWriter:
             "document_starts": self._starts.entry(),
             "shards": self._tokens.entries(),
             **counted,
+            **({"order": order} if self.num_tokens * itemsize >= GROUPED_BYTES else {}),
         }
 
 
@@ -102,7 +108,7 @@ class _Shards:
 
     def __init__(self, folder: Path, name: str, shard_length: int):
         self._folder, self._name, self._shard_length = folder, name, shard_length
-        self._files: list[_File] = []
+        self._files: list[DigestedFile] = []
         self.length = 0
 
     def write(self, values: np.ndarray) -> None:
@@ -118,7 +124,7 @@ class _Shards:
     def _next_file(self) -> None:
         if self._files:
             self._files[-1].close()
-        self._files.append(_File(self._folder / f"{self._name}_{len(self._files):05d}.bin"))
+        self._files.append(DigestedFile(self._folder / f"{self._name}_{len(self._files):05d}.bin"))
 
     def close(self) -> None:
         for file in self._files:
@@ -126,22 +132,3 @@ class _Shards:
 
     def entries(self) -> list[dict[str, str]]:
         return [file.entry() for file in self._files]
-
-
-class _File:
-    """A file being written, with the digest of its content."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._stream = path.open("wb")
-        self._digest = xxhash.xxh3_128()
-
-    def write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._digest.update(data)
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def entry(self) -> dict[str, str]:
-        return {"name": self._path.name, "xxh3_128": self._digest.hexdigest()}

@@ -1,13 +1,18 @@
-"""Token shards, read through memory maps."""
+"""Token shards, read in parts, wherever they are."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from modules.data.group_order import GroupOrder, GroupSettings
+from modules.data.number_files import MappedFiles, NumberFiles, Numbers
+from modules.data.sampler import WindowOrder
 from modules.data.tokenizer import END_OF_TEXT, Tokenizer
 from modules.errors import InputError
 
@@ -33,30 +38,35 @@ class SpeltBytes:
     total: int
     """UTF-8 bytes of the split's text."""
 
-    def fits(self, shards: list[np.ndarray]) -> bool:
+    def fits(self, shards: Sequence[Numbers]) -> bool:
         """Return whether all tokens together spell as many bytes as the text has."""
         blocks = (shard[i : i + _BLOCK_TOKENS] for shard in shards for i in range(0, len(shard), _BLOCK_TOKENS))
         return sum(int(self.table[block].sum(dtype=np.int64)) for block in blocks) == self.total
 
 
 class TokenStream:
-    """One split as a single array of tokens, memory-mapped."""
+    """One split as a single array of tokens, of which only what is asked for is read."""
 
     def __init__(
         self,
-        shards: list[np.ndarray],
-        document_starts: np.ndarray,
+        shards: Sequence[Numbers],
+        document_starts: Numbers,
         token_bytes: "np.ndarray | SpeltBytes | TokenStream | None" = None,
+        groups: GroupSettings | None = None,
+        files: NumberFiles | None = None,
     ):
-        """Join the arrays that `TokenData.open` maps.
+        """Join the arrays that `TokenData.open` finds.
 
         Args:
             shards: Tokens; all shards have the same length except the last.
             document_starts: int64 [documents], the position of each document's first token, ascending.
             token_bytes: UTF-8 bytes of text for which each token stands: an array [V] if it stands for the same ones
                 everywhere, else a stream of the same length; None if they are not known.
+            groups: How its windows are grouped; None mixes those of the whole split.
+            files: What is told which parts are read next; None for arrays in memory.
         """
         self._token_bytes = token_bytes
+        self._groups, self._files = groups, files
         self._shards = shards
         self._shard_tokens = len(shards[0]) if shards else 1
         self._num_tokens = sum(map(len, shards))
@@ -66,7 +76,7 @@ class TokenStream:
         return self._num_tokens
 
     def fill(self, starts: np.ndarray, length: int, out: np.ndarray) -> None:
-        """Copy a window of tokens to each row of `out`, directly from the memory map.
+        """Copy a window of tokens to each row of `out`, directly from where they are mapped.
 
         Args:
             starts: int64 [n], each at most len(self) - length.
@@ -87,6 +97,36 @@ class TokenStream:
             part = self._shards[shard][offset : offset + len(row)]
             row[: len(part)] = part
             start, row = start + len(part), row[len(part) :]
+
+    def plan(self, starts: np.ndarray, length: int, with_bytes: bool = False) -> None:
+        """Say which windows will be read next, in order, so that what lies in a store is fetched beforehand.
+
+        Args:
+            starts: int64 [n], each at most len(self) - length; they take the place of those of the call before.
+            length: Tokens in a window.
+            with_bytes: Whether `num_bytes` is asked about them as well.
+        """
+        if self._files is None:
+            return
+        parts = self._parts(starts, length)
+        if with_bytes and isinstance(self._token_bytes, TokenStream):
+            parts = chain.from_iterable(zip(parts, self._token_bytes._parts(starts, length), strict=True))
+        self._files.plan(self, parts)
+
+    def _parts(self, starts: np.ndarray, length: int) -> Iterator[tuple[Numbers, int, int]]:
+        for start in starts.tolist():
+            stop = start + length
+            while start < stop:
+                shard, offset = divmod(start, self._shard_tokens)
+                end = min(offset + stop - start, self._shard_tokens)
+                yield self._shards[shard], offset, end
+                start += end - offset
+
+    def order(self, sequence_length: int, seed: int) -> WindowOrder | GroupOrder:
+        """Return which window each training sample is."""
+        if self._groups is None:
+            return WindowOrder(len(self), sequence_length, seed)
+        return GroupOrder(len(self), sequence_length, seed, self._groups)
 
     def num_bytes(self, starts: np.ndarray, length: int) -> int | None:
         """Return the UTF-8 bytes of text for which the tokens of all windows stand, or None if they are not known.
@@ -117,8 +157,8 @@ class TokenStream:
             int32 [n, length].
         """
         ids = np.zeros((len(starts), length), dtype=np.int32)
-        first = np.searchsorted(self.document_starts, starts, side="right")
-        stop = np.searchsorted(self.document_starts, starts + length, side="left")
+        first = self.document_starts.searchsorted(starts, side="right")
+        stop = self.document_starts.searchsorted(starts + length, side="left")
         for row, start in enumerate(starts.tolist()):
             ids[row, self.document_starts[first[row] : stop[row]] - start] = 1
         return np.cumsum(ids, axis=1, dtype=np.int32)
@@ -138,16 +178,22 @@ class TokenData:
     """UTF-8 bytes of text in each split."""
 
     @classmethod
-    def open(cls, path: Path) -> "TokenData":
-        """Open the folder that `prepare_tokens` wrote by memory maps; the caller has verified its content."""
+    def open(cls, path: Path, files: NumberFiles | None = None) -> "TokenData":
+        """Open what `prepare_tokens` wrote.
+
+        Args:
+            path: Folder with data.json and the tokenizer, which the caller has verified.
+            files: The other files; None for those in the same folder, which the caller has verified, too.
+        """
+        files = files or MappedFiles(path)
         content = (path / DATA_FILE).read_bytes()
         description = json.loads(content)
         splits = description["splits"]
         dtype = np.dtype(description["dtype"])
         tokenizer = open_tokenizer(path)
         return cls(
-            train=_open_split(path, splits["train"], dtype, tokenizer),
-            val=_open_split(path, splits["val"], dtype, tokenizer),
+            train=_open_split(files, splits["train"], dtype, tokenizer),
+            val=_open_split(files, splits["val"], dtype, tokenizer),
             tokenizer=tokenizer,
             fingerprint=xxhash.xxh3_128_hexdigest(content),
             num_bytes={name: split["bytes"] for name, split in splits.items()},
@@ -174,18 +220,16 @@ def check_length(num_tokens: int, sequence_length: int) -> None:
         )
 
 
-def _open_split(path: Path, split: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer) -> TokenStream:
-    shards = [_map(path / shard["name"], dtype) for shard in split["shards"]]
-    starts = _map(path / split["document_starts"]["name"], BOUNDARY_DTYPE)
+def _open_split(files: NumberFiles, split: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer) -> TokenStream:
+    starts = files.open(split["document_starts"]["name"], BOUNDARY_DTYPE)
+    groups = GroupSettings(**split["order"]) if "order" in split else None
+
+    def stream(shards: list[dict[str, str]], of: np.dtype, token_bytes: Any = None) -> TokenStream:
+        opened = [files.open(shard["name"], of) for shard in shards]
+        return TokenStream(opened, starts, token_bytes, groups, files)
+
     if "token_bytes" in split:
-        counted = [_map(path / shard["name"], TOKEN_BYTES_DTYPE) for shard in split["token_bytes"]]
-        return TokenStream(shards, starts, TokenStream(counted, starts))
+        return stream(split["shards"], dtype, stream(split["token_bytes"], TOKEN_BYTES_DTYPE))
     table = tokenizer.token_num_bytes()
-    return TokenStream(shards, starts, SpeltBytes(tokenizer.spelt_bytes(), split["bytes"]) if table is None else table)
-
-
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype=dtype)
-    # viewed as a plain array, because slicing np.memmap itself costs microseconds of bookkeeping
-    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
+    spelt = SpeltBytes(tokenizer.spelt_bytes(), split["bytes"]) if table is None else table
+    return stream(split["shards"], dtype, spelt)

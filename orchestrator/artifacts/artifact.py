@@ -188,7 +188,7 @@ def local_copy(storage: Storage, name: str, cache: Path, needs: Callable[[str], 
     """
     entries = {file: entry for file, entry in file_entries(read_manifest(storage, name)).items() if needs(file)}
     place = storage.local_path(name)
-    folder = cache / f"{PurePosixPath(name).name}-{manifest_digest(storage, name)[:16]}" if place is None else place
+    folder = cache / copy_name(storage, name) if place is None else place
 
     def make_ready(file: str) -> None:
         if place is None:
@@ -200,6 +200,11 @@ def local_copy(storage: Storage, name: str, cache: Path, needs: Callable[[str], 
         for _ in pool.map(make_ready, entries):
             pass
     return folder
+
+
+def copy_name(storage: Storage, name: str) -> str:
+    """Return the name of the folder for copies of an artifact: another one for another content."""
+    return f"{PurePosixPath(name).name}-{manifest_digest(storage, name)[:16]}"
 
 
 def content(storage: Storage, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from modules.data.shards import DATA_FILE, open_tokenizer
 from modules.data.tokenizer import Tokenizer
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.mixture import PREFIX, sources_of
-from orchestrator.storage.local import cache_folder
+from orchestrator.artifacts.opened_data import small_files
 from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
@@ -52,7 +52,7 @@ class DataFacts:
         recipe = manifest.get("recipe", {})
         if manifest.get("kind") not in ("data", "examples") or "data" not in recipe:
             return None
-        folder = artifact.local_copy(storage, name, cache_folder(), needs=lambda file: file == DATA_FILE)
+        folder = small_files(storage, name)
         splits = json.loads((folder / DATA_FILE).read_bytes())["splits"]
         files = recipe.get("files", [])
         if isinstance(files, dict):  # by split
@@ -90,8 +90,4 @@ def tokenizer_of(storage: Storage, name: str) -> Tokenizer:
         ArtifactError: there is no such data, or one of the files that are read for this is damaged.
     """
     first = next(iter(sources_of(storage, name).values()))  # all sources of a mixture share it
-    return open_tokenizer(artifact.local_copy(storage, first, cache_folder(), needs=_holds_no_tokens))
-
-
-def _holds_no_tokens(file: str) -> bool:
-    return not file.endswith(".bin")
+    return open_tokenizer(small_files(storage, first))

@@ -52,10 +52,10 @@ def _holds(copy: Path, entry: FileEntry) -> bool:
 
 
 def _fetch(storage: Storage, name: str, entry: FileEntry, partial: Path, copy: Path) -> None:
-    continued = partial.stat().st_size > 0
     found = _filled(storage, name, entry.num_bytes, partial)
-    if found != entry and continued:
-        os.truncate(partial, 0)  # the machine may have lost power while the beginning was written
+    if found != entry:
+        # damaged on the way, or the machine has lost power while the beginning was written
+        os.truncate(partial, 0)
         found = _filled(storage, name, entry.num_bytes, partial)
     if found != entry:
         partial.unlink()
@@ -68,19 +68,31 @@ def _fetch(storage: Storage, name: str, entry: FileEntry, partial: Path, copy: P
 def _filled(storage: Storage, name: str, num_bytes: int, partial: Path) -> FileEntry:
     """Append to `partial` what it lacks of the file, and return its size and digest."""
     digest = xxhash.xxh3_128()
+
+    def part(start: int) -> bytes:
+        return read_part(storage, name, start, min(start + RANGE_BYTES, num_bytes), num_bytes)
+
     with open(partial, "r+b") as file, ThreadPoolExecutor(_NUM_REQUESTS) as pool:
         while piece := file.read(RANGE_BYTES):
             digest.update(piece)
         for start in range(file.tell(), num_bytes, _NUM_REQUESTS * RANGE_BYTES):
             stop = min(start + _NUM_REQUESTS * RANGE_BYTES, num_bytes)
-            for piece in pool.map(lambda at: _range(storage, name, at, num_bytes), range(start, stop, RANGE_BYTES)):
+            for piece in pool.map(part, range(start, stop, RANGE_BYTES)):
                 file.write(piece)
                 digest.update(piece)
         return FileEntry(file.tell(), digest.hexdigest())
 
 
-def _range(storage: Storage, name: str, start: int, num_bytes: int) -> bytes:
-    stop = min(start + RANGE_BYTES, num_bytes)
+def read_part(storage: Storage, name: str, start: int, stop: int, num_bytes: int) -> bytes:
+    """Return bytes `[start, stop)` of a file.
+
+    Args:
+        num_bytes: Its size in the manifest.
+
+    Raises:
+        ArtifactError: the file is missing, or has another size.
+        StorageError: the store cannot be read.
+    """
     try:
         return storage.read_range(name, start, stop)
     except NotFoundError:
@@ -114,12 +126,12 @@ def _locked_partial(copy: Path) -> Iterator[Path]:
                 partial.touch()
                 yield partial
                 return
-            if _is_at(file.fileno(), partial):
+            if is_at(file.fileno(), partial):
                 yield partial
                 return
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Return whether the open file still has this path: who held the lock before may have renamed or removed it."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
@@ -131,4 +143,4 @@ def _explained(copy: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise explain(error, "write", str(copy), setting="XDG_CACHE_HOME") from None
+        raise explain(error, "write", str(copy), setting="storage.cache_dir") from None

@@ -1,8 +1,7 @@
 """Prepared data: found by the recipe's fingerprint, or made. The same text and settings give the same artifact."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,10 +17,9 @@ from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.staging import staging_folder
-from orchestrator.errors import ArtifactError, ConfigError, UserError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.access import check_url, is_local, path_of
 from orchestrator.storage.input_files import StoredFile, find_files
-from orchestrator.storage.local import cache_folder
 from orchestrator.storage.redaction import redact, without_query
 from orchestrator.storage.store import Storage
 
@@ -99,38 +97,6 @@ def data_notes(storage: Storage, name: str) -> list[str]:
     path, *commit = recipe["files"]
     state = f"commit {commit[0]}" if commit else "an unknown state; data.revision=main prepares the newest"
     return [f"hub data set {path}: {state}", *manifest.get("notes", [])]
-
-
-def local_data(storage: Storage, name: str) -> Path:
-    """Return a local folder that holds the prepared data `name`, verified.
-
-    Raises:
-        ArtifactError: it is damaged; the message names the remedy.
-    """
-    with remedy(storage, name):
-        return artifact.local_copy(storage, name, cache_folder())
-
-
-def check_data(storage: Storage, name: str) -> None:
-    """Raise ArtifactError, with the remedy, unless the prepared data `name` is whole.
-
-    In a remote store only presence and size of each file are checked; who uses the data verifies its content.
-    """
-    with remedy(storage, name):
-        if storage.is_local:
-            artifact.verify(storage, name)
-        else:
-            artifact.verify_sizes(storage, name)
-
-
-@contextmanager
-def remedy(storage: Storage, name: str) -> Iterator[None]:
-    """Say in an ArtifactError what to do about damaged prepared data."""
-    try:
-        yield
-    except ArtifactError as error:
-        text = f"{error}; when no run uses it, remove {storage.url(name)}, and the same command prepares it anew"
-        raise ArtifactError(text) from None
 
 
 def _facts(folder: Path) -> dict[str, Any]:

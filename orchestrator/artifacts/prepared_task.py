@@ -23,12 +23,11 @@ from modules.tasks.settings import ClassificationConfig, DialogueConfig, TaskCon
 from modules.tasks.task import Example, Task
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
-from orchestrator.artifacts.prepared_data import identity_of, remedy, with_commit
+from orchestrator.artifacts.prepared_data import identity_of, with_commit
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.split_files import find_split_files
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.artifacts.template_file import read_template
-from orchestrator.storage.local import cache_folder
 from orchestrator.storage.store import Storage
 
 _FORMAT = 1
@@ -105,16 +104,6 @@ def prepared_task(storage: Storage, request: TaskRequest, progress: Callable[[in
         splits=manifest["splits"],
         notes=(*_summary(request.task, manifest["splits"]), *manifest["notes"]),
     )
-
-
-def local_examples(storage: Storage, name: str) -> Path:
-    """Return a local folder that holds the prepared examples `name`, verified.
-
-    Raises:
-        ArtifactError: they are damaged; the message names the remedy.
-    """
-    with remedy(storage, name):
-        return artifact.local_copy(storage, name, cache_folder())
 
 
 def _sizes(files_of: Mapping[Split, Sequence[SourceFile]]) -> list[int]:

@@ -6,7 +6,8 @@ from modules.config import DataConfig, SourceConfig, TokenizerConfig
 from modules.data.prepare import OnProgress
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.mixture import mixture_name, of_source, publish_mixture, sources_of
-from orchestrator.artifacts.prepared_data import DataRequirements, check_data, data_name, data_notes, prepared_data
+from orchestrator.artifacts.opened_data import check_data
+from orchestrator.artifacts.prepared_data import DataRequirements, data_name, data_notes, prepared_data
 from orchestrator.artifacts.shared_tokenizer import shared_tokenizer, trained_tokenizer
 from orchestrator.storage.store import Storage
 

@@ -17,6 +17,7 @@ from orchestrator.cli.options import groups_of
 from orchestrator.cli.sweep import checked_sweep_folder, is_own, jobs, parsed
 from orchestrator.display import streams
 from orchestrator.errors import ConfigError, UserError
+from orchestrator.storage.local import use_cache_folder
 from orchestrator.storage.redaction import redact
 
 if TYPE_CHECKING:
@@ -230,6 +231,8 @@ class Session:
         command = COMMANDS[self.name]
         if command.makes:
             streams.go_on_unread()
+        if storage := getattr(config, "storage", None):
+            use_cache_folder(storage.cache_dir)
         others = [Composer(self.hydra, self.flags)] if command.composes else []
         importlib.import_module(f"orchestrator.commands.{self.name}").run(config, *others)
 

@@ -3,14 +3,15 @@
 from typing import Any
 
 from modules.config import DataConfig, ObjectiveConfig, TokenizerConfig
-from modules.data.shards import TokenData, TokenStream
+from modules.data.shards import TokenStream
 from modules.data.tokenizer import END_OF_TEXT
 from modules.tasks.settings import TaskConfig, TranslationConfig
 from modules.tasks.text_scores import check_sacrebleu
 from orchestrator.artifacts.mixture import is_there, sources_of
 from orchestrator.artifacts.model_folders import find_model
 from orchestrator.artifacts.models import TrainedModel, load_model
-from orchestrator.artifacts.prepared_data import DataRequirements, local_data, prepared_data
+from orchestrator.artifacts.opened_data import open_tokens
+from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.artifacts.prepared_texts import text_notes
 from orchestrator.artifacts.recipe import fingerprint
 from orchestrator.configuration.commands import EvaluateConfig
@@ -166,7 +167,8 @@ def _text(config: EvaluateConfig, trained: TrainedModel) -> str:
 def _streams(config: EvaluateConfig, name: str) -> dict[str, TokenStream]:
     """Return the text that is measured: without a name, or of each source of a mixture that holds out some."""
     storage = Storage(config.storage.root)
-    found = {source: TokenData.open(local_data(storage, of)) for source, of in sources_of(storage, name).items()}
+    names, most = sources_of(storage, name), config.storage.cache_bytes
+    found = {source: open_tokens(storage, of, most) for source, of in names.items()}
     if "" in found:
         data = found[""]
         return {"": data.train if config.data is not None and config.part == "all" else data.val}

@@ -66,6 +66,10 @@ class StorageConfig(Config):
 
     root: Runtime[str] = "outputs"
     """A folder or any fsspec URL."""
+    cache_dir: Runtime[Annotated[str, Field(min_length=1)] | None] = None
+    """Local folder for copies of remote data; null takes gpt-orchestrator in $XDG_CACHE_HOME or ~/.cache."""
+    cache_bytes: Runtime[Annotated[int, Field(ge=2 * 10**8, le=2**60)]] = 50_000_000_000
+    """Most bytes of remote training data that a machine keeps there, at most half of its disk."""
 
 
 class StrategyConfig(Config):

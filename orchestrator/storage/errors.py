@@ -28,10 +28,11 @@ def explain(error: Exception, verb: str, url: str, setting: str = "storage.root"
     """
     start = f"cannot {verb} {redact(url)}: "
     number = getattr(error, "errno", None)
-    if number in _FULL:
+    if is_full(error):
         return RefusedError(start + f"the disk is full; free space there or choose another {setting}")
     if isinstance(error, PermissionError) or number in _DENIED or type(error).__name__ in _DENIED_CLASSES:
-        return RefusedError(start + "permission denied; check the permissions there and the keys in the environment")
+        remedy = " and the keys in the environment" if setting == "storage.root" else f", or choose another {setting}"
+        return RefusedError(f"{start}permission denied; check the permissions there{remedy}")
     if http_status(error) in _DENIED_STATUS:
         # fsspec says of a web server's refusal that there is no such file
         return RefusedError(start + "the server denies it; check the keys in the environment, or sign the URL anew")
@@ -47,6 +48,11 @@ def explain(error: Exception, verb: str, url: str, setting: str = "storage.root"
             f"{start}no answer in {attempts} attempts ({_short(cause_of(error))}); check the network, then rerun"
         )
     return StorageError(start + _short(error))
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether there is no room for what was written."""
+    return getattr(error, "errno", None) in _FULL
 
 
 def _short(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from orchestrator.storage.access import (
     run_on_url,
 )
 from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.known_digests import known_digest
 from orchestrator.storage.local_files import find_local_files
 from orchestrator.storage.redaction import redact, without_query
 
@@ -46,10 +47,13 @@ class StoredFile:
     def identity(self) -> str:
         """Return what changes with the content: the digest of a local file, the version of a remote one.
 
+        A local file is read once, and again when its size, a time or its inode has changed.
         A web server that tells no version has the file digested, too: its URL may hold a signature, which changes
         although the content does not, and says nothing of a content that changes.
         """
-        version = None if is_local(self.url) else run_on_url("look at", self.url, _version)
+        if is_local(self.url):
+            return f"xxh3_128:{run_on_url('read', self.url, lambda _, path: known_digest(path, self.open))}"
+        version = run_on_url("look at", self.url, _version)
         if version is not None:
             return version
         with self.open() as file:

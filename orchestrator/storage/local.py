@@ -13,6 +13,8 @@ from typing import Any
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 """What network and FUSE file systems without hard links answer."""
 
+_CACHE_VARIABLE = "GPT_ORCHESTRATOR_CACHE"
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to the file `path` and sync it to the disk; if that fails, the old file stays."""
@@ -84,9 +86,18 @@ def _replace(path: Path, write: Callable[[Path], Any], move: Callable[[Path], An
 
 
 def cache_folder() -> Path:
-    """Return where this machine keeps copies of remote artifacts."""
+    """Return where this machine keeps copies of what is in remote stores, and what it has verified."""
+    chosen = os.environ.get(_CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "gpt-orchestrator"
+
+
+def use_cache_folder(path: str | None) -> None:
+    """Choose that folder for this process and those that it starts; None leaves it where it is."""
+    if path is not None:
+        os.environ[_CACHE_VARIABLE] = os.path.abspath(os.path.expanduser(path))
 
 
 @contextmanager

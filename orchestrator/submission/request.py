@@ -92,8 +92,8 @@ def _sweep_name(command: str, given: Sequence[str]) -> str:
 
 def _content(config: Config) -> dict[str, Any]:
     """Return what decides the result, and what is read, so that the same command has the same name."""
-    places = dict(inputs_of(config))
-    return {"identity": identity(config), "inputs": places, "root": str(getattr(config, "storage", ""))}
+    places, storage = dict(inputs_of(config)), getattr(config, "storage", None)
+    return {"identity": identity(config), "inputs": places, "root": f"root={storage.root!r}" if storage else ""}
 
 
 def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, list[str]]]:

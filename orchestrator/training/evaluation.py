@@ -24,6 +24,7 @@ _COMPRESSED_BYTES = 64 * 2**20
 _GZIP = 31
 """What zlib calls the form of gzip."""
 _BLOCK_TOKENS = 2**16
+_PLANNED_BATCHES = 64
 _LONGEST_CHARACTER_BYTES = 4
 
 
@@ -42,6 +43,11 @@ class Windows:
         """Return as many windows as fit into the stream, at most `limit`; an incomplete last window is left out."""
         count = max(0, len(stream) - 1) // length
         return cls(stream, length, min(count, limit or count), batch_size)
+
+    def plan(self, first: int, num_batches: int) -> None:
+        """Say that so many batches are read next, so that they are fetched beforehand."""
+        stop = min(first + num_batches * self.batch_size, self.count)
+        self.stream.plan(np.arange(first, stop) * self.length, self.length + 1, with_bytes=True)
 
 
 def evaluate(
@@ -90,6 +96,8 @@ def _sums(
     maker = BatchMaker(windows.stream, trained.tokenizer, settings, counts_bytes=True)
     total = torch.zeros(NUM_SUMS, dtype=torch.float64)
     for first in range(0, windows.count, windows.batch_size):
+        if first % (_PLANNED_BATCHES * windows.batch_size) == 0:
+            windows.plan(first, 2 * _PLANNED_BATCHES)
         samples = np.arange(first, min(first + windows.batch_size, windows.count))
         batch = maker.make(samples * windows.length, samples, 0)
         _check_rows(trained, batch)
@@ -137,7 +145,7 @@ def compression(trained: TrainedModel, windows: Windows) -> dict[str, float]:
 def _decoded(trained: TrainedModel, windows: Windows) -> Iterator[tuple[list[int], bytes]]:
     """Yield blocks of tokens and their text, each document decoded on its own."""
     stream, stop = windows.stream, windows.count * windows.length
-    starts = stream.document_starts[stream.document_starts < stop].tolist()
+    starts = stream.document_starts[: int(stream.document_starts.searchsorted(stop))].tolist()
     for start, end in zip(starts, [*starts[1:], stop], strict=True):
         before: list[int] = []
         held: list[int] = []

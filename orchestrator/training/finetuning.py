@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.artifacts.prepared_task import local_examples
+from orchestrator.artifacts.opened_data import open_examples
 from orchestrator.configuration.commands import FinetuneConfig
 from orchestrator.storage.store import Storage
 
@@ -20,8 +20,7 @@ class TaskExamples:
 
     def open(self, storage: Storage) -> "Objective":
         # imported here, so that the driver does not import torch for it
-        from modules.data.example_data import ExampleData
         from modules.finetuning import finetuning
 
-        data = ExampleData.open(local_examples(storage, self.data_name))
+        data = open_examples(storage, self.data_name, self.config.storage.cache_bytes)
         return finetuning(data, self.config.training, self.config.run.seed, self.config.task)

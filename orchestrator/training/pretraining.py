@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts.mixture import sources_of
-from orchestrator.artifacts.prepared_data import local_data
+from orchestrator.artifacts.opened_data import open_tokens
 from orchestrator.artifacts.prepared_texts import by_name
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.storage.store import Storage
@@ -23,9 +23,9 @@ class PreparedText:
     def open(self, storage: Storage) -> "Objective":
         # imported here, so that the driver does not import torch for it
         from modules.data.mixed_data import MixedData
-        from modules.data.shards import TokenData
         from modules.pretraining import Pretraining
 
         names, config = sources_of(storage, self.data_name), self.config
-        data = MixedData({source: TokenData.open(local_data(storage, name)) for source, name in names.items()})
+        most = config.storage.cache_bytes
+        data = MixedData({source: open_tokens(storage, name, most) for source, name in names.items()})
         return Pretraining(data, config.objective, config.training, config.run.seed, by_name(config.data))

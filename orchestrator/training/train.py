@@ -21,7 +21,7 @@ from orchestrator.runs.lease import ended_with_lease
 from orchestrator.runs.results import Results
 from orchestrator.runs.run import Job
 from orchestrator.runs.tracking import NullTracker, Tracker, lacks_key, make_tracker
-from orchestrator.storage.local import cache_folder
+from orchestrator.storage.local import cache_folder, use_cache_folder
 from orchestrator.storage.store import Storage
 from orchestrator.training.callbacks.preemption import StopNotices
 from orchestrator.training.fit import Fitted, Parts, fit
@@ -39,6 +39,7 @@ def train(job: Job, runtime: Runtime) -> None:
         LeaseLostError: another driver has taken over the run; raised on rank 0.
     """
     _quiet_libraries()
+    use_cache_folder(job.config.storage.cache_dir)
     storage = Storage(job.config.storage.root)
     events = EventLog(storage, job.run.folder)
     if runtime.rank:

@@ -42,7 +42,7 @@ ORDERS = [WindowOrder(len(of), LENGTH, SEED) for of in STREAMS]
 
 
 def batches(rank: int, world_size: int, micro: int, **settings: bool) -> Batches:
-    mixture = SCHEDULE.mixture([len(of) for of in STREAMS], LENGTH, SEED)
+    mixture = SCHEDULE.mixture(ORDERS)
     made = BatchSettings(LENGTH, SEED, OBJECTIVE, **settings)
     return Batches(JoinedStream(STREAMS), TOKENIZER, made, Share(SIZE, micro, rank, world_size), mixture)
 
@@ -108,7 +108,7 @@ def test_masks_and_documents_are_those_of_the_sample_and_of_its_source() -> None
 
 def test_a_mixture_of_one_source_is_the_text_alone() -> None:
     settings, share = BatchSettings(LENGTH, SEED, OBJECTIVE), Share(SIZE, SIZE)
-    mixture = Schedule([SourceConfig(name="a")], ObjectiveConfig(), STEPS, SIZE).mixture([900], LENGTH, SEED)
+    mixture = Schedule([SourceConfig(name="a")], ObjectiveConfig(), STEPS, SIZE).mixture(ORDERS[:1])
     alone = Batches(STREAMS[0], TOKENIZER, settings, share)
     mixed = Batches(JoinedStream(STREAMS[:1]), TOKENIZER, settings, share, mixture)
     for step in (0, 1, 10**9):
@@ -141,7 +141,7 @@ def test_samples_far_away_are_found_at_once_and_are_those_of_the_sequence() -> N
 
 
 def test_share_of_each_source_holds_within_one_sample_at_every_step_of_every_phase() -> None:
-    mixture = SCHEDULE.mixture([len(of) for of in STREAMS], LENGTH, SEED)
+    mixture = SCHEDULE.mixture(ORDERS)
     for part, end in zip(SCHEDULE.parts(), [240, 360, 480], strict=True):
         for number in range(part.first_sample, end + 1):
             counts = mixture.counts(number) - mixture.counts(part.first_sample)

@@ -201,8 +201,8 @@ def _a_full_disk(_: Path) -> None:
     ("trouble", "said"),
     [
         (_a_folder_as_copy, "IsADirectoryError"),
-        (_a_file_as_cache, "a file stands where a folder should be; choose another XDG_CACHE_HOME"),
-        (_a_full_disk, "the disk is full; free space there or choose another XDG_CACHE_HOME"),
+        (_a_file_as_cache, "a file stands where a folder should be; choose another storage.cache_dir"),
+        (_a_full_disk, "the disk is full; free space there or choose another storage.cache_dir"),
     ],
 )
 def test_cache_that_cannot_be_used_is_named(

@@ -1,3 +1,4 @@
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from signed_files import serve
 from modules.config import DataConfig, TokenizerConfig
 from orchestrator.artifacts.prepared_data import data_recipe
 from orchestrator.cli import main
+from orchestrator.storage import known_digests
 from orchestrator.storage.store import Storage
 
 pytestmark = pytest.mark.slow
@@ -69,6 +71,20 @@ def test_damaged_data_is_named_with_its_remedy(
     assert said.err.endswith(f"when no run uses it, remove {folder}, and the same command prepares it anew\n")
     Storage(str(tmp_path / "root")).remove(f"data/{folder.name}")
     assert prepare() == 0
+
+
+def test_storage_cache_dir_is_where_this_machine_keeps_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT_ORCHESTRATOR_CACHE", "")  # so that what the command sets is taken back
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    (text := tmp_path / "text.txt").write_text("What is known is not read again. " * 50)
+    os.utime(text, (1_700_000_000, 1_700_000_000))
+    monkeypatch.setattr(known_digests, "_SETTLED_NS", 0)
+    words = ["prepare", "data=files", f"data.path={text}", "tokenizer=byte", "data.split=position"]
+    assert main([*words, f"storage.root={tmp_path}/root", f"storage.cache_dir={tmp_path}/chosen"]) == 0
+    assert [path.name for path in (tmp_path / "chosen").iterdir()] == ["digests"]
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "COMMITTED"])

@@ -8,10 +8,10 @@ import pytest
 from model_files import model_files
 
 from modules.config import DataConfig
-from modules.data.example_data import ExampleData
 from modules.errors import InputError
 from modules.tasks.settings import ClassificationConfig, TaskConfig, TranslationConfig
-from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, local_examples, prepared_task
+from orchestrator.artifacts.opened_data import open_examples
+from orchestrator.artifacts.prepared_task import PreparedExamples, TaskRequest, prepared_task
 from orchestrator.storage.store import Storage
 
 ROWS: list[dict[str, Any]] = [
@@ -59,7 +59,7 @@ def test_labels_are_those_of_the_training_rows_in_order(made: Made) -> None:
     examples = made(ROWS)
     assert examples.labels == ("a", "b", "c")
     assert examples.splits["train"]["label_counts"] == {"a": 4, "b": 4, "c": 4}
-    data = ExampleData.open(local_examples(made.storage, examples.name))
+    data = open_examples(made.storage, examples.name, 10**9)
     assert data.labels == examples.labels
     train = data.splits["train"]
     assert train.labels is not None
