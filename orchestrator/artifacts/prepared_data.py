@@ -1,7 +1,7 @@
 """Prepared data: found by the recipe's fingerprint, or made. The same text and settings give the same artifact."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
