@@ -22,6 +22,8 @@ from orchestrator.errors import LostNodeError
 Order = TypeVar("Order", contravariant=True)
 _NAMESPACE, _ADMISSION = "gpt-orchestrator", "admission"
 BEAT_SECONDS, EXPIRY_SECONDS = 5.0, 60.0
+Held = dict[str, tuple[float, float]]
+"""CPUs and GPUs that a driver has reserved, by what for."""
 
 
 class Running(Protocol):
@@ -96,41 +98,45 @@ class RayTask(Generic[Order]):
 
 
 class Admission:
-    """An actor, one for each cluster: which driver has reserved how many CPUs and GPUs for what."""
+    """An actor, one for each cluster: which driver has reserved how many CPUs and GPUs for what.
+
+    Drivers say with each call what they hold, so that an actor whose process was killed, and which Ray has started
+    again, knows it after a beat. Until then it admits nobody.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, str], tuple[float, float]] = {}
+        self._held: dict[str, Held] = {}
         self._heard: dict[str, float] = {}
+        self._knows_all_at = time.monotonic() + (2 * BEAT_SECONDS if _is_restarted() else 0.0)
 
     def left(self) -> tuple[float, float]:
         """Return the CPUs and GPUs that nobody has reserved."""
+        if time.monotonic() < self._knows_all_at:
+            return 0.0, 0.0
         self._forget_the_dead()
         total = ray.cluster_resources()
+        held = [each for of_driver in self._held.values() for each in of_driver.values()]
         return tuple(
-            total.get(kind, 0.0) - sum(held[number] for held in self._held.values())
-            for number, kind in enumerate(("CPU", "GPU"))
+            total.get(kind, 0.0) - sum(each[number] for each in held) for number, kind in enumerate(("CPU", "GPU"))
         )  # type: ignore[return-value]
 
-    def take(self, driver: str, what: str, cpus: float, gpus: float) -> bool:
+    def take(self, driver: str, held: Held, what: str, cpus: float, gpus: float) -> bool:
         """Reserve, unless that is more than is left."""
-        self.beat(driver)
+        self.beat(driver, held)
         left = self.left()
         if cpus > left[0] or gpus > left[1]:
             return False
-        self._held[driver, what] = cpus, gpus
+        self._held[driver] = {**held, what: (cpus, gpus)}
         return True
 
-    def give_back(self, driver: str, what: str) -> None:
-        self._held.pop((driver, what), None)
-
-    def beat(self, driver: str) -> None:
-        """Take note that a driver lives."""
-        self._heard[driver] = time.monotonic()
+    def beat(self, driver: str, held: Held) -> None:
+        """Take note that a driver lives, and of what it holds."""
+        self._heard[driver], self._held[driver] = time.monotonic(), held
 
     def leave(self, driver: str) -> None:
         """Give back all that a driver has reserved."""
         self._heard.pop(driver, None)
-        self._held = {key: held for key, held in self._held.items() if key[0] != driver}
+        self._held.pop(driver, None)
 
     def _forget_the_dead(self) -> None:
         """Give back what drivers held that Ray knows to have ended, or that have not been heard of for too long."""
@@ -147,39 +153,70 @@ def _ended_jobs() -> set[str]:
     return {job["JobID"] for job in ray_state.jobs() if job["IsDead"]}
 
 
+def _is_restarted() -> bool:
+    """Return whether Ray has started this actor before."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
 class SharedLedger:
     """One driver's view of what all drivers of the cluster have reserved."""
 
     def __init__(self) -> None:
-        actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Admission)
-        options = {"name": _ADMISSION, "namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-        self._actor = actor.options(**options).remote()
+        self._actor = _admission()
         self._driver = f"{ray.get_runtime_context().get_job_id()}-{secrets.token_hex(8)}"
+        self._held: Held = {}
+        self._lock = threading.Lock()
         self._done = threading.Event()
         threading.Thread(target=self._beat, daemon=True, name="admission").start()
 
     def left(self) -> tuple[float, float]:
         """Return the CPUs and GPUs that nobody has reserved."""
-        return ray.get(self._actor.left.remote())
+        return self._answer(self._actor.left.remote(), otherwise=(0.0, 0.0))
 
     def take(self, what: str, cpus: float, gpus: float) -> bool:
         """Reserve, unless that is more than is left; return whether it was."""
-        return ray.get(self._actor.take.remote(self._driver, what, cpus, gpus))
+        with self._lock:
+            call = self._actor.take.remote(self._driver, self._held, what, cpus, gpus)
+            if is_taken := self._answer(call, otherwise=False):
+                self._held[what] = cpus, gpus
+            return is_taken
 
     def give_back(self, what: str) -> None:
         """Give back what was reserved under a name."""
-        self._actor.give_back.remote(self._driver, what)
+        with self._lock:
+            self._held.pop(what, None)
+            self._tell()
 
     def close(self) -> None:
         """Give back everything."""
         self._done.set()
-        with suppress(Exception):  # a cluster that is gone holds nothing
+        with self._lock, suppress(Exception):  # a cluster that is gone holds nothing
             ray.get(self._actor.leave.remote(self._driver), timeout=BEAT_SECONDS)
+
+    def _answer(self, call: Any, otherwise: Any) -> Any:
+        """Return what the actor says; while it is started again, what lets the caller wait."""
+        try:
+            return ray.get(call)
+        except RayActorError:
+            self._actor = _admission()  # the same, or a new one if its node has taken it away for good
+            return otherwise
+
+    def _tell(self) -> None:
+        with suppress(Exception):  # it is restarted, or the cluster is gone
+            self._actor.beat.remote(self._driver, self._held)
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
-            with suppress(Exception):  # it is restarted, or the cluster is gone
-                self._actor.beat.remote(self._driver)
+            with self._lock:
+                if not self._done.is_set():
+                    self._tell()
+
+
+def _admission() -> Any:
+    """Return the actor of this cluster, which the first driver starts."""
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Admission)
+    options = {"name": _ADMISSION, "namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    return actor.options(**options).remote()
 
 
 @contextmanager

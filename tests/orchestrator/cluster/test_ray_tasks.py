@@ -19,15 +19,16 @@ from orchestrator.errors import LostNodeError
 def admission(monkeypatch: pytest.MonkeyPatch) -> Admission:
     monkeypatch.setattr(ray_tasks.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr(ray_tasks, "_ended_jobs", lambda: {"02000000"})
+    monkeypatch.setattr(ray_tasks, "_is_restarted", lambda: False)
     return Admission()
 
 
 def test_two_drivers_never_reserve_more_than_there_is(admission: Admission) -> None:
-    assert admission.take("one", "base", 3, 0)
-    assert not admission.take("two", "base", 2, 0)
-    assert admission.take("two", "base", 1, 1)
-    assert not admission.take("one", "other", 0, 1)
-    admission.give_back("one", "base")
+    assert admission.take("one", {}, "base", 3, 0)
+    assert not admission.take("two", {}, "base", 2, 0)
+    assert admission.take("two", {}, "base", 1, 1)
+    assert not admission.take("one", {"base": (3, 0)}, "other", 0, 1)
+    admission.beat("one", {})
     assert admission.left() == (3.0, 0.0)
 
 
@@ -35,23 +36,38 @@ def test_a_driver_that_is_no_longer_heard_of_holds_nothing(
     admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
-    assert admission.take("dead", "base", 4, 0)
+    assert admission.take("dead", {}, "base", 4, 0)
     monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + ray_tasks.EXPIRY_SECONDS / 2)
-    admission.beat("alive")
-    assert not admission.take("alive", "base", 1, 0)
+    admission.beat("alive", {})
+    assert not admission.take("alive", {}, "base", 1, 0)
     monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + ray_tasks.EXPIRY_SECONDS + 1)
-    assert admission.take("alive", "base", 4, 0)
+    assert admission.take("alive", {}, "base", 4, 0)
 
 
 def test_a_driver_that_ray_knows_to_have_ended_holds_nothing_after_two_beats(
     admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
-    assert admission.take("01000000-a", "base", 1, 0)
-    assert admission.take("02000000-b", "base", 3, 0)
+    assert admission.take("01000000-a", {}, "base", 1, 0)
+    assert admission.take("02000000-b", {}, "base", 3, 0)
     assert admission.left() == (0.0, 1.0)
     monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + 3 * ray_tasks.BEAT_SECONDS)
     assert admission.left() == (3.0, 1.0)
+
+
+def test_one_that_was_started_again_admits_nobody_until_all_drivers_have_said_what_they_hold(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now)
+    monkeypatch.setattr(ray_tasks, "_is_restarted", lambda: True)
+    again = Admission()
+    assert not again.take("new", {}, "base", 1, 0)
+    again.beat("old", {"base": (3.0, 1.0)})
+    monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + 2 * ray_tasks.BEAT_SECONDS)
+    assert not again.take("new", {}, "base", 2, 0)
+    assert again.take("new", {}, "base", 1, 0)
+    assert again.left() == (0.0, 0.0)
 
 
 class Work:
@@ -106,3 +122,24 @@ def test_work_on_a_cluster_is_notified_shared_and_lost_with_its_node(nodes: RayN
     ended.kill()
     with pytest.raises(LostNodeError, match="the node of this stage is gone"):
         ended.wait()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_is_reserved_outlives_the_process_that_knows_it(nodes: RayNodes) -> None:
+    import ray
+
+    one, two = SharedLedger(), SharedLedger()
+    assert one.take("base", 1, 0)
+    actor = ray.get_actor(ray_tasks._ADMISSION, namespace=ray_tasks._NAMESPACE)
+    ray.kill(actor, no_restart=False)  # as Ray's memory monitor ends it
+    until = time.monotonic() + 3 * ray_tasks.BEAT_SECONDS
+    while time.monotonic() < until:
+        assert not two.take("other", 1, 0)
+        time.sleep(0.5)
+    assert eventually(lambda: two.left() == (0.0, 0.0), seconds=30)
+    one.close()
+    assert eventually(lambda: two.take("other", 1, 0), seconds=30)
+    two.close()
