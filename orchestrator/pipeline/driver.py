@@ -120,7 +120,7 @@ class Driver:
         return one.phase == "skipped"
 
     def _advance(self, keep_going: bool) -> bool:
-        """Start what can start; return whether anything runs."""
+        """Start what can start; return whether anything runs, or waits for what another driver holds."""
         while self._find_ready():
             name = self._ready[0][1]
             one = self.progress[name]
@@ -132,7 +132,7 @@ class Driver:
             heapq.heappop(self._ready)
             if one.phase == "skipped":
                 self._graph.done(name)
-        return bool(self._threads)
+        return bool(self._threads or self._ready)
 
     def _find_ready(self, *again: str) -> list[tuple[int, str]]:
         for name in (*self._graph.get_ready(), *again):
@@ -142,16 +142,15 @@ class Driver:
     def _begin(self, name: str, one: Progress) -> bool:
         """Start a stage, or find it done; return False if there is no room for it."""
         config, side_by_side = self._planner.stages[name].config, len(self._ready) + len(self._threads)
-        share = self._ledger.reserve(name, config, is_alone=side_by_side == 1)
-        if share is None:
-            one.why = "waits for CPUs or GPUs that other stages hold"
-            return False
         judged = self._planner.judge(name, self._judged, name in self._forced)
         if judged.state == "done":
-            self._ledger.release(name)
             one.was_done = one.began is None
             self._is_done(name, judged)
             return True
+        share = self._ledger.reserve(name, config, is_alone=side_by_side == 1)
+        if share is None:
+            one.why = f"waits for CPUs or GPUs that other {'stages' if self._threads else 'processes'} hold"
+            return False
         one.phase, one.why, one.path, one.began = "running", "; ".join(judged.reasons), judged.path, time.time()
         threads = num_threads(share, config, self._ledger.total, side_by_side)
         thread = threading.Thread(target=self._attempt, args=(name, share, threads), name=name, daemon=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from broken_run import KILL, BrokenRun
+from broken_run import KILL, BrokenRun, words_of
 from waiting import eventually
 
 from orchestrator.storage.store import Storage
@@ -137,16 +137,9 @@ def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
 def processes_of(root: str) -> list[list[str]]:
     """Return the command lines of all processes, wherever they were started, that work on a storage root."""
-    found = [_words(process) for process in psutil.process_iter() if process.pid != os.getpid()]
+    found = [words_of(process) for process in psutil.process_iter() if process.pid != os.getpid()]
     return [words for words in found if any(root in word for word in words)]
 
 

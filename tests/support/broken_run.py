@@ -95,7 +95,7 @@ class BrokenRun:
         """Return the training processes: Ray's by their name, local ones as children of the process that forks them."""
         driver = psutil.Process(self.process.pid)
         direct = driver.children()
-        found = {child: _words(child) for child in driver.children(recursive=True)}
+        found = {child: words_of(child) for child in driver.children(recursive=True)}
         of_ray = [child for child, words in found.items() if any("RayTrainWorker" in word for word in words)]
         return of_ray or [child for child, words in found.items() if child not in direct and _trains(words)]
 
@@ -111,7 +111,7 @@ class BrokenRun:
             process.send_signal(number)
 
 
-def _words(process: psutil.Process) -> list[str]:
+def words_of(process: psutil.Process) -> list[str]:
     """Return the command line; empty for a process that has just ended."""
     try:
         return process.cmdline()

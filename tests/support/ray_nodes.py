@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from broken_run import RECORDING
+from broken_run import RECORDING, words_of
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ class RayNodes:
     def workers(self, node: Any) -> list[psutil.Process]:
         """Return the training processes on a node."""
         children = self.raylet(node).children(recursive=True)
-        return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+        return [child for child in children if any("RayTrainWorker" in word for word in words_of(child))]
 
     def end(self) -> None:
         self._cluster.shutdown()

@@ -277,6 +277,37 @@ def test_what_is_given_back_can_be_reserved_again(small: SmallPipeline) -> None:
     assert ledger.left == Resources(0.0)
 
 
+class BusyCluster:
+    """All CPUs are another driver's for a while."""
+
+    def __init__(self) -> None:
+        self.refused = 0
+
+    def left(self) -> tuple[float, float]:
+        return 2.0, 0.0
+
+    def take(self, what: str, cpus: float, gpus: float) -> bool:
+        self.refused += 1
+        return self.refused > 3
+
+    def give_back(self, what: str) -> None: ...
+
+
+def test_a_driver_for_which_another_leaves_no_room_waits_says_so_and_then_runs_everything(
+    small: SmallPipeline,
+) -> None:
+    driver, told = small.driver(), set[str]()
+    driver._ledger = Ledger(Resources(2.0), BusyCluster())
+    driver._show = lambda progress: told.update(one.why for one in progress.values())
+    driver.run((), False)
+    assert {one.phase for one in driver.progress.values()} == {"done"}
+    assert sorted(small.children.started) == ["base", "both", "left", "right"]
+    assert "waits for CPUs or GPUs that other processes hold" in told
+    driver = small.driver(cpus=0.0)
+    driver.run((), False)
+    assert {one.was_done for one in driver.progress.values()} == {True}, "what is done needs no room"
+
+
 @pytest.mark.parametrize(("max_lost_nodes", "num_started"), [(0, 1), (1, 2), (5, 3)])
 def test_a_stage_whose_node_is_lost_is_started_anew_so_many_times(
     small: SmallPipeline, max_lost_nodes: int, num_started: int
