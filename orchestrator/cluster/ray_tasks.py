@@ -7,7 +7,7 @@ need with an actor that all drivers of a cluster share. A driver that is no long
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -96,11 +96,15 @@ class RayTask(Generic[Order]):
 
 
 class Admission:
-    """An actor, one for each cluster: which driver has reserved how many CPUs and GPUs for what."""
+    """An actor, one for each cluster: which driver has reserved how many CPUs and GPUs for what.
+
+    After the loss of its node it is started anew, and learns from the drivers' beats what they hold.
+    """
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], tuple[float, float]] = {}
         self._heard: dict[str, float] = {}
+        self._knows_all_at = time.monotonic() + 2 * BEAT_SECONDS if _is_started_anew() else 0.0
 
     def left(self) -> tuple[float, float]:
         """Return the CPUs and GPUs that nobody has reserved."""
@@ -112,10 +116,10 @@ class Admission:
         )  # type: ignore[return-value]
 
     def take(self, driver: str, what: str, cpus: float, gpus: float) -> bool:
-        """Reserve, unless that is more than is left."""
-        self.beat(driver)
-        left = self.left()
-        if cpus > left[0] or gpus > left[1]:
+        """Reserve, unless that is more than is left; asked again, since an answer was lost, it answers the same."""
+        self._heard[driver] = time.monotonic()
+        (left_cpus, left_gpus), (own_cpus, own_gpus) = self.left(), self._held.get((driver, what), (0.0, 0.0))
+        if time.monotonic() < self._knows_all_at or cpus > left_cpus + own_cpus or gpus > left_gpus + own_gpus:
             return False
         self._held[driver, what] = cpus, gpus
         return True
@@ -123,9 +127,11 @@ class Admission:
     def give_back(self, driver: str, what: str) -> None:
         self._held.pop((driver, what), None)
 
-    def beat(self, driver: str) -> None:
-        """Take note that a driver lives."""
+    def beat(self, driver: str, held: Mapping[str, tuple[float, float]]) -> None:
+        """Take note that a driver lives, and of all that it holds."""
+        self.leave(driver)
         self._heard[driver] = time.monotonic()
+        self._held |= {(driver, what): resources for what, resources in held.items()}
 
     def leave(self, driver: str) -> None:
         """Give back all that a driver has reserved."""
@@ -142,6 +148,10 @@ class Admission:
                 self.leave(driver)
 
 
+def _is_started_anew() -> bool:
+    return ray.is_initialized() and bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
 def _ended_jobs() -> set[str]:
     """Return the ids of the drivers that have ended, even by SIGKILL."""
     return {job["JobID"] for job in ray_state.jobs() if job["IsDead"]}
@@ -151,10 +161,13 @@ class SharedLedger:
     """One driver's view of what all drivers of the cluster have reserved."""
 
     def __init__(self) -> None:
-        actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Admission)
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Admission)
         options = {"name": _ADMISSION, "namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
         self._actor = actor.options(**options).remote()
         self._driver = f"{ray.get_runtime_context().get_job_id()}-{secrets.token_hex(8)}"
+        self._held: dict[str, tuple[float, float]] = {}
+        self._lock = threading.Lock()
+        """A beat must not undo what was reserved after it was made up."""
         self._done = threading.Event()
         threading.Thread(target=self._beat, daemon=True, name="admission").start()
 
@@ -164,11 +177,17 @@ class SharedLedger:
 
     def take(self, what: str, cpus: float, gpus: float) -> bool:
         """Reserve, unless that is more than is left; return whether it was."""
-        return ray.get(self._actor.take.remote(self._driver, what, cpus, gpus))
+        with self._lock:
+            answer: Any = ray.get(self._actor.take.remote(self._driver, what, cpus, gpus))
+            if answer:
+                self._held[what] = cpus, gpus
+            return answer
 
     def give_back(self, what: str) -> None:
         """Give back what was reserved under a name."""
-        self._actor.give_back.remote(self._driver, what)
+        with self._lock:
+            self._held.pop(what, None)
+            self._actor.give_back.remote(self._driver, what)
 
     def close(self) -> None:
         """Give back everything."""
@@ -178,8 +197,8 @@ class SharedLedger:
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
-            with suppress(Exception):  # it is restarted, or the cluster is gone
-                self._actor.beat.remote(self._driver)
+            with suppress(Exception), self._lock:  # the cluster is gone
+                self._actor.beat.remote(self._driver, dict(self._held))
 
 
 @contextmanager

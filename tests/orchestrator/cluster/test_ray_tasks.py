@@ -37,7 +37,7 @@ def test_a_driver_that_is_no_longer_heard_of_holds_nothing(
     now = time.monotonic()
     assert admission.take("dead", "base", 4, 0)
     monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + ray_tasks.EXPIRY_SECONDS / 2)
-    admission.beat("alive")
+    admission.beat("alive", {})
     assert not admission.take("alive", "base", 1, 0)
     monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + ray_tasks.EXPIRY_SECONDS + 1)
     assert admission.take("alive", "base", 4, 0)
@@ -52,6 +52,26 @@ def test_a_driver_that_ray_knows_to_have_ended_holds_nothing_after_two_beats(
     assert admission.left() == (0.0, 1.0)
     monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + 3 * ray_tasks.BEAT_SECONDS)
     assert admission.left() == (3.0, 1.0)
+
+
+def test_reservations_outlive_the_node_of_their_actor_and_none_is_made_before_all_are_known(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tasks, "_is_started_anew", lambda: True)
+    anew, now = Admission(), time.monotonic()
+    assert not anew.take("two", "other", 1, 0), "nobody has told yet what is held"
+    anew.beat("one", {"base": (3, 0)})
+    assert anew.left() == (1.0, 1.0)
+    monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now + 2 * ray_tasks.BEAT_SECONDS)
+    assert not anew.take("two", "other", 2, 0)
+    assert anew.take("two", "other", 1, 0)
+
+
+def test_a_reservation_whose_answer_was_lost_is_made_once(admission: Admission) -> None:
+    assert admission.take("one", "base", 3, 0)
+    assert admission.take("one", "base", 3, 0)
+    assert not admission.take("one", "base", 5, 0)
+    assert admission.left() == (1.0, 1.0)
 
 
 class Work:
