@@ -70,6 +70,14 @@ def test_one_that_was_started_again_admits_nobody_until_all_drivers_have_said_wh
     assert again.left() == (0.0, 0.0)
 
 
+def test_a_reservation_whose_answer_was_lost_is_made_once(admission: Admission) -> None:
+    assert admission.take("one", {}, "base", 3, 0)
+    assert admission.take("one", {}, "base", 3, 0)
+    assert not admission.take("one", {}, "base", 5, 0)
+    assert admission.take("one", {}, "base", 3, 0)
+    assert admission.left() == (1.0, 1.0)
+
+
 class Work:
     """Runs until it is notified, and then ends with the number of the notice."""
 
