@@ -71,6 +71,13 @@ class StorageConfig(Config):
     cache_bytes: Runtime[Annotated[int, Field(ge=2 * 10**8, le=2**60)]] = 50_000_000_000
     """Most bytes of remote training data that a machine keeps there, at most half of its disk."""
 
+    @field_validator("cache_dir")
+    @classmethod
+    def _cache_is_local(cls, path: str | None) -> str | None:
+        if path is not None and "://" in path:
+            raise ValueError("must be a folder of the machine itself, and no URL")
+        return path
+
 
 class StrategyConfig(Config):
     """How the training state is spread over workers."""

@@ -170,6 +170,9 @@ PATH_FIELDS = {
     "stop": {"address": ["name=x"]},
 }
 """Every field that takes a path or an address, and what else must be set with it."""
+for _fields in PATH_FIELDS.values():
+    if "storage.root" in _fields:
+        _fields["storage.cache_dir"] = _fields["storage.root"]
 ALL_KINDS = (("prepare", "data.path"), ("generate", "model.path"))
 PLANTS = [
     (command, field, kind)

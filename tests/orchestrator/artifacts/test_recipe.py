@@ -28,6 +28,8 @@ NOT_IN_A_RECIPE = {
 RUNTIME_FIELDS = {
     *(
         "run.name",
+        "sweep.name",
+        "sweep.num_trials",
         "data.num_processes",
         "data.zstd_window_bytes",
         "guard.max_consecutive",

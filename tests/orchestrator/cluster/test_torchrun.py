@@ -14,6 +14,7 @@ import psutil
 import pytest
 from broken_run import RECORDING, TIMEOUT_SECONDS, BrokenRun, Finished, command, events, finished
 from tiny_run import write_text
+from waiting import eventually
 
 from orchestrator.cli import main
 from orchestrator.cluster.placed_worker import VARIABLES
@@ -110,6 +111,7 @@ def test_killed_worker_is_restarted_by_torchrun_and_the_weights_are_those_of_loc
 ) -> None:
     with Torchrun(command(text, tmp_path, "strategy=ddp", "cluster=torchrun")) as run:
         run.wait_for_step(25)
+        assert eventually((tmp_path / "runs/tiny/checkpoints/step_00000020/COMMITTED").exists, seconds=TIMEOUT_SECONDS)
         assert len(run.workers()) == 2
         run.signal_worker(signal.SIGKILL, 0)
         assert run.end() == 0, run.said
