@@ -39,9 +39,8 @@ def run(settings: SweepConfig, command: str, space: Space, composer: Composer) -
     sweep, about, first = _checked(settings, command, space, composer)
     figures = Figures(sweep.storage)
     with place(first.cluster) as where, StagesDisplay(f"Sweep {sweep.name}", "trial") as display:
-        for number, config in (
-            sweep.configs or {0: first}
-        ).items():  # one by one, since one reason is often that of all
+        # one by one, since one reason is often that of all
+        for number, config in (sweep.configs or {0: first}).items():
             check_fits({f"trial {trial_name(number)}": config}, where.ledger.total, where.name)
         check_same(sweep.storage, sweep.name, about)
         driver = Driver(
