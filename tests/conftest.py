@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from worker_pool import Pools
 
 # on a busy machine each kernel of two threads costs a time slice; torch reads the variable when it is imported
@@ -15,6 +16,9 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 
 os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
 # otherwise W&B's client reports its own errors to its makers, also from these tests
 os.environ["WANDB_ERROR_REPORTING"] = "false"
+# the same examples in each run, however busy the machine is
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _NO_SHARED_DATA = "needs ../shared/data"

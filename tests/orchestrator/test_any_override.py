@@ -1,7 +1,6 @@
 """Whatever is typed after a command is a valid configuration, or a mistake that is explained at once."""
 
 import sys
-import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +19,7 @@ from orchestrator.configuration.schema import config_classes, leaves
 pytestmark = pytest.mark.slow
 
 KINDS: dict[str, type[Config]] = {name: getattr(commands, command.config) for name, command in COMMANDS.items()}
-MOST_SECONDS = 2
-SHORT = settings(
-    derandomize=True, max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SHORT = settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LONG = settings(SHORT, derandomize=False, max_examples=150)
 
 NUMBERS = (
@@ -96,17 +92,14 @@ def started(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> list[Config]
         module = types.ModuleType(f"orchestrator.commands.{name}")
         vars(module)["run"] = lambda config, *_: configs.append(config)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    main(["runs"])  # imports what all commands need, which is not to be timed
     return configs
 
 
 def check(command: str, words: list[str], started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
     started.clear()
     needed = NEEDED.get(command, [])
-    before = time.process_time()
     code = main([command, *needed, *words])
-    seconds, said = time.process_time() - before, capsys.readouterr()
-    assert seconds < MOST_SECONDS
+    said = capsys.readouterr()
     assert "Traceback" not in said.err
     assert all(isinstance(config, KINDS[command]) for config in started)
     assert (code, bool(started), said.err[:7]) in ((0, True, ""), (2, False, "error: "))
@@ -156,9 +149,7 @@ def test_any_override_is_valid_or_explained_long(
 def test_value_that_nobody_thought_of_is_explained(
     words: list[str], part: str, started: list[Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = time.process_time()
     assert main(["pretrain", *words]) == 2
-    assert time.process_time() - before < MOST_SECONDS
     assert part in capsys.readouterr().err
 
 
