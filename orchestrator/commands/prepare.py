@@ -1,7 +1,7 @@
 """`orchestrator prepare`: text to token shards, or rows to the examples of a task."""
 
 from orchestrator.artifacts.model_folders import find_model, read_files
-from orchestrator.artifacts.prepared_data import DataRequirements, check_data, data_notes, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, check_data, data_notes, prepared_data, preview_data
 from orchestrator.artifacts.prepared_task import TaskRequest, prepared_task
 from orchestrator.configuration.commands import USUAL_LENGTH, PrepareConfig
 from orchestrator.display.progress import prepare_progress
@@ -10,7 +10,11 @@ from orchestrator.storage.store import Storage
 
 
 def run(config: PrepareConfig) -> None:
-    """Prepare the data unless that is done already, check it, and print its URL."""
+    """Prepare the data unless that is done already, check it, and print its URL; or say what filters would do."""
+    if config.dry_run:
+        for line in preview_data(config.data):
+            print_line(line)
+        return
     storage = Storage(config.storage.root)
     if config.task is None:
         with prepare_progress() as progress:

@@ -27,6 +27,7 @@ from orchestrator.configuration.evaluation_rules import (
     text_or_a_task,
 )
 from orchestrator.configuration.faults import fault_mistakes
+from orchestrator.configuration.filter_rules import dry_run_belongs_to_text, filters_belong_to_text
 from orchestrator.configuration.schema import shown
 
 _OF_A_TEXT = ("data", "part", "sequence_length", "batch_size", "max_sequences", "mlm_probability", "seed")
@@ -278,6 +279,8 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"finetune", "task"}), _metric_is_the_tasks),
     (frozenset({"task", "model", "tokenizer", "sequence_length"}), _task_and_model_go_together),
     (frozenset({"data"}), _splits_belong_to_a_task),
+    (frozenset({"data"}), filters_belong_to_text),
+    (frozenset({"data", "dry_run", "task"}), dry_run_belongs_to_text),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
     (frozenset({"prompt", "prompts_file"}), one_source_of_prompts),
     (frozenset({"output", "prompts_file"}), output_suits_the_prompts),

@@ -18,7 +18,7 @@ import orchestrator.cli.command
 from orchestrator.cli.command import conf_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKED_EXTRAS = ("hf", "s3", "gcs", "eval", "workspaces", "dev")
+LOCKED_EXTRAS = ("hf", "s3", "gcs", "eval", "workspaces", "quality", "dev")
 IMPORTING_CALLS = {"import_module", "import_package", "__import__"}
 
 
