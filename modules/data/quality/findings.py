@@ -28,7 +28,7 @@ _CHANGED = {
     "ip": "replaced {} IP addresses",
     "phone": "replaced {} phone numbers",
     "held_out": "cut out {} sequences of words of held-out texts",
-    "lines": "left out {} lines on JavaScript, cookies or terms of use",
+    "policy_lines": "left out {} lines on JavaScript, cookies or terms of use",
 }
 
 

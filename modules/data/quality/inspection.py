@@ -106,7 +106,7 @@ class Inspector:
 
     def change(self, text: str) -> tuple[list[str], bool]:
         """Return the texts that a kept document becomes, and whether something was cut out of it."""
-        changed = self._changed(self._without_lines(text))
+        changed = self._changed(self._without_lines(text)[0])
         return changed.texts, changed.is_cut
 
     def _reference(self, text: str) -> tuple[Mapping[str, Any], list[tuple[str, int, str]], str | None]:
@@ -114,7 +114,7 @@ class Inspector:
 
     def _document(self, text: str) -> tuple[Mapping[str, Any], list[tuple[str, int, str]], str | None]:
         """Return values of the record, findings, and the text that is compared if it is kept."""
-        prose = self._without_lines(text)
+        prose, policy_lines = self._without_lines(text)
         reason, why = self._reason(prose)
         if reason:
             return {"reason": REASONS.index(reason)}, [(reason, 0, why)], None
@@ -124,13 +124,13 @@ class Inspector:
             return {"reason": REASONS.index("held_out")}, [("held_out", 0, why)], None
         kept_bytes = sum(len(kept.encode()) for kept in changed.texts)
         findings = list(changed.findings)
-        if prose != text:
-            findings.append(("lines", text.count("\n") - prose.count("\n") or 1, excerpt(text)))
+        if policy_lines:
+            findings.append(("policy_lines", len(policy_lines), f"{excerpt(policy_lines[0])!r}"))
         values = {"kept_bytes": kept_bytes, "is_changed": changed.texts != [text]}
         return values, findings, "\n".join(changed.texts)
 
-    def _without_lines(self, text: str) -> str:
-        return rules.without_policy_lines(text) if "boilerplate" in self._filters.rules else text
+    def _without_lines(self, text: str) -> tuple[str, list[str]]:
+        return rules.without_policy_lines(text) if "boilerplate" in self._filters.rules else (text, [])
 
     def _reason(self, text: str) -> tuple[str, str]:
         """Return the first reason to leave the document out, and its figure."""

@@ -11,6 +11,7 @@ Words are what white space separates, as in 1.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 
 _BULLETS = ("•", "‣", "▪", "◦", "●", "-", "*")
 _ELLIPSES = ("...", "…")
@@ -112,11 +113,14 @@ def boilerplate(text: str) -> Reason:
     return "lorem ipsum" if "lorem ipsum" in text.lower() else None
 
 
-def without_policy_lines(text: str) -> str:
-    """Return the text without the lines that mention JavaScript, cookies or terms of use, as C4 has it (source 3)."""
+def without_policy_lines(text: str) -> tuple[str, list[str]]:
+    """Return the text without the lines that mention JavaScript, cookies or terms of use, as C4 has it; and those."""
     if _POLICY.search(text) is None:
-        return text
-    return "".join(line for line in text.splitlines(keepends=True) if not _POLICY.search(line))
+        return text, []
+    kept, left_out = [], []
+    for line in text.splitlines(keepends=True):
+        (left_out if _POLICY.search(line) else kept).append(line)
+    return "".join(kept), left_out
 
 
 RULES: Mapping[str, Callable[[str, Sequence[str]], Reason]] = {
@@ -137,13 +141,8 @@ def _repeated(parts: Sequence[str]) -> tuple[int, int]:
 
 def _top_share(words: Sequence[str], size: int, num_chars: int) -> float:
     counts = Counter(zip(*(words[start:] for start in range(size)), strict=False))
-    if not counts:
-        return 0.0
-    most = max(counts.values())
-    if most == 1:
-        return 0.0
-    longest = max(sum(map(len, ngram)) for ngram, count in counts.items() if count == most)
-    return most * longest / num_chars
+    ngram, count = max(counts.items(), key=itemgetter(1), default=((), 0))
+    return count * sum(map(len, ngram)) / num_chars if count > 1 else 0.0
 
 
 def _duplicate_share(words: Sequence[str], size: int, num_chars: int) -> float:
