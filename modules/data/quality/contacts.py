@@ -33,6 +33,7 @@ _VERSION_BEFORE = re.compile(
 """A product before a slash is followed by its version, as in the names of browsers."""
 _SMALL_FIRST, _SMALL = 32, 100
 """Four parts, the first below 32 and all below 100, are a version or a section; 7 in 1,000 addresses are like it."""
+_AROUND = 40
 _MANY_DIGITS = re.compile(r"[+(]?\d(?:[ \u00a0().\-/]{0,3}\d){6,16}")
 _NUMBER = re.compile(r"\+?\d+(?:\.\d+)?|(?:\d{1,3}\.){3}\d{1,3}|.*(?<!\d)0\.\d.*", re.DOTALL)
 """A number without signs between its digits, or a decimal, also as a part, or four parts of an IP address."""
@@ -100,32 +101,33 @@ class PhoneNumbers:
 
     def __call__(self, text: str) -> Iterator[Span]:
         """Yield every phone number."""
-        done = 0
+        # the library takes long for a whole text, and looks at little around a number
+        windows: list[list[int]] = []
         for found in _MANY_DIGITS.finditer(text):
-            if found.start() < done:
-                continue
-            # the library looks at what is around a candidate; a line is enough of it, and whole texts take it long
-            start = max(text.rfind("\n", 0, found.start()) + 1, found.start() - 60)
-            end = text.find("\n", found.end(), found.end() + 60)
-            done = len(text[: found.end() + 60]) if end < 0 else end
-            for span in self._in_line(text[start:done]):
+            if windows and found.start() - windows[-1][1] <= 2 * _AROUND:
+                windows[-1][1] = found.end()
+            else:
+                windows.append([found.start(), found.end()])
+        for first, last in windows:
+            start = max(0, first - _AROUND)
+            for span in self._in_window(text[start : last + _AROUND]):
                 yield Span(start + span.start, start + span.stop, span.name)
 
-    def _in_line(self, line: str) -> list[Span]:
+    def _in_window(self, window: str) -> list[Span]:
         spans: dict[int, Span] = {}
         for region in (None, *self._regions):
-            if region is None and "+" not in line:
+            if region is None and "+" not in window:
                 continue
             strict = self._library.Leniency.VALID if region is None else self._library.Leniency.STRICT_GROUPING
-            for match in self._library.PhoneNumberMatcher(line, region, leniency=strict):
-                if self._is_phone(line, match):
+            for match in self._library.PhoneNumberMatcher(window, region, leniency=strict):
+                if self._is_phone(window, match):
                     spans.setdefault(match.start, Span(match.start, match.end, "phone number"))
         return list(spans.values())
 
     @staticmethod
-    def _is_phone(line: str, match: Any) -> bool:
+    def _is_phone(window: str, match: Any) -> bool:
         raw = match.raw_string
-        if re.match(r"\.\d", line[match.end : match.end + 2]) or re.search(r"\d\.$", line[: match.start]):
+        if re.match(r"\.\d", window[match.end : match.end + 2]) or re.search(r"\d\.$", window[: match.start]):
             return False  # a part of a decimal
         if raw.startswith("+"):
             return True

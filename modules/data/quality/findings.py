@@ -1,13 +1,12 @@
 """What was left out and replaced in a text: counts and a few examples, for the manifest and for the user."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from modules.data.quality.inspection import REASONS, Finding
+from modules.data.quality.inspection import CHANGES, REASONS, Finding
 
 NUM_EXAMPLES = 3
 _TOLD = {
@@ -36,8 +35,6 @@ _CHANGED = {
 class Findings:
     """Collects what was found, in the order of the documents, so that it is the same on any number of processes."""
 
-    places: Counter[str] = field(default_factory=Counter)
-    documents: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     num_short: int = 0
@@ -45,12 +42,10 @@ class Findings:
 
     def add(self, finding: Finding, start: str) -> None:
         """Count a finding in a document that begins with `start`."""
-        if finding.count == 0:
+        if finding.is_change:
+            _keep(self.examples.setdefault(finding.name, []), finding.example)
+        else:
             _keep(self.reasons.setdefault(finding.name, []), f"{start!r} ({finding.example})")
-            return
-        self.places[finding.name] += finding.count
-        self.documents[finding.name] += 1
-        _keep(self.examples.setdefault(finding.name, []), finding.example)
 
     def add_repeated(self, name: str, start: str, earlier: str) -> None:
         """Give an example of a document that repeats an earlier one."""
@@ -70,9 +65,13 @@ class Findings:
             if name in _TOLD and np.any(records["reason"] == number)
         }
         changed = {
-            name: {"documents": self.documents[name], "places": self.places[name], "examples": self.examples[name]}
-            for name in _CHANGED
-            if name in self.places
+            name: {
+                "documents": int(np.count_nonzero(kept["changes"][:, number])),
+                "places": int(kept["changes"][:, number].sum()),
+                "examples": self.examples.get(name, []),
+            }
+            for number, name in enumerate(CHANGES)
+            if np.any(kept["changes"][:, number])
         }
         are_own = records["reason"] != REASONS.index("reference")
         return {

@@ -1,5 +1,6 @@
 """What is found by looking at one document alone: whether it is left out, what it becomes, and how it is compared."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,24 +12,26 @@ from modules.config_fields import Config
 from modules.data.quality import rules
 from modules.data.quality.language import Languages
 from modules.data.quality.overlap import Cut, HeldOutWords
-from modules.data.quality.redaction import Redactor, excerpt
+from modules.data.quality.redaction import Redactor, Replaced, excerpt
 from modules.data.quality.similarity import NUM_HASHES, Signatures
 from modules.data.quality.words import Words
 from modules.quality_config import FiltersConfig, RedactConfig
 
 REASONS = ("", "reference", "length", *rules.RULES, "language", "held_out", "equal", "similar")
 """Why a document is not kept; a number in RECORD counts them. A reference is another source's."""
+CHANGES = ("key", "email", "ip", "phone", "held_out", "policy_lines")
+"""What may be changed in a document that is kept; the record has the number of places of each."""
 RECORD = np.dtype(
     [
         ("digest", "<u8", 2),
         ("num_bytes", "<i8"),
         ("kept_bytes", "<i8"),
+        ("changes", "<u4", len(CHANGES)),
         ("reason", "u1"),
-        ("is_changed", "?"),
         ("start", "S160"),
     ]
 )
-"""What is remembered of a document: 194 bytes, in a file."""
+"""What is remembered of a document: 217 bytes, in a file."""
 
 
 class InspectorSettings(Config):
@@ -49,8 +52,7 @@ class Finding(NamedTuple):
     """Its number in the request."""
     name: str
     """The reason why it is left out, or the kind of what was changed in it."""
-    count: int
-    """Places that were changed; 0 says that the document is left out."""
+    is_change: bool
     example: str
 
 
@@ -65,9 +67,8 @@ class Inspected(NamedTuple):
 class _Changed(NamedTuple):
     texts: list[str]
     """What the document becomes, each a document of its own; empty if it is left out."""
-    is_cut: bool
-    findings: list[tuple[str, int, str]]
-    """Kind, number of places, example."""
+    found: list[Replaced]
+    """What was changed; `held_out` is what was cut out."""
 
 
 class Inspector:
@@ -107,27 +108,29 @@ class Inspector:
     def change(self, text: str) -> tuple[list[str], bool]:
         """Return the texts that a kept document becomes, and whether something was cut out of it."""
         changed = self._changed(self._without_lines(text)[0])
-        return changed.texts, changed.is_cut
+        return changed.texts, any(item.kind == "held_out" for item in changed.found)
 
-    def _reference(self, text: str) -> tuple[Mapping[str, Any], list[tuple[str, int, str]], str | None]:
+    def _reference(self, text: str) -> tuple[Mapping[str, Any], list[tuple[str, bool, str]], str | None]:
         return {"reason": REASONS.index("reference")}, [], self._redactor.replace(text)[0]
 
-    def _document(self, text: str) -> tuple[Mapping[str, Any], list[tuple[str, int, str]], str | None]:
+    def _document(self, text: str) -> tuple[Mapping[str, Any], list[tuple[str, bool, str]], str | None]:
         """Return values of the record, findings, and the text that is compared if it is kept."""
         prose, policy_lines = self._without_lines(text)
         reason, why = self._reason(prose)
         if reason:
-            return {"reason": REASONS.index(reason)}, [(reason, 0, why)], None
+            return {"reason": REASONS.index(reason)}, [(reason, False, why)], None
         changed = self._changed(prose)
         if not changed.texts:
-            why = changed.findings[0][2]
-            return {"reason": REASONS.index("held_out")}, [("held_out", 0, why)], None
-        kept_bytes = sum(len(kept.encode()) for kept in changed.texts)
-        findings = list(changed.findings)
+            return {"reason": REASONS.index("held_out")}, [("held_out", False, changed.found[0].example)], None
+        found = list(changed.found)
         if policy_lines:
-            findings.append(("policy_lines", len(policy_lines), f"{excerpt(policy_lines[0])!r}"))
-        values = {"kept_bytes": kept_bytes, "is_changed": changed.texts != [text]}
-        return values, findings, "\n".join(changed.texts)
+            found.append(Replaced("policy_lines", len(policy_lines), repr(excerpt(policy_lines[0]))))
+        counts = {item.kind: item.count for item in found}
+        values = {
+            "kept_bytes": sum(len(kept.encode()) for kept in changed.texts),
+            "changes": [counts.get(name, 0) for name in CHANGES],
+        }
+        return values, [(item.kind, True, item.example) for item in found], "\n".join(changed.texts)
 
     def _without_lines(self, text: str) -> tuple[str, list[str]]:
         return rules.without_policy_lines(text) if "boilerplate" in self._filters.rules else (text, [])
@@ -148,21 +151,22 @@ class Inspector:
 
     def _changed(self, text: str) -> _Changed:
         cut = self._held_out.cut(text) if self._held_out else Cut([text], 0, "")
-        findings = [("held_out", cut.num_matches, f"'{excerpt(cut.first)}'")] if cut.num_matches else []
-        texts = []
-        counts: dict[str, list[str]] = {}
+        found = [Replaced("held_out", cut.num_matches, repr(excerpt(cut.first)))] if cut.num_matches else []
+        texts: list[str] = []
+        counts: Counter[str] = Counter()
+        examples: dict[str, str] = {}
         for piece in cut.pieces:
-            replaced, found = self._redactor.replace(piece)
+            replaced, kinds = self._redactor.replace(piece)
             texts.append(replaced)
-            for item in found:
-                counts.setdefault(item.kind, []).append(item.example)
-        findings += [(kind, len(examples), examples[0]) for kind, examples in counts.items()]
-        return _Changed(texts, bool(cut.num_matches), findings)
+            for item in kinds:
+                counts[item.kind] += item.count
+                examples.setdefault(item.kind, item.example)
+        return _Changed(texts, found + [Replaced(kind, counts[kind], example) for kind, example in examples.items()])
 
 
 def _record(
-    text: str, compared: str | None, reason: int = 0, kept_bytes: int = 0, is_changed: bool = False
+    text: str, compared: str | None, reason: int = 0, kept_bytes: int = 0, changes: Sequence[int] = (0,) * len(CHANGES)
 ) -> tuple[Any, ...]:
     digest = xxhash.xxh3_128_intdigest(compared.encode()) if compared is not None else 0
     start = excerpt(text).encode()
-    return [digest >> 64, digest & (2**64 - 1)], len(text.encode()), kept_bytes, reason, is_changed, start
+    return [digest >> 64, digest & (2**64 - 1)], len(text.encode()), kept_bytes, changes, reason, start

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from string import ascii_lowercase, ascii_uppercase
 from typing import NamedTuple
 
 from modules.data.quality.span import Span
@@ -68,6 +69,7 @@ _VALUE_AFTER = re.compile(
 )
 """What follows a name that says that a value is secret; a value without quotes is longer, and calls nothing."""
 _BEARER = re.compile(r"\b[Bb]earer\s{1,3}(?P<value>[A-Za-z0-9._~+/-]{20,}=*)")
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 _LEAST_BITS = 3.0
 _LEAST_CHANGES = 4
 
@@ -82,6 +84,8 @@ def keys_in(text: str) -> Iterator[Span]:
             if not _PLACEHOLDER.match(found["value"]):
                 yield Span(*found.span("value"), "password in a URL")
     lower = text.lower()
+    if len(lower) != len(text):  # one letter may become two, and places must be those of the text
+        lower = text.translate(_LOWER)
     for name in _NAMES:
         yield from _assigned(text, lower, name)
     if "bearer" in lower:

@@ -1,6 +1,8 @@
 """Personal data and secrets in a text, replaced by tags; and texts that may be shown, in which they are masked."""
 
 import re
+from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -19,11 +21,12 @@ _AROUND = 30
 
 
 class Replaced(NamedTuple):
-    """Something that was replaced."""
+    """What was replaced of one kind."""
 
     kind: str
+    count: int
     example: str
-    """What it was like, and the text around it, with nothing secret in it."""
+    """What the first was like, and the text around it, with nothing secret in it."""
 
 
 class Redactor:
@@ -40,11 +43,15 @@ class Redactor:
             self._finders["phone"] = PhoneNumbers(settings.phone_regions)
 
     def replace(self, text: str) -> tuple[str, list[Replaced]]:
-        """Return the text with tags, and what was replaced, in its order."""
+        """Return the text with tags, and what was replaced, by kind."""
         spans = _without_overlaps(
             (rank, kind, span) for rank, (kind, find) in enumerate(self._finders.items()) for span in find(text)
         )
-        return _tagged(text, spans), [Replaced(kind, _example(text, kind, span)) for kind, span in spans]
+        first: dict[str, Span] = {}
+        for kind, span in spans:
+            first.setdefault(kind, span)
+        counts = Counter(kind for kind, _ in spans)
+        return _tagged(text, spans), [Replaced(kind, counts[kind], _example(text, kind, first[kind])) for kind in first]
 
 
 def excerpt(text: str) -> str:
@@ -54,13 +61,14 @@ def excerpt(text: str) -> str:
 
 
 def _without_overlaps(found: Iterable[tuple[int, str, Span]]) -> list[tuple[str, Span]]:
-    kept: list[tuple[str, Span]] = []
-    taken: list[Span] = []
+    """Return the spans in their order; of those that overlap, the one of the lowest rank."""
+    kept: list[tuple[Span, str]] = []
     for _, kind, span in sorted(found, key=lambda item: (item[0], item[2])):
-        if not any(span.start < other.stop and other.start < span.stop for other in taken):
-            kept.append((kind, span))
-            taken.append(span)
-    return sorted(kept, key=lambda item: item[1])
+        place = bisect(kept, (span, kind))
+        is_free_before = place == 0 or kept[place - 1][0].stop <= span.start
+        if is_free_before and (place == len(kept) or span.stop <= kept[place][0].start):
+            kept.insert(place, (span, kind))
+    return [(kind, span) for span, kind in kept]
 
 
 def _tagged(text: str, spans: Iterable[tuple[str, Span]]) -> str:

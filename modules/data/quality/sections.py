@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from modules.data.documents import Piece
 
-SECTION_CHARS = 2**22
+SECTION_CHARS = 2**20
 """A longer document is looked at in sections of about this length, each as a document of its own; bounds memory."""
 
 

@@ -111,7 +111,7 @@ def test_all_kinds_together_replace_each_once_and_leave_the_rest_as_it_is() -> N
     tagged = " und ä\n".join(TAGS[kind] for kind, values in FOUND.items() for _ in values)
     replaced, found = every.replace(text)
     assert replaced == tagged
-    assert [item.kind for item in found] == [kind for kind, values in FOUND.items() for _ in values]
+    assert {item.kind: item.count for item in found} == {kind: len(values) for kind, values in FOUND.items()}
     assert every.replace(replaced) == (replaced, [])
 
 
@@ -119,9 +119,9 @@ def test_all_kinds_together_replace_each_once_and_leave_the_rest_as_it_is() -> N
 def test_examples_show_the_form_and_nothing_secret(kind: str) -> None:
     others = " ".join(value for other, values in FOUND.items() for value in values if other != kind)
     for value in FOUND[kind]:
-        _, found = redactor(kind).replace(f"{others} x {value} x {others}")
+        _, found = redactor(kind).replace(f"{others} x {value} x {others} x {value}")
         secret = value.replace("-----BEGIN RSA PRIVATE KEY-----\n", "")[:20]
-        assert len(found) == 1
+        assert [item.count for item in found] == [2]
         assert not [item for item in found if secret in item.example]
         assert secret not in excerpt(f"A text with {value}")
 
@@ -133,6 +133,15 @@ def test_a_secret_at_the_end_of_what_is_shown_is_masked_as_a_whole() -> None:
         assert len(shown) <= 80
     assert "BEGIN" not in excerpt("-----BEGIN PRIVATE KEY-----\n" + "MIIEvQ\n" * 1000)
     assert excerpt("one\ntwo  three") == "one two three"
+
+
+def test_places_are_those_of_the_text_where_small_letters_are_longer() -> None:
+    assert redactor("key").replace(f"İİİ {IN_CONTEXT['key'][0][0].format(HEX[:32])}")[0] == 'İİİ api_key = "<KEY>"'
+
+
+def test_many_numbers_in_one_line_are_all_found() -> None:
+    numbers = [f"+1 212 736 {number}" for number in range(5000, 5200)]
+    assert redactor("phone").replace(", ".join(numbers))[0] == ", ".join(["<PHONE_NUMBER>"] * 200)
 
 
 def test_nothing_is_replaced_unless_asked_for() -> None:
