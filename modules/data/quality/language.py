@@ -6,7 +6,7 @@ from typing import Any
 
 from modules.errors import InputError
 
-_PART_CHARS = 400
+_PART_CHARS = 200
 """Characters that are looked at from the start, the middle and the end of a text; more hardly change the answer."""
 
 _WRITTEN_ALIKE = {"zh": ("wuu", "yue")}
