@@ -220,3 +220,18 @@ def test_the_order_of_a_list_makes_no_other_setting() -> None:
     one = DataConfig.model_validate({"redact": {"kinds": ["ip", "email", "ip"]}, "filters": {"rules": "symbols"}})
     other = DataConfig.model_validate({"redact": {"kinds": ["email", "ip"]}, "filters": {"rules": ["symbols"]}})
     assert one == other
+
+
+def test_sections_on_either_side_of_one_with_a_cut_are_documents_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sections, "SECTION_CHARS", 2**13)
+    chunks = [prose(number, 1800) for number in range(3)]  # 14,000 characters each, so a section is a piece
+    text = f"{chunks[0]} {chunks[1]} {HELD_OUT} {chunks[1]} {chunks[2]}"
+    held_out = [file(tmp_path, "t.jsonl", [HELD_OUT])]
+    source = [written(tmp_path, "long.txt", text.encode())]
+    data, _ = prepared(tmp_path / "out", source, Others(held_out=held_out), decontaminate={"path": "given"})
+    kept = documents(data)
+    assert len(kept) == 4
+    assert text.startswith(kept[0] + kept[1])
+    assert text.endswith(kept[2] + kept[3])
