@@ -21,7 +21,8 @@ class EncoderPool:
             return TextEncoder(tokenizer_path.read_text(encoding="utf-8"), dtype).encode
 
         arguments = [str(tokenizer_path), dtype.name]
-        self._pool = WorkerPool("modules.data.encoder_process", arguments, here, num_processes)
+        program = "from modules.data.encoder_process import main; main()"
+        self._pool = WorkerPool(program, arguments, here, num_processes)
 
     def __enter__(self) -> Self:
         return self

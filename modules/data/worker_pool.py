@@ -27,22 +27,22 @@ class WorkerPool:
     """Requests a process that wait or are worked on: bounds memory."""
 
     def __init__(
-        self, module: str, arguments: Sequence[str], here: Callable[[], Callable[[Any], Any]], num_processes: int
+        self, program: str, arguments: Sequence[str], here: Callable[[], Callable[[Any], Any]], num_processes: int
     ):
         """Start nothing yet.
 
         Args:
-            module: Its `main` serves requests, given the arguments on the command line.
+            program: Python that serves requests, given the arguments on the command line.
             arguments: Anybody who lists processes sees them.
             here: Makes what answers requests in this process.
             num_processes: Processes to use.
         """
-        self._command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
+        self._command = [sys.executable, "-c", program, *arguments]
         self._here = here
         self._num_processes = num_processes
         self._processes: list[subprocess.Popen] = []
         self._idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
-        self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix=module)
+        self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="text-worker")
 
     def __enter__(self) -> Self:
         return self

@@ -146,9 +146,9 @@ class Sieve:
             records, signatures = (
                 stack.enter_context((self._folder / name).open("wb")) for name in (_RECORDS, _SIGNATURES)
             )
-            module = "modules.data.quality.inspector_process"
+            program = "from modules.data.quality.inspector_process import main; main()"
             arguments = [settings.model_dump_json()]
-            pool = stack.enter_context(WorkerPool(module, arguments, lambda: Inspector(settings), num_processes))
+            pool = stack.enter_context(WorkerPool(program, arguments, lambda: Inspector(settings), num_processes))
             for inspected, are_references in pool.answers((request, request[1]) for request in requests):
                 _write(inspected, records, signatures)
                 num_references += len(inspected.records) * are_references
