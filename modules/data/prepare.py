@@ -2,8 +2,9 @@
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from modules.data.encoder_pool import EncoderPool
 from modules.data.encoding import CannotEncodeError, Passage
 from modules.data.hub import read_hub_dataset
 from modules.data.joints import Joint, Joints
+from modules.data.quality.findings import told
+from modules.data.quality.sieve import NO_OTHERS, Others, Sieve, is_on
 from modules.data.rows import TextField
 from modules.data.shard_writer import SplitWriter
 from modules.data.shards import DATA_FILE, TOKENIZER_FILE, token_dtype
@@ -35,6 +38,15 @@ LONGEST_WHOLE_CHARS = 2**18
 
 OnProgress = Callable[[int, int], None]
 """Function that receives the bytes of text and the tokens done so far."""
+
+
+class Prepared(NamedTuple):
+    """What became of a text."""
+
+    notes: list[str]
+    """Lines for the user on what was left out or replaced, and what of the text the tokens do not give back."""
+    filtered: dict[str, Any] | None
+    """Counts and examples of what was left out or replaced; None if nothing was to be."""
 
 
 class _Assigned(NamedTuple):
@@ -68,7 +80,8 @@ def prepare_tokens(
     tokenizer_file: bytes | None,
     folder: Path,
     progress: OnProgress,
-) -> list[str]:
+    others: Others = NO_OTHERS,
+) -> Prepared:
     """Write token shards, document boundaries, tokenizer.json and data.json into `folder`.
 
     The output depends on the text and the configuration alone, not on the number of processes or the machine.
@@ -79,16 +92,57 @@ def prepare_tokens(
         tokenizer: Which tokenizer; it learns from the training split alone.
         tokenizer_file: Content of the tokenizer.json of `kind=file`.
         folder: Empty local folder. After an error it holds partial output that the caller must remove.
-        progress: Called after each batch with the UTF-8 bytes of text and the tokens written so far.
-
-    Returns:
-        Lines for the user on what of the text the tokens do not give back.
+        progress: Called after each batch with the UTF-8 bytes of text and the tokens written so far; before that, with
+            the bytes that filters have looked at.
+        others: The files of texts that `data.deduplicate` and `data.decontaminate` name.
 
     Raises:
         InputError: A file cannot be used, one split would be empty, or the tokenizer cannot encode or loses some text.
     """
     check_formats(files)
+    with _pieces(files, data, others, folder, lambda num_bytes: progress(num_bytes, 0)) as (pieces, filtered):
+        notes = _write(pieces, data, tokenizer, tokenizer_file, folder, progress)
+    return Prepared([*(told(filtered) if filtered else ()), *notes], filtered)
+
+
+def preview(files: Sequence[SourceFile], data: DataConfig, others: Others) -> Prepared:
+    """Return what `prepare_tokens` would tell of the documents, without making or writing anything of them.
+
+    Raises:
+        InputError: As `prepare_tokens`.
+    """
+    check_formats(files)
+    with tempfile.TemporaryDirectory() as folder:
+        sieve = Sieve(data, others, _PieceSource(files, data).whole, Path(folder))
+        filtered = sieve.scan(lambda _: None)
+    return Prepared(told(filtered), filtered)
+
+
+@contextmanager
+def _pieces(
+    files: Sequence[SourceFile], data: DataConfig, others: Others, folder: Path, progress: Callable[[int], None]
+) -> Iterator[tuple["_PieceSource", dict[str, Any] | None]]:
+    """Yield the pieces that are learned, and what was found if anything is to be left out or replaced."""
     pieces = _PieceSource(files, data)
+    if not is_on(data):
+        yield pieces, None
+        return
+    with tempfile.TemporaryDirectory(prefix=".filters-", dir=folder) as inside:
+        sieve = Sieve(data, others, pieces.whole, Path(inside))
+        filtered = sieve.scan(progress)
+        pieces.sieve = sieve
+        yield pieces, filtered
+
+
+def _write(
+    pieces: "_PieceSource",
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    tokenizer_file: bytes | None,
+    folder: Path,
+    progress: OnProgress,
+) -> list[str]:
+    """Write the tokens; return lines for the user on what of the text they do not give back."""
     made = build_tokenizer(tokenizer, pieces.training_texts, tokenizer_file)
     made.save(folder / TOKENIZER_FILE)
     dtype = token_dtype(made.vocab_size)
@@ -120,9 +174,11 @@ def prepare_tokens(
     return losses.told(made.unknown_token)
 
 
-def training_texts(files: Sequence[SourceFile], data: DataConfig) -> Iterator[str]:
-    """Return the text of the training split, in pieces, as `prepare_tokens` reads it."""
-    return _PieceSource(files, data).training_texts()
+def training_texts(files: Sequence[SourceFile], data: DataConfig, others: Others = NO_OTHERS) -> Iterator[str]:
+    """Yield the text of the training split, in pieces, as `prepare_tokens` reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        with _pieces(files, data, others, Path(folder), lambda _: None) as (pieces, _):
+            yield from pieces.training_texts()
 
 
 def _counted_split(data: DataConfig) -> Split:
@@ -201,6 +257,8 @@ class _PieceSource:
         self._val_start: int | None = None
         self.field = TextField(data)
         """Counts the rows of the latest reading."""
+        self.sieve: Sieve | None = None
+        """What leaves documents out and changes them, once it has looked at all."""
 
     def training_texts(self) -> Iterator[str]:
         """Return the text of the training split alone."""
@@ -208,7 +266,7 @@ class _PieceSource:
 
     def assigned(self) -> Iterator[_Assigned]:
         """Return every piece with its split."""
-        pieces = _first_bytes(self._read(), self._data.max_bytes)
+        pieces = self._sized()
         if self._data.val_fraction == 0:
             return (_Assigned(piece, num_bytes, "train") for piece, num_bytes in pieces)
         if self._data.split == "document":
@@ -218,9 +276,19 @@ class _PieceSource:
     def _find_val_start(self) -> int:
         """Return the byte at which the held-out text starts, found by reading everything once."""
         if self._val_start is None:
-            total = sum(num_bytes for _, num_bytes in _first_bytes(self._read(), self._data.max_bytes))
+            total = sum(num_bytes for _, num_bytes in self._sized())
             self._val_start = int(total * (1 - self._data.val_fraction))
         return self._val_start
+
+    def whole(self) -> Iterator[Piece]:
+        """Return every piece of the text as it was found, up to `data.max_bytes`."""
+        return (piece for piece, _ in _first_bytes(self._read(), self._data.max_bytes))
+
+    def _sized(self) -> Iterator[tuple[Piece, int]]:
+        """Return every piece that is learned, with its bytes."""
+        if self.sieve is None:
+            return _first_bytes(self._read(), self._data.max_bytes)
+        return ((piece, len(piece.text.encode())) for piece in self.sieve.pieces())
 
     def _read(self) -> Iterator[Piece]:
         data = self._data

@@ -8,7 +8,8 @@ from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.hub import hub_commit, is_on_this_machine
-from modules.data.prepare import OnProgress, prepare_tokens, training_texts
+from modules.data.prepare import OnProgress, prepare_tokens, preview, training_texts
+from modules.data.quality.sieve import Others
 from modules.data.shards import TokenData, check_length
 from modules.data.source_files import SourceFile, check_formats
 from modules.data.stdlib import stdlib_files
@@ -80,12 +81,22 @@ def prepared_data(
         total = sum(file.num_bytes for file in files)
         shown = progress(min(total, data.max_bytes or total))
         read = () if data.source == "huggingface" else files  # `datasets` reads its own
-        notes = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown)
+        made = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown, _others(data))
         facts = _facts(folder)
         requirements.check(facts)
-        extra = {"notes": notes} if notes else {}
+        extra = {name: value for name, value in made._asdict().items() if value}
         artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts, **extra})
     return name
+
+
+def preview_data(data: DataConfig) -> list[str]:
+    """Return lines for the user on what would be left out of the text and replaced in it; nothing is written.
+
+    Raises:
+        UserError, InputError: the text cannot be used.
+    """
+    files, data = _source_files(data), with_commit(data)
+    return preview(() if data.source == "huggingface" else files, data, _others(data)).notes
 
 
 def data_notes(storage: Storage, name: str) -> list[str]:
@@ -119,6 +130,7 @@ def data_recipe(
         "tokenizer_file": digest_bytes(tokenizer_file).xxh3_128 if tokenizer_file else None,
         # by content and not by path, so that the same text prepared elsewhere is the same data
         "files": identity_of(files) or _hub_identity(data),
+        **_others_identity(data),
     }
 
 
@@ -133,7 +145,8 @@ def text_identity(data: DataConfig) -> list[Any]:
     Raises:
         UserError, InputError: it is not there.
     """
-    return identity_of(_source_files(data)) or _hub_identity(with_commit(data))
+    others = _others_identity(data)
+    return (identity_of(_source_files(data)) or _hub_identity(with_commit(data))) + ([others] if others else [])
 
 
 def training_text(data: DataConfig) -> Iterator[str]:
@@ -143,7 +156,7 @@ def training_text(data: DataConfig) -> Iterator[str]:
         UserError, InputError: it cannot be read.
     """
     data = with_commit(data)
-    return training_texts(() if data.source == "huggingface" else _source_files(data), data)
+    return training_texts(() if data.source == "huggingface" else _source_files(data), data, _others(data))
 
 
 def data_name(data: DataConfig, tokenizer: TokenizerConfig) -> str:
@@ -209,6 +222,21 @@ def _source_files(data: DataConfig) -> Sequence[SourceFile]:
     files = stdlib_files() if data.source == "stdlib" else find_files(data.path)
     check_formats(files)
     return files
+
+
+def _others(data: DataConfig) -> Others:
+    """Return the files that the text is compared with."""
+    found = Others(
+        *(find_files(paths) if paths else () for paths in (data.deduplicate.against, data.decontaminate.path))
+    )
+    check_formats([*found.against, *found.held_out])
+    return found
+
+
+def _others_identity(data: DataConfig) -> dict[str, Any]:
+    """Return what changes with the texts that the text is compared with; nothing where there are none."""
+    others = _others(data)
+    return {name: identity_of(files) for name, files in others._asdict().items() if files}
 
 
 def read_tokenizer_file(tokenizer: TokenizerConfig) -> bytes | None:

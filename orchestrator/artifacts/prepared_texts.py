@@ -7,7 +7,7 @@ from modules.data.prepare import OnProgress
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.mixture import mixture_name, of_source, publish_mixture, sources_of
 from orchestrator.artifacts.opened_data import check_data
-from orchestrator.artifacts.prepared_data import DataRequirements, data_name, data_notes, prepared_data
+from orchestrator.artifacts.prepared_data import DataRequirements, data_name, data_notes, prepared_data, preview_data
 from orchestrator.artifacts.shared_tokenizer import shared_tokenizer, trained_tokenizer
 from orchestrator.storage.store import Storage
 
@@ -32,6 +32,21 @@ def prepared_texts(
         with of_source(source.name):
             names[source.name] = prepared_data(storage, source.text(), shared, requirements, progress)
     return publish_mixture(storage, names)
+
+
+def preview_texts(data: DataConfig) -> list[str]:
+    """Return lines for the user on what would be left out of a text, or of each of a mixture; nothing is written.
+
+    Raises:
+        UserError, InputError: a text cannot be used.
+    """
+    if data.is_single:
+        return preview_data(data)
+    lines: list[str] = []
+    for source in data.sources:
+        with of_source(source.name):
+            lines += [f"source {source.name}: {line}" for line in preview_data(source.text())]
+    return lines
 
 
 def texts_name(storage: Storage, data: DataConfig, tokenizer: TokenizerConfig) -> str:

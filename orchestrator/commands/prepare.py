@@ -3,7 +3,7 @@
 from orchestrator.artifacts.model_folders import find_model, read_files
 from orchestrator.artifacts.prepared_data import DataRequirements
 from orchestrator.artifacts.prepared_task import TaskRequest, prepared_task
-from orchestrator.artifacts.prepared_texts import check_texts, prepared_texts, text_notes
+from orchestrator.artifacts.prepared_texts import check_texts, prepared_texts, preview_texts, text_notes
 from orchestrator.configuration.commands import USUAL_LENGTH, PrepareConfig
 from orchestrator.display.progress import prepare_progress
 from orchestrator.display.terminal import print_line
@@ -11,7 +11,11 @@ from orchestrator.storage.store import Storage
 
 
 def run(config: PrepareConfig) -> None:
-    """Prepare the data unless that is done already, check it, and print its URL."""
+    """Prepare the data unless that is done already, check it, and print its URL; or say what filters would do."""
+    if config.dry_run:
+        for line in preview_texts(config.data):
+            print_line(line)
+        return
     storage = Storage(config.storage.root)
     if config.task is None:
         with prepare_progress() as progress:

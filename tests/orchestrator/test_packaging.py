@@ -22,7 +22,7 @@ from orchestrator.cli import main
 from orchestrator.cli.command import conf_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKED_EXTRAS = ("hf", "s3", "gcs", "eval", "optuna", "workspaces", "dev")
+LOCKED_EXTRAS = ("hf", "s3", "gcs", "eval", "optuna", "workspaces", "quality", "dev")
 IMPORTING_CALLS = {"import_module", "import_package", "__import__"}
 
 

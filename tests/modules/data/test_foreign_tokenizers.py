@@ -38,7 +38,7 @@ def prepared(
     rows = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
     (folder / "a.jsonl").write_bytes(rows)
     (folder / "out").mkdir()
-    notes = prepare_tokens(
+    made = prepare_tokens(
         [LocalFile(str(folder), "a.jsonl", len(rows))],
         DataConfig(val_fraction=0, num_processes=num_processes),
         TokenizerConfig(kind="file", path="given.json", **fields),
@@ -46,7 +46,7 @@ def prepared(
         folder / "out",
         lambda *_: None,
     )
-    return TokenData.open(folder / "out"), notes
+    return TokenData.open(folder / "out"), made.notes
 
 
 def documents_of(data: TokenData) -> list[tuple[list[int], int | None]]:

@@ -66,6 +66,8 @@ INPUT_FIELDS = {
     "data.val_path",
     "data.test_path",
     "data.revision",
+    "data.deduplicate.against",
+    "data.decontaminate.path",
     "tokenizer.path",
     "model.path",
     "model.revision",
