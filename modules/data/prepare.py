@@ -176,9 +176,11 @@ def _write(
 
 def training_texts(files: Sequence[SourceFile], data: DataConfig, others: Others = NO_OTHERS) -> Iterator[str]:
     """Yield the text of the training split, in pieces, as `prepare_tokens` reads it."""
-    with tempfile.TemporaryDirectory() as folder:
-        with _pieces(files, data, others, Path(folder), lambda _: None) as (pieces, _):
-            yield from pieces.training_texts()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _pieces(files, data, others, Path(folder), lambda _: None) as (pieces, _),
+    ):
+        yield from pieces.training_texts()
 
 
 def _counted_split(data: DataConfig) -> Split:
