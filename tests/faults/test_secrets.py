@@ -173,6 +173,9 @@ PATH_FIELDS = {
 for _fields in PATH_FIELDS.values():
     if "storage.root" in _fields:
         _fields["storage.cache_dir"] = _fields["storage.root"]
+    if "data.path" in _fields:
+        _fields["data.decontaminate.path"] = [*_fields["data.path"], "data.path=x.txt"]
+        _fields["data.deduplicate.against"] = [*_fields["data.decontaminate.path"], "data.deduplicate.kind=exact"]
 ALL_KINDS = (("prepare", "data.path"), ("generate", "model.path"))
 PLANTS = [
     (command, field, kind)
