@@ -58,6 +58,18 @@ def test_input_that_stays_here_is_refused(reading: Request, empty_folder: Path) 
         assert notes_on(reading, path, "texts/a.txt") == []
 
 
+def test_input_that_stays_here_is_found_among_the_sources_of_a_mixture(reading: Request, empty_folder: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (empty_folder / name).write_text("text")
+    (config,) = reading.configs
+    assert isinstance(config, PretrainConfig)
+    sources = [{"name": name, "path": [f"{name}.txt"]} for name in "ab"]
+    data = type(config.data).model_validate({"source": "files", "sources": sources})
+    mixed = replace(reading, configs=(config.model_copy(update={"data": data}),))
+    with pytest.raises(ConfigError, match=r"^data\.sources\.1\.path=b\.txt: b\.txt is not among the files"):
+        check(mixed, {}, Project(Path.cwd(), ("a.txt",), 0, ()), None)
+
+
 def test_input_of_which_only_a_part_is_sent_is_refused(reading: Request, empty_folder: Path) -> None:
     (empty_folder / "texts" / "__pycache__").mkdir(parents=True)
     for name in ("a.txt", "b.txt", "c.txt", "__pycache__/d.pyc"):
