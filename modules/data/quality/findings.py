@@ -1,12 +1,13 @@
 """What was left out and replaced in a text: counts and a few examples, for the manifest and for the user."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from modules.data.quality.inspection import CHANGES, REASONS, Finding
+from modules.data.quality.sections import SECTION_CHARS, Section
 
 NUM_EXAMPLES = 3
 _TOLD = {
@@ -39,6 +40,14 @@ class Findings:
     reasons: dict[str, list[str]] = field(default_factory=dict)
     num_short: int = 0
     """Held-out texts that are too short to be compared."""
+    num_sections: int = 0
+    """Sections that follow another one of the same document, each of which counts as a document."""
+
+    def counted(self, sections: Iterable[Section]) -> Iterator[Section]:
+        """Yield `sections`, and count those that follow another one."""
+        for section in sections:
+            self.num_sections += section.follows
+            yield section
 
     def add(self, finding: Finding, start: str) -> None:
         """Count a finding in a document that begins with `start`."""
@@ -79,6 +88,7 @@ class Findings:
             "bytes": {"read": int(records["num_bytes"][are_own].sum()), "kept": int(kept["kept_bytes"].sum())},
             "left_out": removed,
             "changed": changed,
+            **({"further_sections": self.num_sections} if self.num_sections else {}),
             **({"held_out_texts_too_short": self.num_short} if self.num_short else {}),
         }
 
@@ -98,6 +108,11 @@ def told(record: Mapping[str, Any]) -> list[str]:
     for name, found in record["changed"].items():
         places = _CHANGED[name].format(f"{found['places']:,}")
         lines.append(f"{places} in {found['documents']:,} documents{_such_as(found['examples'])}")
+    if further := record.get("further_sections"):
+        lines.append(
+            f"documents of more than {SECTION_CHARS:,} characters were looked at in sections, of which {further:,} "
+            "more are counted as documents"
+        )
     if short := record.get("held_out_texts_too_short"):
         lines.append(f"{short:,} held-out texts have too few words to be compared")
     return lines

@@ -140,7 +140,7 @@ class Sieve:
         """Write what is found in each reference and document; return the number of references."""
         settings, num_processes = self._settings, self._data.num_processes or num_cores()
         references = chain.from_iterable(map(self._documents, self._others.against))
-        requests = chain(_requests(references, True), _requests(sections(self._read()), False))
+        requests = chain(_requests(references, True), _requests(findings.counted(sections(self._read())), False))
         num_references = num_bytes = 0
         with ExitStack() as stack:
             records, signatures = (

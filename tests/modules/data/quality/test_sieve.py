@@ -162,6 +162,9 @@ def test_a_very_long_document_is_looked_at_in_sections_and_a_gap_ends_a_document
     assert len(kept[0]) + len(kept[1]) > len(text) - len(odd) - 2 * 2**14
     assert made.filtered is not None
     assert made.filtered["left_out"]["symbols"]["documents"] > 0
+    # one document, so all that were read but one are further sections of it
+    assert made.filtered["further_sections"] == made.filtered["documents"]["read"] - 1 > 2
+    assert any("were looked at in sections" in line for line in made.notes)
 
 
 def test_only_the_first_bytes_of_the_text_are_looked_at(tmp_path: Path) -> None:
