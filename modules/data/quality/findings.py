@@ -110,8 +110,8 @@ def told(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"{places} in {found['documents']:,} documents{_such_as(found['examples'])}")
     if further := record.get("further_sections"):
         lines.append(
-            f"documents of more than {SECTION_CHARS:,} characters were looked at in sections, of which {further:,} "
-            "more are counted as documents"
+            f"long documents were looked at in sections of {SECTION_CHARS:,} characters; the figures count sections, "
+            f"{further:,} more than there are documents"
         )
     if short := record.get("held_out_texts_too_short"):
         lines.append(f"{short:,} held-out texts have too few words to be compared")
