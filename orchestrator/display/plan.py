@@ -27,6 +27,8 @@ def show_plan(plan: Plan) -> None:
     if plan.setting.num_workers > 1:
         console.print(_traffic_table(plan))
     console.print(_cost_table(plan))
+    if plan.sources:
+        console.print(_source_table(plan))
     for line in _notes(plan):
         print_line(line)
 
@@ -188,6 +190,17 @@ def _save_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     goodput = found.goodput(plan.config.plan.recovery_seconds)
     if goodput is not None:
         yield "  goodput at most", f"{100 * goodput:.2f} %"
+
+
+def _source_table(plan: Plan) -> Table:
+    table = new_table("Tokens of each source")
+    table.add_column("source", overflow="fold")
+    for head in ("taken", "share", "fewest it needs"):
+        table.add_column(head, justify="right")
+    for source in plan.sources:
+        fewest = "1 sample" if source.fewest_tokens is None else count(source.fewest_tokens)
+        table.add_row(source.name, count(source.num_tokens), percent(source.share), fewest)
+    return table
 
 
 def _notes(plan: Plan) -> Iterator[str]:

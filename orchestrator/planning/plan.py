@@ -10,6 +10,7 @@ from orchestrator.planning.advice import USABLE, candidates, fits, largest_micro
 from orchestrator.planning.memory import STRATEGIES, Memory, Setting, Strategy, memory
 from orchestrator.planning.saves import Saves, saves
 from orchestrator.planning.setting import setting_of
+from orchestrator.planning.sources import SourcePlan, source_plans
 from orchestrator.planning.speed import ERROR, is_known, step_seconds, work
 from orchestrator.planning.traffic import Traffic, seconds, traffic
 
@@ -98,6 +99,11 @@ class Plan:
         if isinstance(self.config, PlanFinetuneConfig) and self.config.finetune.num_epochs is not None:
             return None
         return self.config.training.num_steps
+
+    @property
+    def sources(self) -> list[SourcePlan]:
+        """The sources of a mixture."""
+        return [] if isinstance(self.config, PlanFinetuneConfig) else source_plans(self.config, self.tokens_per_step)
 
     @property
     def has_speed(self) -> bool:
