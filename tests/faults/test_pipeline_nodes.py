@@ -35,10 +35,11 @@ def nodes(store: Trouble, tmp_path: Path) -> Iterator[RayNodes]:
         yield nodes
 
 
-def busy(nodes: RayNodes, stored: Stored, num_done: int) -> Any:
+def busy(run: BrokenRun, nodes: RayNodes, stored: Stored, num_done: int) -> Any:
     """Return a node on which a worker trains, as soon as so many stages are done."""
 
     def found() -> list[Any]:
+        assert run.process.poll() is None, "the pipeline ended before it was disturbed"
         return [node for node in nodes.nodes if nodes.workers(node)] if len(stored.done()) >= num_done else []
 
     assert eventually(found, seconds=PIPELINE_SECONDS)
@@ -60,12 +61,12 @@ def test_pipeline_ends_with_the_same_weights_though_nodes_are_lost_one_after_the
 
     where = ["cluster=ray", f"cluster.address={nodes.address}", f"storage.root={store.root}"]
     with BrokenRun([*eight, *where]) as run:
-        first = busy(nodes, stored, num_done=0)
+        first = busy(run, nodes, stored, num_done=0)
         nodes.remove(next(node for node in nodes.nodes if node is not first and not nodes.workers(node)))
-        nodes.lose(busy(nodes, stored, num_done=0))
-        nodes.lose(busy(nodes, stored, num_done=2))
+        nodes.lose(busy(run, nodes, stored, num_done=0))
+        nodes.lose(busy(run, nodes, stored, num_done=2))
         nodes.add_apart(tmp_path / "node_new")
-        nodes.lose(busy(nodes, stored, num_done=4))
+        nodes.lose(busy(run, nodes, stored, num_done=3))
         assert run.end(PIPELINE_SECONDS) == 0, run.said
     print(run.said, stored.starts(), stored.attempts(), sep="\n")
     assert len(stored.done()) == 8
