@@ -79,7 +79,8 @@ class FragmentReader:
                 for file, piece in self._pieces(fragment):
                     windows[file, piece.start // READ_BYTES].append(piece)
             _all(pool.map(self._check_size, sorted({file for file, _ in windows})))
-            runs = [(file, run) for (file, _), pieces in sorted(windows.items(), key=_place) for run in _runs(pieces)]
+            gap = max(_GAP_BYTES, self._chunk_bytes)  # so that no chunk is in two requests
+            runs = [(place[0], run) for place in sorted(windows) for run in _runs(windows[place], gap)]
             _all(pool.map(lambda item: self._copy_from(*item), runs))
 
     def _pieces(self, fragment: Fragment) -> Iterator[tuple[str, _Piece]]:
@@ -139,16 +140,12 @@ class FragmentReader:
                 )
 
 
-def _place(item: tuple[tuple[str, int], list[_Piece]]) -> tuple[str, int]:
-    return item[0]
-
-
-def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    """Yield the pieces that one request reads together."""
+def _runs(pieces: list[_Piece], gap: int) -> Iterator[list[_Piece]]:
+    """Yield the pieces that one request reads together: those with at most so many bytes between them."""
     run: list[_Piece] = []
     end = 0
     for piece in sorted(pieces, key=attrgetter("start")):
-        if run and piece.start > end + _GAP_BYTES:
+        if run and piece.start > end + gap:
             yield run
             run = []
         run.append(piece)

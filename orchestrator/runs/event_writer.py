@@ -18,8 +18,8 @@ RETRY_SECONDS = 15.0
 class EventWriter:
     """Records the events of one attempt. A failure to write is logged and tried again, and does not stop the run.
 
-    What is recorded while a write goes on is written by the next one, as one file. Within it the events of earlier
-    attempts are read once; nothing else is asked of the store until the end.
+    What is recorded while a write goes on is written by the next one, as one file; if the process is killed before,
+    it is lost. The events of earlier attempts are read once, at the start.
 
     Args:
         files: The files of the run's events.
@@ -90,9 +90,9 @@ class EventWriter:
             with self._changed:
                 if is_written:
                     self._changed.wait_for(lambda: self._num_written < len(self._recorded) or self._is_closed)
-                else:
+                elif not self._is_closed:
                     self._changed.wait(self._retry_seconds)
-            is_written = self._write()
+            is_written = self._is_closed or self._write()  # the last write is that of `__exit__`
 
     def _write(self) -> bool:
         """Write what is recorded; return whether that succeeded."""
