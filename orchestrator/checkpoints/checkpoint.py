@@ -68,8 +68,8 @@ def restore(
 ) -> Progress | None:
     """Fill `state` from the newest complete checkpoint; all ranks call this together.
 
-    Rank 0 reads the manifest for all; each rank reads and verifies what it needs of the files. If one rank finds
-    damage, all ranks use the previous checkpoint.
+    Rank 0 reads the manifest for all; each rank reads and verifies what it owns, and gets from the others what it holds
+    besides. If one rank finds damage, all ranks use the previous checkpoint.
 
     Args:
         notify: Receives a message for each checkpoint that is skipped, with the reason.
@@ -89,6 +89,7 @@ def restore(
         progress, error = _load(storage, name_of(run_name, step), state, shapes)
         errors = [other for other in gathered(error) if other]
         if not errors:
+            state.complete()
             return progress
         first = next((other for other in errors if not isinstance(other, ArtifactError)), errors[0])
         if not isinstance(first, ArtifactError):
@@ -105,7 +106,7 @@ def _load(
     storage: Storage, name: str, state: TrainingState, shapes: Shapes
 ) -> tuple[Progress | None, OrchestratorError | None]:
     try:
-        # the manifest grows with the number of workers: if each read it, the store would send the square of that
+        # the manifest lists a file for each worker: if each read it, the store would send the square of that
         opened = _opened(storage, name, *from_rank_0(lambda: _description(storage, name)))
         check_shapes(opened.shapes, shapes, storage.url(name))
         state.load(opened.reader, opened.progress.optimizer_steps)

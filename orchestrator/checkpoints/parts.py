@@ -4,10 +4,9 @@ Nothing here imports torch, so that the writer process starts fast and needs lit
 """
 
 import json
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,25 @@ import xxhash
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import FileEntry, digest_bytes
 from orchestrator.checkpoints.attempt import Attempt
+from orchestrator.distributed.layout import Layout
 from orchestrator.errors import OrchestratorError, OtherCheckpointError, RefusedError, StorageError
-from orchestrator.storage.errors import NotFoundError, explain
+from orchestrator.storage.errors import explain
 from orchestrator.storage.local import sync
 from orchestrator.storage.store import Storage
 
-FORMAT = 2
-CHUNK_BYTES = 8 * 2**20
-"""Bytes that are read and verified together; a multiple of 8, so that no number spans two chunks."""
+FORMAT, WHOLE_INDEX_FORMAT = 3, 2
+"""The format that is written, and an earlier one that is read, too: its manifest holds the index of all files."""
+CHUNK_BYTES = 2**18
+"""Bytes that are verified together; a multiple of 8, so that no number spans two chunks. A worker of another number of
+workers needs short ranges of each file, and reads whole chunks for them."""
 STATE = "state.json"
+DIGEST_CHARACTERS = 16
+"""Of a chunk's digest."""
 
-_NUM_READERS = 8
 Shapes = dict[str, list[int]]
 """Shape of each parameter."""
-Index = dict[str, dict[str, list[tuple[int, int, str, int]]]]
-"""parameter -> kind -> (start, stop, file, offset of its first byte in the file), in order of start."""
-EncodedRanges = dict[str, dict[str, tuple[int, str]]]
-"""parameter -> kind -> (first start, the ranges as JSON without the outer brackets)."""
+Index = dict[str, dict[str, list[tuple[int, int, int]]]]
+"""parameter -> kind -> (start, stop, offset of its first byte in the file)."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,9 @@ class Part:
         return file_of(self.rank, self.save_id)
 
     @property
-    def record(self) -> str:
-        """Its record's name below `folder`."""
-        return f"rank_{self.rank:05d}.json"
-
-    @property
     def folder(self) -> str:
-        """Folder of the records of all ranks until the commit, relative to the storage root."""
-        return f"{self.checkpoint}/parts-{self.save_id}"
+        """Folder of the indexes of all ranks, relative to the storage root."""
+        return f"{self.checkpoint}/{folder_of(self.save_id)}"
 
 
 def file_of(rank: int, save_id: str) -> str:
@@ -70,8 +66,40 @@ def file_of(rank: int, save_id: str) -> str:
     return f"rank_{rank:05d}-{save_id}.safetensors"
 
 
+def folder_of(save_id: str) -> str:
+    """Return the name of the folder of a save's indexes."""
+    return f"parts-{save_id}"
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """What a rank has stored, which the name of its index says: a listing tells of all ranks, and none is read."""
+
+    rank: int
+    file: FileEntry
+    index: FileEntry
+
+    @property
+    def name(self) -> str:
+        """The name of the index within its folder."""
+        entries = (f"{entry.num_bytes}-{entry.xxh3_128}" for entry in (self.file, self.index))
+        return f"rank_{self.rank:05d}-{'-'.join(entries)}.json"
+
+    @classmethod
+    def of(cls, name: str) -> "StoredPart | None":
+        """Return what the name of an index says; None for another file."""
+        found = _INDEX_NAME.fullmatch(name)
+        if found is None:
+            return None
+        rank, num_bytes, digest, index_bytes, index_digest = found.groups()
+        return cls(int(rank), FileEntry(int(num_bytes), digest), FileEntry(int(index_bytes), index_digest))
+
+
+_INDEX_NAME = re.compile(r"rank_(\d{5,})-(\d+)-([0-9a-f]{32})-(\d+)-([0-9a-f]{32})\.json")
+
+
 def store_part(storage: Storage, part: Part, pieces: Iterable[memoryview], image: Path | None = None) -> None:
-    """Store a rank's file, then a record of it.
+    """Store a rank's file, then its index.
 
     Args:
         pieces: The bytes of the file.
@@ -94,9 +122,9 @@ def store_part(storage: Storage, part: Part, pieces: Iterable[memoryview], image
             _write_and_upload(storage, name, digests.of(pieces))
     except OSError as error:
         raise explain(error, "write", storage.url(name)) from None
-    ranges = encoded_ranges(part.index)
-    record = {"file": part.file, "entry": asdict(digests.entry), "chunks": digests.chunks, "ranges": ranges}
-    storage.write_bytes(f"{part.folder}/{part.record}", json.dumps(record).encode())
+    index = json.dumps({"ranges": part.index, "chunks": "".join(digests.chunks)}, separators=(",", ":")).encode()
+    stored = StoredPart(part.rank, digests.entry, digest_bytes(index))
+    storage.write_bytes(f"{part.folder}/{stored.name}", index)
 
 
 def _write(path: Path, pieces: Iterable[memoryview]) -> None:
@@ -171,114 +199,62 @@ def are_all_stored(storage: Storage, part: Part) -> bool:
     """Whether every rank has stored its file of the save that `part` belongs to; that of `part` itself is stored.
 
     Raises:
-        StorageError: the folder of the records was removed, so that nothing more would come.
+        StorageError: the folder of the indexes was removed, so that nothing more would come.
     """
-    records = storage.list(part.folder)
-    if part.record not in records:
+    ranks = {found.rank for name in storage.list(part.folder) if (found := StoredPart.of(name))}
+    if part.rank not in ranks:
         raise removed_meanwhile(storage, part)
-    return len(records) == part.world_size
+    return len(ranks) == part.world_size
 
 
 def removed_meanwhile(storage: Storage, part: Part) -> StorageError:
-    """Return the error for records that somebody has removed, so that this save cannot be committed."""
+    """Return the error for indexes that somebody has removed, so that this save cannot be committed."""
     return StorageError(f"{storage.url(part.folder)} was removed while the checkpoint was written")
 
 
-def commit_parts(storage: Storage, part: Part, state: str, shapes: dict[str, list[int]], attempt: Attempt) -> None:
+def commit_parts(storage: Storage, part: Part, state: str, shapes: Shapes, layout: Layout, attempt: Attempt) -> None:
     """Commit a save once every rank has stored its file.
 
     Args:
         part: Any rank's part of the save.
         state: Content of `state.json`.
+        layout: Which rank's file holds which elements.
 
     Raises:
         LeaseLostError: another driver has taken over the run; nothing is committed.
-        StorageError: a record was removed.
+        StorageError: a rank's file or its index was removed.
     """
     attempt.check(storage)
-    files: dict[str, FileEntry] = {}
-    chunks: dict[str, list[str]] = {}
-    fragments = MergedRanges()
-    for record in _records(storage, part):
-        files[record["file"]] = FileEntry(**record["entry"])
-        chunks[record["file"]] = record["chunks"]
-        fragments.add(record["ranges"])
+    files = _stored_files(storage, part)
     storage.write_bytes(f"{part.checkpoint}/{STATE}", state.encode())
     files[STATE] = digest_bytes(state.encode())
-    fields = {"kind": "checkpoint", "format": FORMAT, "chunk_bytes": CHUNK_BYTES, "chunks": chunks, "shapes": shapes}
-    encoded = {name: json.dumps(value).encode() for name, value in {**fields, "files": artifact.listed(files)}.items()}
-    artifact.write_manifest(storage, part.checkpoint, _object({**encoded, "fragments": fragments.json()}, b"\n"))
+    fields = {"kind": "checkpoint", "format": FORMAT, "chunk_bytes": CHUNK_BYTES, "world_size": part.world_size}
+    what = {**fields, "layout": [asdict(group) for group in layout], "shapes": shapes}
+    manifest = {**what, "files": artifact.listed(files)}
+    artifact.write_manifest(storage, part.checkpoint, (json.dumps(manifest) + "\n").encode())
     attempt.check(storage)
     artifact.write_commit(storage, part.checkpoint)
-    with suppress(OrchestratorError):  # the records are not needed any more
-        storage.remove(part.folder)
 
 
-def _records(storage: Storage, part: Part) -> Iterator[dict[str, Any]]:
-    """Yield the record of each rank in order, read side by side; none of them is kept."""
-    names = (f"{part.folder}/rank_{rank:05d}.json" for rank in range(part.world_size))
-    with ThreadPoolExecutor(_NUM_READERS) as pool:
-        try:
-            yield from map(json.loads, pool.map(storage.read_bytes, names))
-        except NotFoundError:
-            raise removed_meanwhile(storage, part) from None
-
-
-def encoded_ranges(index: Index) -> EncodedRanges:
-    """Return a rank's ranges as JSON text, which each rank makes of its own: rank 0 only joins the texts of all."""
+def _stored_files(storage: Storage, part: Part) -> dict[str, FileEntry]:
+    """Return the files of all ranks and their indexes: the names of the indexes say all of it, so that none is read."""
+    stored = [found for name in storage.list(part.folder) if (found := StoredPart.of(name))]
+    if {one.rank for one in stored} != set(range(part.world_size)):
+        raise removed_meanwhile(storage, part)
     return {
-        parameter: {kind: (min(ranges)[0], json.dumps(sorted(ranges))[1:-1]) for kind, ranges in kinds.items()}
-        for parameter, kinds in index.items()
+        **{file_of(one.rank, part.save_id): one.file for one in stored},
+        **{f"{folder_of(part.save_id)}/{one.name}": one.index for one in stored},
     }
 
 
-class MergedRanges:
-    """The ranges of all ranks as JSON text, in order of their starts.
-
-    A checkpoint of 10,000 workers has millions of ranges under ZeRO-3. As Python objects they take gigabytes and
-    minutes, most of them of the garbage collector.
-    """
-
-    def __init__(self) -> None:
-        self._texts: dict[str, dict[str, bytearray]] = {}
-        self._newest_starts: dict[tuple[str, str], int] = {}
-        self._unordered: set[tuple[str, str]] = set()
-
-    def add(self, ranges: EncodedRanges) -> None:
-        """Append the ranges of one rank."""
-        for parameter, kinds in ranges.items():
-            texts = self._texts.setdefault(parameter, {})
-            for kind, (start, text) in kinds.items():
-                key = parameter, kind
-                if start < self._newest_starts.get(key, 0):
-                    self._unordered.add(key)
-                self._newest_starts[key] = start
-                if kind in texts:
-                    texts[kind] += b", "
-                texts.setdefault(kind, bytearray()).extend(text.encode())
-
-    def json(self) -> bytes:
-        """Return the index of all files."""
-        return _object({parameter: _object(self._lists(parameter)) for parameter in self._texts})
-
-    def _lists(self, parameter: str) -> dict[str, bytes]:
-        lists = {kind: b"[" + text + b"]" for kind, text in self._texts[parameter].items()}
-        for kind in lists.keys() & {kind for name, kind in self._unordered if name == parameter}:
-            lists[kind] = json.dumps(sorted(json.loads(lists[kind]))).encode()
-        return lists
-
-
-def _object(fields: Mapping[str, bytes], between: bytes = b"") -> bytes:
-    """Return a JSON object whose values are encoded already."""
-    lines = b", ".join(between + json.dumps(name).encode() + b": " + value for name, value in fields.items())
-    return b"{" + lines + between + b"}" + between
-
-
 def check_format(manifest: dict[str, Any], url: str) -> None:
-    """Raise OtherCheckpointError for a checkpoint of another format."""
-    found, lacking = manifest.get("format"), {"chunks", "shapes", "fragments"} - manifest.keys()
-    if found != FORMAT or manifest.get("chunk_bytes") != CHUNK_BYTES or lacking:
-        raise other_version(f"{url}: a checkpoint of format {found}, and this version reads format {FORMAT}")
+    """Raise OtherCheckpointError for a checkpoint of a format that is not read."""
+    found: Any = manifest.get("format")
+    fields = {"chunks", "shapes", "fragments"} if found == WHOLE_INDEX_FORMAT else {"world_size", "layout", "shapes"}
+    chunk_bytes = {FORMAT: CHUNK_BYTES, WHOLE_INDEX_FORMAT: 8 * 2**20}.get(found)
+    if chunk_bytes is None or manifest.get("chunk_bytes") != chunk_bytes or fields - manifest.keys():
+        formats = f"{WHOLE_INDEX_FORMAT} and {FORMAT}"
+        raise other_version(f"{url}: a checkpoint of format {found}, and this version reads formats {formats}")
 
 
 def other_version(what: str) -> OtherCheckpointError:

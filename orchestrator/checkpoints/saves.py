@@ -7,10 +7,11 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.background_writer import BackgroundWriter
+from orchestrator.checkpoints.commit import commit_and_prune
 from orchestrator.checkpoints.names import name_of
-from orchestrator.checkpoints.parts import Part, Shapes, commit_parts, error_of, file_of, store_part
+from orchestrator.checkpoints.parts import Part, Shapes, error_of, store_part
 from orchestrator.checkpoints.progress import Progress
-from orchestrator.checkpoints.retention import Retention, prune
+from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.distributed.collectives import from_rank_0, gathered, rank, world_size
 from orchestrator.distributed.training_state import TrainingState
@@ -77,11 +78,20 @@ class Saves:
         self._number += 1
         save_id = f"{self._attempt_id}-{self._number}"
         snapshot = Snapshot.of(state.owned())
-        index = snapshot.index(file_of(rank(), save_id))
-        part = Part(name_of(self._attempt.run_name, progress.step), save_id, rank(), world_size(), index)
-        what = {"state": progress.to_json(), "shapes": shapes, "retention": asdict(retention)}
-        commit = {"attempt": asdict(self._attempt), **what} if rank() == 0 else {}
-        self._writer.start(part, snapshot, commit)
+        part = Part(name_of(self._attempt.run_name, progress.step), save_id, rank(), world_size(), snapshot.index)
+        self._writer.start(part, snapshot, self._commit(state, shapes, progress, retention) if rank() == 0 else {})
+
+    def _commit(
+        self, state: TrainingState, shapes: Shapes, progress: Progress, retention: Retention
+    ) -> Mapping[str, Any]:
+        """Return what a commit is made of, as plain data."""
+        return {
+            "attempt": asdict(self._attempt),
+            "state": progress.to_json(),
+            "shapes": shapes,
+            "layout": [asdict(group) for group in state.layout()],
+            "retention": asdict(retention),
+        }
 
     @property
     def is_committed(self) -> bool:
@@ -131,9 +141,7 @@ class _Inline:
         return None if self._is_abandoned else error_of(self._commit_and_prune)
 
     def _commit_and_prune(self) -> None:
-        attempt = Attempt(**self._commit["attempt"])
-        commit_parts(self._storage, self._part, self._commit["state"], self._commit["shapes"], attempt)
-        prune(self._storage, attempt.run_name, Retention.from_json(self._commit["retention"]))
+        commit_and_prune(self._storage, self._part, self._commit)
 
     def close(self) -> None:
         """Nothing to end."""

@@ -42,11 +42,12 @@ class Snapshot:
         """Size of the file."""
         return self._offsets[-1]
 
-    def index(self, file: str) -> Index:
-        """Return the index of the file of this name: which ranges it holds, and where."""
+    @property
+    def index(self) -> Index:
+        """Which ranges the file holds, and where."""
         index: Index = {}
         for item, offset in zip(self.fragments, self._offsets[:-1], strict=True):
-            index.setdefault(item.parameter, {}).setdefault(item.kind, []).append((item.start, item.stop, file, offset))
+            index.setdefault(item.parameter, {}).setdefault(item.kind, []).append((item.start, item.stop, offset))
         return index
 
     def pieces(self) -> Iterator[memoryview]:

@@ -19,9 +19,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from orchestrator.checkpoints.attempt import Attempt
-from orchestrator.checkpoints.parts import Part, are_all_stored, commit_parts, error_of, removed_meanwhile, store_part
-from orchestrator.checkpoints.retention import Retention, prune
+from orchestrator.checkpoints.commit import commit_and_prune
+from orchestrator.checkpoints.parts import Part, are_all_stored, error_of, removed_meanwhile, store_part
 from orchestrator.distributed.runtime import STOP_SIGNALS
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.store import Storage
@@ -73,9 +72,7 @@ def _commit(storage: Storage, part: Part, order: dict[str, Any], orders: "_Order
         time.sleep(wait)
         overdue_seconds += wait if part.folder in orders.expected else 0.0
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
-    attempt = Attempt(**order["attempt"])
-    commit_parts(storage, part, order["state"], order["shapes"], attempt)
-    prune(storage, attempt.run_name, Retention.from_json(order["retention"]))
+    commit_and_prune(storage, part, order)
 
 
 class _Orders:
@@ -84,9 +81,9 @@ class _Orders:
     def __init__(self) -> None:
         self._saves: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.abandon: set[str] = set()
-        """Record folders of abandoned saves."""
+        """Index folders of abandoned saves."""
         self.expected: set[str] = set()
-        """Record folders of saves whose parts are all stored."""
+        """Index folders of saves whose parts are all stored."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:

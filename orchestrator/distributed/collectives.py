@@ -1,9 +1,10 @@
-"""Collective operations on plain Python data; with one worker they return that worker's value."""
+"""Collective operations; with one worker they return that worker's value, and change nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch.distributed as distributed
+from torch import Tensor
 
 from orchestrator.errors import OrchestratorError, StorageError
 
@@ -42,6 +43,15 @@ def from_rank_0(action: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return value  # type: ignore[return-value]
+
+
+def share_tensors(tensors: Iterable[Tensor], source: int) -> None:
+    """Copy the content of rank `source`'s tensors into those of all ranks, which have the same sizes there."""
+    if world_size() > 1:
+        # side by side, because most of them are small
+        for work in [distributed.broadcast(tensor, source, async_op=True) for tensor in tensors]:
+            assert work is not None
+            work.wait()
 
 
 def _outcome(action: Callable[[], T]) -> tuple[T | None, OrchestratorError | None]:

@@ -15,6 +15,9 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from orchestrator.distributed.collectives import share_tensors
+from orchestrator.distributed.layout import Group, Layout, end_to_end
+
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -45,8 +48,19 @@ class TrainingState(Protocol):
         """Yield the fragments that this rank writes; over all ranks every element occurs once."""
         ...
 
+    def layout(self) -> Layout:
+        """Return which ranks own what, the same on every rank."""
+        ...
+
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        """Fill everything trained that this rank holds; with 0 `optimizer_steps` there are no moments yet."""
+        """Fill what this rank owns; with 0 `optimizer_steps` there are no moments yet."""
+        ...
+
+    def complete(self) -> None:
+        """Fill what this rank holds besides from the other ranks, which all have loaded; all call this together.
+
+        So each byte of a checkpoint is read from the store once, whatever the number of workers.
+        """
         ...
 
     def fill_frozen(self, reader: StateReader) -> None:
@@ -83,25 +97,28 @@ def _whole(parameters: dict[str, Any]) -> Iterator[Fragment]:
 
 
 class _WholeState:
-    """One process or DDP: every rank holds the whole state, and writes an equal stretch of it.
+    """One process or DDP: every rank holds the whole state, and owns an equal stretch of it.
 
-    A share of each tensor would be as many bytes, and a manifest of a line for each tensor and rank.
+    A share of each tensor would be as many bytes, and an index of a line for each tensor in every rank's file.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
         self._parameters, self._frozen = _trained_and_frozen(model)
         self._state = getattr(optimizer, "optimizer", optimizer).state
         self._rank, self._world_size = rank, world_size
+        self._sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
+        self._group = end_to_end(self._sizes, world_size)
 
     def owned(self) -> Iterator[Fragment]:
-        num_elements = sum(parameter.numel() for parameter in self._parameters.values())
-        first, last = (num_elements * (self._rank + i) // self._world_size for i in (0, 1))
-        position = 0
-        for name, parameter in self._parameters.items():
-            start, stop = (min(max(place - position, 0), parameter.numel()) for place in (first, last))
-            position += parameter.numel()
-            for kind, tensor in self._tensors(parameter).items() if start < stop else ():
+        return self._owned_by(self._rank)
+
+    def _owned_by(self, rank: int) -> Iterator[Fragment]:
+        for name, start, stop in self._group.held_by(rank, self._sizes):
+            for kind, tensor in self._tensors(self._parameters[name]).items():
                 yield Fragment(name, kind, start, stop, tensor.detach().view(-1)[start:stop])
+
+    def layout(self) -> Layout:
+        return [self._group]
 
     def _tensors(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self._state.get(parameter, {})
@@ -111,13 +128,13 @@ class _WholeState:
         self._state.clear()
         for parameter in self._parameters.values():
             if optimizer_steps:
-                # all of it is filled below; zeroing it first would touch fresh memory twice
+                # all of it is filled by `complete`; zeroing it first would touch fresh memory twice
                 self._state[parameter] = _fresh_moments(parameter, optimizer_steps, torch.empty_like)
-        reader.fill(
-            Fragment(name, kind, 0, parameter.numel(), tensor.detach().view(-1))
-            for name, parameter in self._parameters.items()
-            for kind, tensor in self._tensors(parameter).items()
-        )
+        reader.fill(self.owned())
+
+    def complete(self) -> None:
+        for rank in range(self._world_size):
+            share_tensors((fragment.view for fragment in self._owned_by(rank)), rank)
 
     def fill_frozen(self, reader: StateReader) -> None:
         reader.fill(_whole(self._frozen))
@@ -150,10 +167,22 @@ class _Zero12State:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
 
+    def layout(self) -> Layout:
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        zero = self._zero
+        groups = zip(zero.round_robin_bit16_groups, zero.round_robin_bit16_offsets, zero.partition_size, strict=True)
+        return [
+            Group({names[id(parameter)]: int(start) for parameter, start in zip(held, starts, strict=True)}, int(share))
+            for held, starts, share in groups
+        ]
+
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
         _begin_moments(self._zero.optimizer, self._zero.single_partition_of_fp32_groups, optimizer_steps)
-        # the working weights as a whole, since what other ranks own is stale too
-        reader.fill(itertools.chain(self.owned(), _whole(self._parameters)))
+        reader.fill(self.owned())
+
+    def complete(self) -> None:
+        # the working weights as after a step: this rank's from its master weights, and then those of all ranks
+        self._zero.update_lp_params()
 
     def fill_frozen(self, reader: StateReader) -> None:
         reader.fill(_whole(self._frozen))
@@ -189,9 +218,15 @@ class _Zero3State:
         rank = torch.distributed.get_rank(parameter.ds_process_group)
         return min(rank * size, parameter.ds_numel), min((rank + 1) * size, parameter.ds_numel)
 
+    def layout(self) -> Layout:
+        return [Group({name: 0}, max(1, held.ds_tensor.ds_numel)) for name, held in self._parameters.items()]
+
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
         _begin_moments(self._zero.optimizer, self._zero.fp32_partitioned_groups_flat, optimizer_steps)
         reader.fill(itertools.chain(self.owned(), self._working_weights(self._parameters)))
+
+    def complete(self) -> None:
+        """Nothing to do: a rank holds only what it owns."""
 
     def fill_frozen(self, reader: StateReader) -> None:
         reader.fill(self._working_weights(self._frozen))

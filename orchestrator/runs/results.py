@@ -7,7 +7,7 @@ from modules.data.tokenizer import Tokenizer
 from orchestrator.artifacts import artifact
 from orchestrator.distributed.runtime import Event, Runtime
 from orchestrator.errors import StoppedError, exit_code
-from orchestrator.runs.events import EventLog
+from orchestrator.runs.event_writer import EventWriter
 from orchestrator.runs.goodput import goodput, last_recovery
 from orchestrator.runs.run import Run
 from orchestrator.runs.tracking import Tracker
@@ -18,14 +18,14 @@ class Results:
     """Receives all metrics of the run; ranks other than 0 show, track and write nothing."""
 
     def __init__(
-        self, run: Run, storage: Storage, tokenizer: Tokenizer, tracker: Tracker, runtime: Runtime, events: EventLog
+        self, run: Run, storage: Storage, tokenizer: Tokenizer, tracker: Tracker, runtime: Runtime, events: EventWriter
     ) -> None:
         self._run, self._storage, self._tokenizer = run, storage, tokenizer
         self._tracker, self._runtime, self._events = tracker, runtime, events
         self._last: dict[str, float] = {}
         self._validations: dict[int, dict[str, float]] = {}
         self._started = time.monotonic()
-        self._is_underway = False
+        self._is_recovery_known = False
         self._num_steps = 0
 
     @property
@@ -42,9 +42,9 @@ class Results:
         if self._runtime.rank == 0:
             self._runtime.emit(event)
 
-    def outline_of_events(self) -> list[Event]:
-        """Return kind and time of each event of the run so far; a long run has too many to read them all."""
-        return self._events.outline()
+    def events_so_far(self) -> list[Event] | None:
+        """Return the events of the run so far, on rank 0; None until those of earlier attempts are read."""
+        return self._events.so_far()
 
     def start(self, num_steps: int) -> None:
         """Report that the training starts."""
@@ -52,18 +52,19 @@ class Results:
         self.emit({"kind": "start", "run": self._run.name, "num_steps": num_steps})
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Report the metrics of a step; those of the first step include the recovery time after a fault."""
-        if not self._is_underway:
-            metrics = {**metrics, **self._recovery()}
-            self._is_underway = True
+        """Report the metrics of a step; those of one of the first steps include the recovery time after a fault."""
+        metrics = {**metrics, **self._recovery()}
         self._last.update(metrics)
         self._tracker.log(metrics, step)
         self.emit({"kind": "step", "step": step, "metrics": metrics})
 
     def _recovery(self) -> dict[str, float]:
-        seconds = last_recovery(
-            self._events.read("fault", "begin", last=("begin", 2))
-        )  # a run of many faults reads no more
+        """Return the time to report, once: as soon as the events before are read, for which no step waits."""
+        events = None if self._is_recovery_known else self._events.so_far()
+        if events is None:
+            return {}
+        self._is_recovery_known = True
+        seconds = last_recovery(events)
         return {} if seconds is None else {"faults/recovery_seconds": seconds}
 
     def validation(self, step: int, metrics: dict[str, float], samples: list[list[int]] | None) -> None:
@@ -98,7 +99,7 @@ class Results:
         """
         seconds = time.monotonic() - self._started
         self.emit({"kind": "end", "step": step, "seconds": seconds, "training_seconds": training_seconds})
-        self._last |= goodput(self._events.read()).metrics()
+        self._last |= goodput(self._events.all()).metrics()
         if step < self._num_steps:
             self._last["progress/stopped_early"] = 1.0
         if exported_step != step:

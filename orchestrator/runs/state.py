@@ -40,7 +40,7 @@ class RunState:
     events: tuple[Event, ...]
     """All events in order."""
     holder: Mapping[str, Any] | None
-    """The live driver, as in its lease; None without one."""
+    """The live driver of a run that is not done, as in its lease; None without one."""
     newest: tuple[int, float | None] | None = None
     """The newest step of a run whose driver is alive, and its training loss; None if they are not known."""
     damage: str | None = None
@@ -137,11 +137,14 @@ def read_run(storage: Storage, name: str) -> RunState | None:
     run = find_run(storage, name)
     if run is None:
         return None
-    # lease first, metrics last: a run that ends in between then counts as done, not as interrupted
-    holder = lease.holder(storage, run.name)
+    metrics = run.metrics(storage)
+    # nobody asks who completes a run that is done: most are
+    holder = lease.holder(storage, run.name) if metrics is None else None
     events = tuple(EventLog(storage, run.folder).read())
     newest = newest_figures(storage, run.name) if holder is not None else None
-    return RunState(run=run, metrics=run.metrics(storage), events=events, holder=holder, newest=newest)
+    # once more, and last: a run that ends in between then counts as done, not as interrupted
+    metrics = run.metrics(storage) if metrics is None else metrics
+    return RunState(run=run, metrics=metrics, events=events, holder=holder, newest=newest)
 
 
 def read_runs(storage: Storage) -> list[RunState]:

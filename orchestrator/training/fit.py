@@ -148,7 +148,7 @@ def _checkpoints(parts: Parts, throughput: Throughput, rollback: Rollback | None
         StepGuard(config.guard),
         SaveSchedule(
             config.checkpoint,
-            lambda: seen_mtbf_seconds(parts.results.outline_of_events()),
+            lambda: seen_mtbf_seconds(parts.results.events_so_far()),
             also_due=lambda step: choice.needs_every_validation and _validates_after(parts, step),
         ),
         choice,

@@ -14,8 +14,10 @@ _UNSEEN_MTBF_SECONDS = 24 * 3600.0
 """Assumed for a run without faults that is younger than this."""
 
 
-def seen_mtbf_seconds(events: Sequence[Event]) -> float:
-    """Return the mean time between the faults of a run, from kind and time of its events."""
+def seen_mtbf_seconds(events: Sequence[Event] | None) -> float | None:
+    """Return the mean time between the faults of a run; None if its events are not known yet."""
+    if events is None:
+        return None
     num_faults, seconds = sum(event["kind"] == "fault" for event in events), wall_seconds(events)
     return seconds / num_faults if num_faults else max(seconds, _UNSEEN_MTBF_SECONDS)
 
@@ -25,14 +27,14 @@ class SaveSchedule:
 
     Args:
         also_due: Returns whether a save is due after a step for another reason than the interval.
-        seen_mtbf_seconds: Returns the mean time between the faults of the run. Called once, on rank 0, only with
-            `interval=auto` and without `mtbf_seconds` in the configuration.
+        seen_mtbf_seconds: Returns the mean time between the faults of the run, or None if it is not known yet. Called
+            on rank 0 until it is known, only with `interval=auto` and without `mtbf_seconds` in the configuration.
     """
 
     def __init__(
         self,
         config: CheckpointConfig,
-        seen_mtbf_seconds: Callable[[], float],
+        seen_mtbf_seconds: Callable[[], float | None],
         also_due: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._also_due = also_due
@@ -67,5 +69,6 @@ class SaveSchedule:
     def _steps_between(self, step_seconds: float) -> int:
         if self._mtbf_seconds is None:
             self._mtbf_seconds = self._seen_mtbf_seconds()
-        seconds = young_seconds(self._cost_seconds / self._num_saves, self._mtbf_seconds)
+        mtbf_seconds = _UNSEEN_MTBF_SECONDS if self._mtbf_seconds is None else self._mtbf_seconds
+        seconds = young_seconds(self._cost_seconds / self._num_saves, mtbf_seconds)
         return max(1, round(seconds / max(step_seconds, 1e-9)))

@@ -15,7 +15,9 @@ from orchestrator.checkpoints.first_weights import BaseWeights
 from orchestrator.checkpoints.names import name_of
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.errors import MovedError, StoppedError
-from orchestrator.runs.events import EventLog
+from orchestrator.runs.event_files import EventFiles
+from orchestrator.runs.event_writer import EventWriter
+from orchestrator.runs.events import events_folder
 from orchestrator.runs.history import History
 from orchestrator.runs.lease import ended_with_lease
 from orchestrator.runs.results import Results
@@ -41,17 +43,17 @@ def train(job: Job, runtime: Runtime) -> None:
     _quiet_libraries()
     use_cache_folder(job.config.storage.cache_dir)
     storage = Storage(job.config.storage.root)
-    events = EventLog(storage, job.run.folder)
+    events = EventWriter(EventFiles(storage, events_folder(job.run.folder)))
     if runtime.rank:
         _train_and_export(job, storage, runtime, events)
         return
     history = History(storage, job.run.folder, job.attempt.number)
-    with ended_with_lease(storage, job.attempt), history:
+    with ended_with_lease(storage, job.attempt), history, events:
         emit = history.and_then(events.and_then(runtime.emit))
         _train_and_export(job, storage, replace(runtime, emit=emit), events)
 
 
-def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: EventLog) -> None:
+def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: EventWriter) -> None:
     config, objective = job.config, job.objective.open(storage)
     results = Results(job.run, storage, objective.tokenizer, _tracker(job, storage, runtime), runtime, events)
     results.start(config.training.num_steps)

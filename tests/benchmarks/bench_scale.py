@@ -8,29 +8,35 @@ no stage computes: what grows is the bookkeeping.
 Run: python tests/benchmarks/bench_scale.py
 """
 
-import gc
 import math
+import os
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from lived_runs import live
+from simulated_ranks import RUN, WAYS, Model, RankState, restore, save
+from store_requests import counted_store
+from waiting import eventually
+
 from orchestrator.checkpoints import checkpoint
-from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import name_of
-from orchestrator.checkpoints.parts import Index, Part, are_all_stored, commit_parts, file_of, store_part
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention, prune
 from orchestrator.runs import lease as leases
-from orchestrator.runs.events import EventLog
-from orchestrator.runs.goodput import last_recovery, wall_seconds
+from orchestrator.runs.event_files import EventFiles
+from orchestrator.runs.event_writer import EventWriter
+from orchestrator.runs.events import EventLog, events_folder
 from orchestrator.runs.json_files import write_object
 from orchestrator.runs.lease import lease
 from orchestrator.runs.run import find_run
@@ -39,15 +45,13 @@ from orchestrator.storage.store import Storage
 
 Row = tuple[str, float, float, float]
 """What was measured, our growth exponent, the linear one, ours / linear."""
-NUM_PARAMETERS, PARAMETER_ELEMENTS = 148, 10**6
-"""As many as GPT-2 124M has; 12 layers."""
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
-WORKERS, ALL_WORKERS = (64, 256, 1024), 10_000
+RANKS, ALL_RANKS = (8, 64, 256, 1024), 10_000
+SHARE = 4096
+"""Elements of a rank: as many whatever the number of ranks, so that what a rank asks for can be compared."""
 FAULTS = (8, 32, 128)
 STAGES, ALL_STAGES = (25, 50, 100), 1_000
-PAGE_NAMES = 1000
-"""Names in one answer to a listing."""
-REQUESTS = ("exists", "list", "read_bytes", "write_bytes", "create_bytes", "remove", "num_bytes", "modified_seconds")
+RUNS, WRITTEN_RUNS = 1_000, 25
+"""Run folders in a listing, and how many of them are written; the others are copies."""
 
 
 @dataclass(frozen=True)
@@ -72,109 +76,78 @@ class Cost:
         return self.measured[large] * (self.full_size / large) ** self.exponent
 
 
-@contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """Count the requests of every store, and the bytes that are read and written."""
-    counts: Counter[str] = Counter()
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the store by so many ranks, for the table of ranks."""
 
-    def counting(name: str) -> Callable[..., Any]:
-        original = getattr(Storage, name)
+    way: str
+    num_ranks: int
+    saved: Sequence[Counter[str]]
+    """By rank."""
+    restored: dict[int, Counter[str]]
+    """Of some ranks."""
+    resized: dict[int, Counter[str]]
+    """The same, when there are twice as many ranks."""
+    manifest: int
 
-        def request(self: Storage, *arguments: Any, **settings: Any) -> Any:
-            counts["requests"] += 1
-            answer = original(self, *arguments, **settings)
-            counts["requests"] += max(0, math.ceil(len(answer) / PAGE_NAMES) - 1) if name == "list" else 0
-            counts["bytes read"] += len(answer) if name == "read_bytes" else 0
-            counts["bytes written"] += len(arguments[1]) if name in ("write_bytes", "create_bytes") else 0
-            return answer
+    def largest(self, counts: Sequence[Counter[str]], what: str) -> int:
+        return max(count[what] for count in counts)
 
-        return request
-
-    patches = [patch.object(Storage, name, counting(name)) for name in REQUESTS]
-    for one in patches:
-        one.start()
-    try:
-        yield counts
-    finally:
-        for one in patches:
-            one.stop()
+    @property
+    def figures(self) -> list[int]:
+        """Requests and bytes of a rank that is not 0 at a save, a restore and a resized restore; rank 0's requests."""
+        others = [self.saved[1:], *([*counts.values()][1:] for counts in (self.restored, self.resized))]
+        kinds = ("bytes written", "bytes read", "bytes read")
+        pairs = [(self.largest(c, "requests"), self.largest(c, kind)) for c, kind in zip(others, kinds, strict=True)]
+        return [*sum(pairs, ()), self.saved[0]["requests"], self.restored[0]["requests"], self.manifest]
 
 
-def index_of(rank: int, num_workers: int, is_flat: bool) -> Index:
-    """Return a rank's ranges: a stretch of all parameters one after the other (DDP, ZeRO-1, 2), or a share of each."""
-    index: Index = {}
-    share = NUM_PARAMETERS * PARAMETER_ELEMENTS // num_workers
-    for number in range(NUM_PARAMETERS):
-        first = number * PARAMETER_ELEMENTS
-        if is_flat:
-            start, stop = max(first, rank * share), min(first + PARAMETER_ELEMENTS, (rank + 1) * share)
-        else:
-            start, stop = (first + PARAMETER_ELEMENTS * part // num_workers for part in (rank, rank + 1))
-        if start < stop:
-            where = (start - first, stop - first, file_of(rank, "save-1"), 4 * (start - first))
-            index[f"blocks.{number // 12}.layer_{number % 12}.weight"] = {kind: [where] for kind in KINDS}
-    return index
+TITLES = (
+    *("save: requests", "bytes", "restore: requests", "bytes", "twice the ranks: requests", "bytes"),
+    *("rank 0 saves: requests", "restores: requests", "manifest: bytes"),
+)
 
 
-def saved(storage: Storage, num_workers: int, is_flat: bool, step: int = 1) -> tuple[Counter[str], float]:
-    """Save with so many workers; return what the store was asked for, and the seconds of rank 0's commit."""
-    with counted() as counts:
-        for rank in range(num_workers):
-            part = Part(name_of("big", step), "save-1", rank, num_workers, index_of(rank, num_workers, is_flat))
-            store_part(storage, part, [memoryview(b"")])
-        gc.collect()
-        gc.freeze()  # the process that commits has no torch, whose objects a collection would look at
-        began = time.process_time()  # another program on this machine must not count
-        assert are_all_stored(storage, part)
-        # the store in memory looks at all files for each that it removes
-        with patch.object(Storage, "remove", lambda *_: None):
-            commit_parts(storage, part, Progress(step, 0).to_json(), {}, Attempt("big", 0, ""))
-        return counts, time.process_time() - began
+def asked_of_ranks() -> Iterator[Asked]:
+    """Save with so many ranks, and restore as some of as many, and of twice as many."""
+    for way in WAYS:
+        for number in RANKS:
+            storage, model = Storage(f"memory://scale/{way}/{number}"), Model(SHARE * number)
+            saved = save(storage, model, way, number)
+            restored, resized = (
+                restore(storage, model, way, num, (1, num // 2, num - 1)) for num in (number, 2 * number)
+            )
+            manifest = len(storage.read_bytes(f"{name_of(RUN, 1)}/manifest.json"))
+            yield Asked(way, number, saved, restored, resized, manifest)
+            storage.remove("")
 
 
-def of_saves() -> Iterator[Cost]:
-    """Costs of a checkpoint by number of workers."""
-    for is_flat, layout in ((True, "a stretch of all"), (False, "a share of each (zero3)")):
-        requests, manifest, seconds, restored = {}, {}, {}, {}
-        for number in WORKERS:
-            storage = Storage(f"memory://scale/{is_flat}/{number}")
-            counts, seconds[number] = saved(storage, number, is_flat)
-            requests[number] = counts["requests"]
-            manifest[number] = len(storage.read_bytes(f"{name_of('big', 1)}/manifest.json"))
-            restored[number] = bytes_of_restore(storage, number)
-        where = "checkpoints/parts.py"
-        yield Cost(f"save, {layout}: requests of all workers", "requests", where, requests, ALL_WORKERS)
-        yield Cost(f"save, {layout}: manifest", "bytes", f"{where}: MergedRanges", manifest, ALL_WORKERS)
-        yield Cost(f"save, {layout}: computing of rank 0", "seconds", f"{where}: commit_parts", seconds, ALL_WORKERS)
-        where = "checkpoints/checkpoint.py: restore"
-        yield Cost(f"restore, {layout}: manifests read by all", "bytes", where, restored, ALL_WORKERS)
+def table_of_ranks(found: Sequence[Asked]) -> Table:
+    table = Table(title=f"Asked of the store by each of so many ranks with {SHARE:,} elements of each kind, the most")
+    for title in ("", "ranks", *TITLES):
+        table.add_column(title, justify="right" if title else "left")
+    for one in found:
+        table.add_row(one.way, f"{one.num_ranks:,}", *(f"{figure:,}" for figure in one.figures))
+    return table
 
 
-def bytes_of_restore(storage: Storage, num_workers: int) -> int:
-    """Return the bytes of manifest and state that all workers read from the store until each knows the checkpoint."""
-    answers: list[Any] = []
-
-    def as_rank_0(action: Callable[[], Any]) -> Any:
-        answers.append(action())
-        return answers[-1]
-
-    def as_another(_: Callable[[], Any]) -> Any:
-        return answers.pop(0)
-
-    def read_as(from_rank_0: Callable[[Callable[[], Any]], Any]) -> int:
-        state = type("State", (), {"load": lambda *_: None})()
-        with counted() as counts, patch.object(checkpoint, "from_rank_0", from_rank_0):
-            assert checkpoint.restore(storage, "big", state, {}, print) is not None
-        return counts["bytes read"]
-
-    return read_as(as_rank_0) + (num_workers - 1) * read_as(as_another)
+def of_ranks(found: Sequence[Asked]) -> Iterator[Cost]:
+    """Costs of a checkpoint by number of ranks."""
+    for way in WAYS:
+        own = [one for one in found if one.way == way]
+        for number, title in enumerate(TITLES[:-1]):
+            unit = "bytes" if title.endswith("bytes") else "requests"
+            what = f"{way}, {TITLES[number - 1].split(':')[0]}: bytes" if title == "bytes" else f"{way}, {title}"
+            measured = {one.num_ranks: float(one.figures[number]) for one in own}
+            yield Cost(what, unit, "checkpoints/", measured, ALL_RANKS)
+        measured = {one.num_ranks: float(one.manifest) for one in own}
+        yield Cost(f"{way}, manifest, read once", "bytes", "checkpoints/parts.py", measured, ALL_RANKS)
 
 
 def of_long_runs() -> Iterator[Cost]:
     """Costs of a whole run by number of faults, which grows with the number of workers, and by checkpoints kept."""
     costs: dict[tuple[str, str], Callable[[Storage, int], int]] = {
-        ("faults: events of each recovery", "runs/results.py: _recovery"): requests_of_recoveries,
-        ("faults: mean time between them (interval=auto)", "training/save_schedule.py"): requests_of_intervals,
+        ("faults: events, goodput, interval=auto", "runs/event_writer.py"): requests_of_events,
         ("attempts: leases", "runs/lease.py: lease"): requests_of_leases,
         ("checkpoints that are all kept: pruning", "checkpoints/retention.py: prune"): requests_of_pruning,
         ("checkpoints that are all kept: restarts", "checkpoints/checkpoint.py: restore"): requests_of_restarts,
@@ -184,29 +157,23 @@ def of_long_runs() -> Iterator[Cost]:
         yield Cost(f"{what}: requests of the run", "requests", place, measured, ALL_STAGES)
 
 
-def requests_of_recoveries(storage: Storage, num_faults: int) -> int:
-    events = EventLog(storage, "runs/big", frozenset({"fault", "begin"}))
-    with counted() as counts:
-        for _ in range(num_faults):
-            events.record({"kind": "fault", "text": ""})
-            events.record({"kind": "begin", "step": 0})
-            last_recovery(events.read("fault", "begin", last=("begin", 2)))
+def requests_of_events(storage: Storage, num_faults: int) -> int:
+    """All that rank 0 and the driver ask for: goodput, recoveries, `interval=auto`; ten saves between two faults."""
+    driver = EventLog(storage, "runs/big", frozenset({"launch", "fault"}))
+    with counted_store() as counts:
+        for number in range(num_faults):
+            driver.record({"kind": "launch"})
+            with EventWriter(EventFiles(storage, events_folder("runs/big"))) as events:
+                events.record({"kind": "begin", "step": number})
+                assert eventually(lambda: events.so_far() is not None)
+                for step in range(10):
+                    events.record({"kind": "checkpoint", "step": step})
+            driver.record({"kind": "fault", "text": ""})
     return counts["requests"]
 
 
-def requests_of_intervals(storage: Storage, num_faults: int) -> int:
-    """Each attempt asks once how far apart the faults were; between two faults there are ten saves."""
-    events = EventLog(storage, "runs/big", frozenset({"launch", "fault", "begin", "checkpoint"}))
-    with counted() as counts:
-        for _ in range(num_faults):
-            for kind in ("launch", "begin", *["checkpoint"] * 10, "fault"):
-                storage.write_bytes(f"runs/big/events/{time.time_ns() // 1000:017d}-{kind}-00.json", b"{}")
-            assert wall_seconds(events.outline()) > 0
-    return counts["requests"] - 13 * num_faults
-
-
 def requests_of_leases(storage: Storage, num_attempts: int) -> int:
-    with counted() as counts:
+    with counted_store() as counts:
         for _ in range(num_attempts):
             with lease(storage, "big"):
                 pass
@@ -214,7 +181,7 @@ def requests_of_leases(storage: Storage, num_attempts: int) -> int:
 
 
 def requests_of_pruning(storage: Storage, num_saves: int) -> int:
-    with counted() as counts:
+    with counted_store() as counts:
         for step in range(1, num_saves + 1):
             storage.write_bytes(f"{name_of('big', step)}/COMMITTED", b"")
             prune(storage, "big", Retention(keep_every_steps=1))
@@ -223,13 +190,34 @@ def requests_of_pruning(storage: Storage, num_saves: int) -> int:
 
 def requests_of_restarts(storage: Storage, num_restarts: int) -> int:
     """Each restart looks for the newest checkpoint, and there is one more each time."""
-    with counted() as counts:
+    with counted_store() as counts:
         for step in range(1, num_restarts + 1):
             storage.write_bytes(f"{name_of('big', step)}/COMMITTED", b"")
             with patch.object(checkpoint, "_load", lambda *_: (Progress(1, 0), None)):
-                assert checkpoint.restore(storage, "big", None, {}, print) is not None  # type: ignore[arg-type]
+                assert checkpoint.restore(storage, "big", RankState(Model(SHARE), (), 0), {}, print) is not None
             checkpoint.discard_after(storage, "big", step)
     return counts["requests"] - num_restarts
+
+
+def of_listing() -> Iterator[Cost]:
+    """Costs of `orchestrator runs` on a local disk, by number of runs."""
+    files, seconds = {}, {}
+    with tempfile.TemporaryDirectory(prefix="bench-scale-") as folder:
+        with patch.object(os, "fsync", lambda _: None):
+            for number in range(WRITTEN_RUNS):
+                live(Storage(folder), f"run_{number:04d}", num_attempts=1 + number % 5, is_done=number % 10 != 9)
+        for size in (WRITTEN_RUNS, RUNS // 4, RUNS):
+            for number in range(WRITTEN_RUNS, size):
+                place = Path(folder, "runs", f"run_{number:04d}")
+                if not place.exists():
+                    shutil.copytree(place.with_name(f"run_{number % WRITTEN_RUNS:04d}"), place)
+            began = time.process_time()
+            with counted_store() as counts:
+                assert len(read_runs(Storage(folder))) == size
+            files[size], seconds[size] = float(counts["requests"]), time.process_time() - began
+    place = "runs/state.py: read_runs"
+    yield Cost("orchestrator runs, local disk: files and folders", "requests", place, files, RUNS)
+    yield Cost("orchestrator runs, local disk: computing", "seconds", place, seconds, RUNS)
 
 
 def of_stages() -> Iterator[Cost]:
@@ -237,12 +225,12 @@ def of_stages() -> Iterator[Cost]:
     beginning, listing, seconds, held = {}, {}, {}, {}
     for number in STAGES:
         storage = Storage(f"memory://scale/stages/{number}")
-        with counted() as counts:
+        with counted_store() as counts:
             for stage in range(number):
                 begin_stage(storage, f"stage_{stage}")
         beginning[number] = counts["requests"]
         began = time.process_time()
-        with counted() as counts:
+        with counted_store() as counts:
             assert len(read_runs(storage)) == number
         listing[number], seconds[number] = counts["requests"], time.process_time() - began
         held[number] = sum(requests_of_a_minute(storage, f"stage_{stage}") for stage in range(number))
@@ -262,7 +250,7 @@ def begin_stage(storage: Storage, name: str) -> None:
 
 def requests_of_a_minute(storage: Storage, name: str) -> int:
     """Return what the leases of a training stage ask for in a minute: the stage's and the run's, driver and worker."""
-    with counted() as counts:
+    with counted_store() as counts:
         for above in ("stages", "runs"):
             attempt = leases._take(storage, name, above)
             begun = counts["requests"]
@@ -286,8 +274,11 @@ def table_of(costs: Sequence[Cost]) -> Table:
 
 def main() -> list[Row]:
     """Print the table; return the growth exponents."""
-    costs = [*of_saves(), *of_long_runs(), *of_stages()]
-    Console(width=180, stderr=True).print(table_of(costs))
+    asked = [*asked_of_ranks()]
+    costs = [*of_ranks(asked), *of_long_runs(), *of_listing(), *of_stages()]
+    console = Console(width=180, stderr=True)
+    console.print(table_of_ranks(asked))
+    console.print(table_of(costs))
     return [(f"growth of {cost.what} (exponent)", cost.exponent, 1.0, cost.exponent) for cost in costs]
 
 

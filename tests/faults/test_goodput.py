@@ -1,6 +1,5 @@
 """Goodput of a run whose workers are killed again and again, beside what its own costs allow."""
 
-import json
 import random
 import time
 from pathlib import Path
@@ -11,7 +10,9 @@ from tiny_run import write_text
 from waiting import eventually
 
 from orchestrator.planning.save_interval import goodput_bound
+from orchestrator.runs.events import EventLog
 from orchestrator.runs.goodput import goodput
+from orchestrator.storage.store import Storage
 
 KILL_EVERY_SECONDS = 60
 NUM_STEPS = 100_000
@@ -36,7 +37,7 @@ def test_goodput_under_kills_is_near_its_bound(tmp_path: Path) -> None:
         assert eventually(lambda: len(run.workers()) == 2, seconds=60)
         run.process.terminate()
         assert run.end() == 143, run.said
-    seen = [json.loads(path.read_text()) for path in sorted((tmp_path / "outputs/runs/tiny/events").iterdir())]
+    seen = EventLog(Storage(str(tmp_path / "outputs")), "runs/tiny").read()
     figures = goodput(seen)
     faults, saves = events(tmp_path / "outputs", "fault"), events(tmp_path / "outputs", "checkpoint")
     cost = sum(save["seconds"] for save in saves) / len(saves)

@@ -12,6 +12,9 @@ from broken_run import KILL, BrokenRun
 from tiny_run import arguments, write_text
 from waiting import eventually
 
+from orchestrator.runs.events import EventLog
+from orchestrator.storage.store import Storage
+
 NUM_TRIALS, STEPS = 12, 400
 SETTINGS = (
     "--multirun",
@@ -51,8 +54,8 @@ class Trials:
 
     def begins(self, trial: str) -> list[int]:
         """Return the step at which each of its trainings began."""
-        found = [json.loads(path.read_text()) for path in sorted(self.root.glob(f"runs/twelve/{trial}/events/*.json"))]
-        return [event["step"] for event in found if event["kind"] == "begin"]
+        begun = EventLog(Storage(str(self.root)), f"runs/twelve/{trial}").read("begin")
+        return [event["step"] for event in begun]
 
     def is_half_done(self, trial: str) -> bool:
         """Return whether it has saved, and has the larger part of its steps before it."""

@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,9 +18,13 @@ from planted_faults import Planted, PlantedLoss
 from tiny_run import go_back, write_text
 from worker_pool import Outcome, Pools
 
+from orchestrator.artifacts import artifact
+from orchestrator.checkpoints import parts
 from orchestrator.checkpoints.background_writer import BackgroundWriter
-from orchestrator.checkpoints.names import committed_steps
+from orchestrator.checkpoints.names import committed_steps, name_of
 from orchestrator.configuration.commands import PretrainConfig
+from orchestrator.distributed.layout import Group
+from orchestrator.distributed.training_state import MASTER, MOMENTS
 from orchestrator.errors import StorageError
 from orchestrator.storage.store import Storage
 
@@ -123,6 +129,58 @@ def test_resized_run_goes_on_with_the_same_losses(workshop: Workshop, saved: Way
 @pytest.mark.parametrize(("saved", "way"), list(itertools.product(ALL, repeat=2)), ids=str)
 def test_any_number_of_workers_goes_on_from_any_other(workshop: Workshop, saved: Way, way: Way) -> None:
     assert largest_difference(workshop, saved, way, "32") <= 1e-5
+
+
+@pytest.mark.parametrize("way", [(name, 2) for name in ("ddp", *ZERO)], ids=str)
+def test_layout_of_a_checkpoint_says_what_each_worker_has_stored(workshop: Workshop, way: Way) -> None:
+    storage = Storage(str(workshop.trained(way, "bf16")[1]))
+    name = name_of("tiny", STEPS)
+    manifest = artifact.read_manifest(storage, name)
+    sizes = {parameter: math.prod(shape) for parameter, shape in manifest["shapes"].items()}
+    indexes = sorted(file for file in manifest["files"] if file.startswith("parts-"))
+    assert len(indexes) == way[1]
+    for rank, file in enumerate(indexes):
+        index = json.loads(storage.read_bytes(f"{name}/{file}"))["ranges"]
+        expected = {
+            (parameter, start, stop)
+            for group in manifest["layout"]
+            for parameter, start, stop in Group(**group).held_by(rank, sizes)
+        }
+        for kind in (MASTER, *MOMENTS):
+            assert {(parameter, *kinds[kind][0][:2]) for parameter, kinds in index.items()} == expected
+
+
+@dataclass(frozen=True)
+class NotedReads:
+    """Notes which bytes of a checkpoint each worker reads, in small chunks, so that small shares can be told apart."""
+
+    folder: Path
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        read_into, noted = Storage.read_into, []
+
+        def noting(storage: Storage, name: str, start: int, buffer: memoryview) -> None:
+            if f"step_{STEPS // 2:08d}" in name:  # at the end rank 0 reads the newest one for the export
+                noted.append(len(buffer))
+            read_into(storage, name, start, buffer)
+
+        with patch.object(parts, "CHUNK_BYTES", 64), patch.object(Storage, "read_into", noting):
+            yield
+        (self.folder / f"{rank}.json").write_text(json.dumps(noted))
+
+
+@pytest.mark.parametrize("way", [("ddp", 2), ("zero1", 2), pytest.param(("zero3", 2), marks=pytest.mark.long)], ids=str)
+def test_workers_read_a_checkpoint_once_between_them(workshop: Workshop, tmp_path: Path, way: Way) -> None:
+    root, noting = tmp_path / "root", NotedReads(tmp_path)
+    assert workshop.train(root, way, "32", noting, mode="sync").error is None
+    go_back(root / "runs/tiny", STEPS // 2)
+    stored = [path.stat().st_size for path in root.glob(f"runs/tiny/checkpoints/step_{STEPS // 2:08d}/*.safetensors")]
+    assert workshop.train(root, way, "32", noting, mode="sync").error is None
+    read = [sum(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in range(2)]
+    headers = 200 * 3 * 40  # which are not read
+    assert sum(stored) - headers < sum(read) <= sum(stored) + 2 * 3 * 64
+    assert max(read) < 0.6 * sum(stored)
 
 
 @pytest.mark.parametrize("way", [("single", 1), *((name, 2) for name in ("ddp", *ZERO))], ids=str)

@@ -1,7 +1,6 @@
 """Runs that are broken on purpose: real processes, real signals, and a comparison with an unbroken run."""
 
 import bisect
-import json
 import os
 import re
 import resource
@@ -18,6 +17,7 @@ from typing import Any, Self
 import psutil
 from tiny_run import arguments
 
+from orchestrator.runs.events import EventLog
 from orchestrator.runs.history import read_history
 from orchestrator.storage.store import Storage
 
@@ -155,8 +155,7 @@ def finished(root: Path) -> Finished:
 
 def events(root: Path, kind: str) -> list[dict[str, Any]]:
     """Return the run's events of a kind, in order."""
-    found = [json.loads(path.read_text()) for path in sorted((root / "runs/tiny/events").glob("*.json"))]
-    return [event for event in found if event["kind"] == kind]
+    return EventLog(Storage(str(root)), "runs/tiny").read(kind)
 
 
 def samples_of_steps(root: Path) -> dict[int, list[int]]:

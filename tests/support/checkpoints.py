@@ -16,7 +16,7 @@ from orchestrator.artifacts.base_model import open_base_model
 from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.names import name_of
-from orchestrator.checkpoints.parts import Part, commit_parts, file_of, store_part
+from orchestrator.checkpoints.parts import Part, commit_parts, store_part
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.configuration.commands import PretrainConfig
@@ -96,12 +96,11 @@ def write_checkpoint(
         snapshot = Snapshot.of(
             fragment for name, values in parameters.items() for fragment in _owned(name, values, rank, num_ranks)
         )
-        index = snapshot.index(file_of(rank, "a1-1"))
-        part = Part(name_of("tiny", step), "a1-1", rank, num_ranks, index)
+        part = Part(name_of("tiny", step), "a1-1", rank, num_ranks, snapshot.index)
         store_part(storage, part, snapshot.pieces())
     progress = Progress(step, tokens=step * 8 * 32, metrics=dict(metrics or {}), precision="32")
     shapes = {name: list(values.shape) for name, values in parameters.items()}
-    commit_parts(storage, part, progress.to_json(), shapes, Attempt("tiny", 0, ""))
+    commit_parts(storage, part, progress.to_json(), shapes, (), Attempt("tiny", 0, ""))
 
 
 def _owned(name: str, values: Tensor, rank: int, num_ranks: int) -> list[Fragment]:

@@ -87,6 +87,7 @@ class Checkpoints(Callback):
             state.fill_frozen(first)
             if progress is None:
                 state.load(first, 0)
+                state.complete()
         if progress is None:
             progress = Progress(step=0, tokens=0)
         else:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: which is the newest complete one, and which are kept."""
 
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,12 +21,15 @@ from orchestrator.checkpoints.names import begun_steps, committed_steps, folder_
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention, prune
 from orchestrator.checkpoints.saves import Saves
-from orchestrator.distributed.training_state import MASTER, Fragment, StateReader
+from orchestrator.distributed.layout import Layout, end_to_end
+from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment, StateReader
 from orchestrator.errors import ArtifactError, OtherCheckpointError, StorageError
 from orchestrator.storage.store import Storage
 
 RUN = "tiny"
 SHAPES = {"w": [4, 2]}
+FORMAT_2 = Path(__file__).resolve().parents[2] / "fixtures" / "checkpoint_of_format_2.tar.gz"
+"""Made by commit 6f755bb: three ranks with a share of each of two parameters, whose values tell their places."""
 
 
 class State:
@@ -37,8 +41,14 @@ class State:
     def owned(self) -> Iterator[Fragment]:
         yield Fragment("w", MASTER, 0, 8, self.weights)
 
+    def layout(self) -> Layout:
+        return [end_to_end({"w": 8}, 1)]
+
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
         reader.fill(self.owned())
+
+    def complete(self) -> None:
+        """Nothing else is held."""
 
 
 @pytest.fixture
@@ -81,12 +91,12 @@ def damage(storage: Storage, step: int, file: str, change: str) -> None:
 def file_named(storage: Storage, step: int, kind: str) -> str:
     """Return the name of the only file of its kind in a checkpoint."""
     (name,) = (name for name in storage.list(name_of(RUN, step)) if name.startswith(kind))
-    return name
+    return f"{name}/{storage.list(f'{name_of(RUN, step)}/{name}')[0]}" if kind == "parts-" else name
 
 
 DAMAGES = [
     (file, change)
-    for file in ("rank_00000", "state.json", "manifest.json", "COMMITTED")
+    for file in ("rank_00000", "parts-", "state.json", "manifest.json", "COMMITTED")
     for change in ("cut off", "emptied", "longer", "with a flipped bit", "foreign", "missing")
     # white space after the digest is ignored, and without COMMITTED there is no checkpoint
     if (file, change) not in {("COMMITTED", "longer"), ("COMMITTED", "missing")}
@@ -165,8 +175,9 @@ OTHER_VERSIONS = {
     "a newer format": ("manifest.json", lambda manifest: manifest.update(format=99)),
     "no format": ("manifest.json", lambda manifest: manifest.pop("format")),
     "other chunks": ("manifest.json", lambda manifest: manifest.update(chunk_bytes=1024)),
-    "no fragments": ("manifest.json", lambda manifest: manifest.pop("fragments")),
-    "no weights": ("manifest.json", lambda manifest: manifest["fragments"]["w"].clear()),
+    "no layout": ("manifest.json", lambda manifest: manifest.pop("layout")),
+    "a new field of layout": ("manifest.json", lambda manifest: manifest["layout"][0].update(from_the_future=1)),
+    "no weights": ("manifest.json", lambda manifest: manifest.update(world_size=0)),
     "a new field of state": ("state.json", lambda state: state.update(from_the_future=1)),
     "a missing field of state": ("state.json", lambda state: state.pop("guard")),
     "another model": ("manifest.json", lambda manifest: manifest["shapes"].update(w=[2, 4])),
@@ -208,6 +219,21 @@ def test_only_rank_0_reads_the_manifest_which_grows_with_the_number_of_workers(
         storage.remove(f"{name_of(RUN, 10)}/{file}")
     monkeypatch.setattr(checkpoint, "from_rank_0", lambda action: answers.pop(0))
     assert restored(storage) == 10
+
+
+def test_checkpoint_of_the_earlier_format_is_read_by_any_ranges(storage: Storage, tmp_path: Path) -> None:
+    with tarfile.open(FORMAT_2) as archive:
+        archive.extractall(tmp_path, filter="data")
+    opened = checkpoint.open_checkpoint(storage, name_of(RUN, 10))
+    assert (opened.progress, opened.shapes) == (Progress(10, 100), {"a": [7, 5], "b": [11]})
+    for number, (name, size) in enumerate({"a": 35, "b": 11}.items()):
+        for moment, kind in enumerate((MASTER, *MOMENTS)):
+            whole = torch.arange(size) + 100.0 * number + 1000 * moment
+            for start, stop in ((0, size), (3, 10), (size - 1, size)):
+                assert torch.equal(opened.reader.read(name, kind, start, stop), whole[start:stop])
+    damage(storage, 10, "rank_00002", "with a flipped bit")
+    with pytest.raises(ArtifactError, match="rank_00002.*damaged"):
+        opened.reader.read("b", MASTER, 0, 11)
 
 
 def test_progress_survives_its_file(storage: Storage) -> None:
@@ -268,7 +294,8 @@ def test_requests_of_a_save_and_of_a_restart_do_not_grow_with_the_checkpoints_th
             assert restored(storage) == 200
             checkpoint.discard_after(storage, RUN, 200)
         found.append(Counter(requests))
-    assert found[0] == found[1] == {"list": 3, "exists": 5, "read_bytes": 3}
+    # what is read are commit, manifest, state and the index of the one file
+    assert found[0] == found[1] == {"list": 3, "exists": 5, "read_bytes": 4}
     assert len(begun_steps(storage, RUN)) == 56
 
 

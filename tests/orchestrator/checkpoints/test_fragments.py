@@ -1,6 +1,5 @@
 """Files of fragments: any range is read from the files that hold it, and damaged data is never used."""
 
-import gc
 import itertools
 import json
 from collections.abc import Iterable
@@ -38,17 +37,18 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 @pytest.fixture(autouse=True)
 def chunks_of_a_few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (parts, fragments):
-        monkeypatch.setattr(module, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(parts, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(fragments, "READ_BYTES", 128)
+    monkeypatch.setattr(fragments, "_GAP_BYTES", 64)
 
 
 def committed(storage: Storage, *ranks: Iterable[Fragment]) -> FragmentReader:
     """Commit what each rank owns, and open it."""
     for rank, owned in enumerate(ranks):
         snapshot = Snapshot.of(owned)
-        part = Part(NAME, "a1-1", rank, len(ranks), snapshot.index(file_of(rank, "a1-1")))
+        part = Part(NAME, "a1-1", rank, len(ranks), snapshot.index)
         store_part(storage, part, snapshot.pieces())
-    commit_parts(storage, part, "{}", {}, Attempt("tiny", 0, ""))
+    commit_parts(storage, part, "{}", {}, (), Attempt("tiny", 0, ""))
     return FragmentReader(storage, NAME, artifact.read_manifest(storage, NAME))
 
 
@@ -103,7 +103,7 @@ def test_a_range_that_no_file_holds_is_an_error(storage: Storage, values: Tensor
 
 def test_empty_fragments_are_not_written() -> None:
     snapshot = Snapshot.of([Fragment("w", MASTER, 3, 3, torch.empty(0)), whole("b")])
-    assert list(snapshot.index("file")) == ["b"]
+    assert list(snapshot.index) == ["b"]
 
 
 def test_the_file_is_one_that_safetensors_opens(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_nothing_of_a_damaged_chunk_is_copied(storage: Storage, values: Tensor, 
         with pytest.raises(ArtifactError, match=f"rank_0000{rank}.*damaged"):
             reader.fill([Fragment("w", MASTER, 0, SIZE, taken)])
         assert taken[CUTS[rank + 1] - 1] == 7.0
-    else:  # the header is not used: the manifest holds the offset of each range
+    else:  # the header is not used: the index holds the offset of each range
         reader.fill([Fragment("w", MASTER, 0, SIZE, taken)])
 
 
@@ -168,30 +168,42 @@ def test_an_index_survives_json(storage: Storage, values: Tensor) -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]], ids=["in order", "in any order"])
-def test_ranges_of_all_ranks_are_listed_in_order_of_their_starts(
-    storage: Storage, values: Tensor, order: list[int]
-) -> None:
+def test_ranges_are_found_whichever_rank_holds_them(storage: Storage, values: Tensor, order: list[int]) -> None:
     ranks = cut(values)
     reader = committed(storage, *(ranks[number] for number in order))
-    manifest = artifact.read_manifest(storage, NAME)
-    assert [(start, stop) for start, stop, _, _ in manifest["fragments"]["w"][MASTER]] == [*itertools.pairwise(CUTS)]
     assert torch.equal(reader.read("w", MASTER, 0, SIZE), values)
 
 
-def test_commit_keeps_no_object_for_each_range_of_each_rank(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def tracked(num_ranks: int) -> int:
-        """Return how many more objects the garbage collector has to look at when the last record was merged."""
-        merged = parts.MergedRanges()
-        before = len(gc.get_objects())
-        for rank in range(num_ranks):
-            index = {f"w{number}": {MASTER: [(rank, rank + 1, "file", 0)]} for number in range(20)}
-            merged.add(parts.encoded_ranges(index))
-        return len(gc.get_objects()) - before
-
-    assert tracked(200) - tracked(20) < 20
-
-
-def test_parts_leave_no_records_behind(storage: Storage, values: Tensor) -> None:
+def test_the_manifest_lists_files_and_each_index_is_that_of_one_file(storage: Storage, values: Tensor) -> None:
     committed(storage, *cut(values))
+    manifest = artifact.read_manifest(storage, NAME)
+    indexes = storage.list(f"{NAME}/parts-a1-1")
     files = [file_of(rank, "a1-1") for rank in range(3)]
-    assert storage.list(NAME) == sorted(["COMMITTED", "manifest.json", "state.json", *files])
+    assert manifest["files"].keys() == {"state.json", *files, *(f"parts-a1-1/{name}" for name in indexes)}
+    assert storage.list(NAME) == sorted(["COMMITTED", "manifest.json", "parts-a1-1", "state.json", *files])
+    assert not {"fragments", "chunks"} & manifest.keys()
+    artifact.verify(storage, NAME)
+    for index, (start, stop) in zip(indexes, itertools.pairwise(CUTS), strict=True):
+        ((found,),) = json.loads(storage.read_bytes(f"{NAME}/parts-a1-1/{index}"))["ranges"]["w"].values()
+        assert found[:2] == [start, stop]
+
+
+def test_distant_ranges_of_a_file_are_read_without_what_lies_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, values = Storage(str(tmp_path)), torch.randn(400)
+    reader = committed(storage, [Fragment("w", MASTER, 0, 400, values)])
+    monkeypatch.setattr(fragments, "READ_BYTES", 2**20)
+    read: list[int] = []
+    read_into = Storage.read_into
+
+    def counting(self: Storage, name: str, start: int, buffer: memoryview) -> None:
+        read.append(len(buffer))
+        read_into(self, name, start, buffer)
+
+    monkeypatch.setattr(Storage, "read_into", counting)
+    wanted = [Fragment("w", MASTER, start, start + 4, torch.empty(4)) for start in (0, 12, 300)]
+    reader.fill(wanted)
+    assert all(torch.equal(one.view, values[one.start : one.stop]) for one in wanted)
+    assert len(read) == 2
+    assert max(read) <= 128

@@ -18,11 +18,12 @@ from orchestrator.checkpoints import checkpoint, writer_process
 from orchestrator.checkpoints.attempt import Attempt, lease_name
 from orchestrator.checkpoints.background_writer import BackgroundWriter
 from orchestrator.checkpoints.names import committed_steps, name_of
-from orchestrator.checkpoints.parts import Part, commit_parts, error_of, file_of, store_part
+from orchestrator.checkpoints.parts import Part, commit_parts, error_of, store_part
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.saves import Saves
 from orchestrator.checkpoints.snapshot import Snapshot
+from orchestrator.distributed.layout import Layout, end_to_end
 from orchestrator.distributed.training_state import MASTER, MOMENTS, Fragment, StateReader
 from orchestrator.errors import RefusedError, StorageError
 from orchestrator.storage.store import Storage
@@ -43,8 +44,14 @@ class State:
         for kind, tensor in self.tensors.items():
             yield Fragment("w", kind, 0, SIZE, tensor)
 
+    def layout(self) -> Layout:
+        return [end_to_end({"w": SIZE}, 1)]
+
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
         reader.fill(self.owned())
+
+    def complete(self) -> None:
+        """Nothing else is held."""
 
     def values(self) -> list[float]:
         return [tensor.unique().item() for tensor in self.tensors.values()]
@@ -202,8 +209,9 @@ def test_attempt_that_is_replaced_between_manifest_and_commit_does_not_commit(
 def test_removed_records_end_the_wait_for_other_ranks(storage: Storage) -> None:
     state = State(1)
     snapshot = Snapshot.of(state.owned())
-    part = Part(name_of(RUN, 1), "a-1", 0, 2, snapshot.index(file_of(0, "a-1")))
-    commit = {"attempt": asdict(Attempt(RUN, 0, "")), "state": "{}", "shapes": SHAPES, "retention": asdict(Retention())}
+    part = Part(name_of(RUN, 1), "a-1", 0, 2, snapshot.index)
+    what = {"state": "{}", "shapes": SHAPES, "layout": [], "retention": asdict(Retention())}
+    commit = {"attempt": asdict(Attempt(RUN, 0, "")), **what}
     writer = BackgroundWriter(storage)
     try:
         writer.start(part, snapshot, commit)
@@ -237,6 +245,6 @@ def test_save_whose_other_records_were_removed_is_given_up(storage: Storage, mon
 def test_records_that_were_removed_before_the_commit_fail_only_this_save(storage: Storage) -> None:
     part = Part(name_of(RUN, 10), "id", 0, 2, {})
     store_part(storage, part, [memoryview(b"own")])
-    error = error_of(lambda: commit_parts(storage, part, "", {}, Attempt(RUN, 0, "")))
+    error = error_of(lambda: commit_parts(storage, part, "", {}, (), Attempt(RUN, 0, "")))
     assert type(error) is StorageError
     assert "was removed while the checkpoint was written" in str(error)

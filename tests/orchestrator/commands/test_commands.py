@@ -13,6 +13,7 @@ from tiny_run import arguments, go_back, write_text
 
 from orchestrator.cli import main
 from orchestrator.report.layout import panels
+from orchestrator.runs.events import EventLog
 from orchestrator.runs.history import read_history
 from orchestrator.storage.store import Storage
 
@@ -95,8 +96,8 @@ def test_finished_run_is_listed_with_its_figures(trained: Path, capsys: pytest.C
 
 
 def test_checkpoints_report_the_loss_of_their_step(trained: Path) -> None:
-    events = [json.loads(file.read_text()) for file in sorted((trained / "runs/tiny/events").iterdir())]
-    losses = {event["step"]: event["loss"] for event in events if event["kind"] == "checkpoint"}
+    events = EventLog(Storage(str(trained)), "runs/tiny").read("checkpoint")
+    losses = {event["step"]: event["loss"] for event in events}
     assert losses.keys() == {10, 20}
     assert losses[20] == json.loads((trained / "runs/tiny/metrics.json").read_text())["train/loss"]
 

@@ -135,16 +135,3 @@ def test_events_keep_their_order_when_the_clock_is_set_back(tmp_path: Path, monk
     assert 0 < spent.wall_seconds < 60
     assert spent.lasting_seconds == 2e-7
     assert all(0 < seconds < 60 for seconds in spent.recovery_seconds)
-
-
-def test_recovery_reads_as_many_events_after_many_faults_as_after_two(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path))
-    log, read = EventLog(storage, "runs/a", frozenset({"fault", "begin", "checkpoint"})), []
-    for number in range(5):
-        log.record({"kind": "begin", "step": number})
-        log.record({"kind": "checkpoint", "step": number})
-        log.record({"kind": "fault", "text": ""})
-        read.append([event["kind"] for event in log.read("fault", "begin", last=("begin", 2))])
-    log.record({"kind": "begin", "step": 5})
-    assert read == [["begin", "fault"], *[["begin", "fault", "begin", "fault"]] * 4]
-    assert last_recovery(log.read("fault", "begin", last=("begin", 2))) == last_recovery(log.read("fault", "begin"))

@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lived_runs import live
 from living_driver import living_driver
+from store_requests import store_requests
 from waiting import eventually
 
 from orchestrator.artifacts import artifact
@@ -21,6 +24,7 @@ from orchestrator.cli import main
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.errors import RefusedError, RunMismatchError
 from orchestrator.runs import lease as leases
+from orchestrator.runs.event_files import MERGED_FILES
 from orchestrator.runs.events import EventLog
 from orchestrator.runs.history import History
 from orchestrator.runs.run import begin, find_run, keep, open_run
@@ -432,3 +436,21 @@ def test_damaged_identity_lets_the_run_continue_as_a_new_one_in_wandb(
     assert found is not None
     assert len(found.wandb_run_id) == 8
     assert "runs/a/run.json" in caplog.text
+
+
+def test_a_listing_asks_as_much_for_an_old_run_as_for_a_young_one(tmp_path: Path) -> None:
+    storage, asked = Storage(f"memory://{tmp_path.name}"), {}
+    for attempts in (2, 8):
+        live(storage, f"done_{attempts}", attempts)
+        with store_requests() as requests:
+            (state,) = read_runs(storage)
+        assert (state.state, state.step, len(state.faults)) == ("done", 10 * attempts, attempts - 1)
+        asked[attempts] = Counter(requests)
+        storage.remove("runs")
+    # its folder and that of its events; recipe, identity, metrics and events
+    assert asked[2] == asked[8] == {"list": 3, "read_bytes": 4}
+    live(storage, "lost", 8, is_done=False)
+    with store_requests() as requests:
+        (state,) = read_runs(storage)
+    assert (state.state, state.step, len(state.faults)) == ("interrupted", 80, 7)
+    assert len(requests) < 2 * MERGED_FILES + 10  # of 96 events

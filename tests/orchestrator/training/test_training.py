@@ -161,15 +161,16 @@ def _validations(outcome):
     return {event["step"]: event["metrics"] for event in outcome.events if event["kind"] == "validation"}
 
 
-def test_a_damaged_newest_checkpoint_is_skipped(workshop, tmp_path):
-    root = tmp_path / "root"
-    reference, storage = workshop.trained(SINGLE)
+@pytest.mark.parametrize("way", [SINGLE, ("ddp", 2)], ids=str)
+def test_a_newest_checkpoint_that_one_worker_finds_damaged_is_skipped_by_all(workshop, tmp_path, way):
+    root, last = tmp_path / "root", way[1] - 1
+    reference, storage = workshop.trained(way)
     shutil.copytree(storage.local_path(), root)
     go_back(root / "runs/tiny", STEPS)
-    (shard,) = root.glob(f"runs/tiny/checkpoints/step_{STEPS:08d}/rank_00000-*.safetensors")
+    (shard,) = root.glob(f"runs/tiny/checkpoints/step_{STEPS:08d}/rank_{last:05d}-*.safetensors")
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    outcome = workshop.train(root, SINGLE, "clm")
+    outcome = workshop.train(root, way, "clm")
     assert differences(outcome, reference).keys() == set(range(11, STEPS + 1))
     assert artifact.is_committed(Storage(str(root)), "runs/tiny/model")
