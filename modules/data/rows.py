@@ -96,6 +96,12 @@ class TextField:
             raise InputError(f"{start} holds {kind}, not text; set data.text_field")
         return _checked(value, start)
 
+    def add(self, num_rows: int, num_left_out: int, first_left_out: str | None) -> None:
+        """Count rows that were read elsewhere, after those counted so far."""
+        self.num_rows += num_rows
+        self.num_left_out += num_left_out
+        self.first_left_out = self.first_left_out or first_left_out
+
     def left_out_line(self) -> str:
         """Return how many rows have been left out, and the first of them."""
         return f"left out {self.num_left_out:,} of {self.num_rows:,} rows, which have no text; {self.first_left_out}"

@@ -1,5 +1,6 @@
 """Token shards, written once and sequentially."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ SHARD_TOKENS = 2**27
 GROUPED_BYTES = 2**30
 """A split with as many bytes of tokens has its windows ordered by groups, so that it need not be read as a whole."""
 BLOCK_BYTES, GROUP_BLOCKS = 2**20, 64
+_COPIED_NUMBERS = 2**20
 
 
 class SplitWriter:
@@ -28,13 +30,15 @@ class SplitWriter:
         begin_id: int | None = None,
         writes_token_bytes: bool = False,
         shard_tokens: int = SHARD_TOKENS,
+        inside_document: bool = False,
     ):
         self._begin = np.array([] if begin_id is None else [begin_id], dtype=dtype)
         self._end_of_text = np.array([end_of_text_id], dtype=dtype)
+        self._split = split
         self._tokens = _Shards(folder, split, shard_tokens)
         self._token_bytes = _Shards(folder, f"{split}_token_bytes", shard_tokens) if writes_token_bytes else None
         self._starts = DigestedFile(folder / f"{split}_document_starts.bin")
-        self._inside_document = False
+        self._inside_document = inside_document
         self._owed_bytes = 0
         self.num_documents = 0
         self.num_bytes = 0
@@ -80,6 +84,37 @@ class SplitWriter:
         written = np.minimum(np.minimum.accumulate(sums - room), 0) + room
         self._owed_bytes = int(sums[-1] - written[-1]) + (0 if ends_document else left_over)
         return np.diff(written, prepend=0).astype(TOKEN_BYTES_DTYPE)
+
+    def append(self, folder: Path, entry: Mapping[str, Any]) -> None:
+        """Append what another writer of the split has written to `folder`, and described in `part_entry`."""
+        starts = np.fromfile(folder / f"{self._split}_document_starts.bin", dtype=BOUNDARY_DTYPE)
+        self._starts.write((starts + self.num_tokens).astype(BOUNDARY_DTYPE).tobytes())
+        for name in entry["shards"]:
+            for block in _blocks(folder / name, self._end_of_text.dtype):
+                self._tokens.write(block)
+        for name in entry["token_bytes"]:
+            for block in _blocks(folder / name, TOKEN_BYTES_DTYPE):
+                assert self._token_bytes is not None, "both writers were asked for the same"
+                self._token_bytes.write(self._written_bytes(block.astype(np.int64), 0, False))
+        self._owed_bytes += entry["owed_bytes"]
+        self.num_documents += entry["documents"]
+        self.num_bytes += entry["bytes"]
+
+    def part_entry(self) -> dict[str, Any]:
+        """Return what `append` has to know, once the files are closed."""
+        return {
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "bytes": self.num_bytes,
+            "owed_bytes": self._owed_bytes,
+            "shards": [entry["name"] for entry in self._tokens.entries()],
+            "token_bytes": [entry["name"] for entry in self._token_bytes.entries()] if self._token_bytes else [],
+        }
+
+    def digests(self) -> dict[str, str]:
+        """Return the xxh3_128 of each file but those of chunks, by name, once they are closed."""
+        shards = [*self._tokens.entries(), *(self._token_bytes.entries() if self._token_bytes else ())]
+        return {entry["name"]: entry["xxh3_128"] for entry in (*shards, self._starts.entry())}
 
     def close(self) -> None:
         """Close the files."""
@@ -132,3 +167,9 @@ class _Shards:
 
     def entries(self) -> list[dict[str, str]]:
         return [file.entry() for file in self._files]
+
+
+def _blocks(path: Path, dtype: np.dtype) -> Iterator[np.ndarray]:
+    with path.open("rb") as stream:
+        while len(block := np.fromfile(stream, dtype=dtype, count=_COPIED_NUMBERS)):
+            yield block

@@ -8,7 +8,7 @@ from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.hub import hub_commit, is_on_this_machine
-from modules.data.prepare import OnProgress, prepare_tokens, preview, training_texts
+from modules.data.prepare import OnProgress, Work, prepare_tokens, preview, training_texts
 from modules.data.quality.sieve import Others
 from modules.data.shards import TokenData, check_length
 from modules.data.source_files import SourceFile, check_formats
@@ -16,6 +16,7 @@ from modules.data.stdlib import stdlib_files
 from modules.data.tokenizer import joins_at_words
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
+from orchestrator.artifacts.kept_parts import kept_parts
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.errors import ConfigError, UserError
@@ -77,11 +78,11 @@ def prepared_data(
     if artifact.is_committed(storage, name):
         requirements.check(artifact.read_manifest(storage, name))
         return name
-    with staging_folder(storage, name) as folder:
+    with staging_folder(storage, name) as folder, kept_parts(storage, name, folder) as parts:
         total = sum(file.num_bytes for file in files)
         shown = progress(min(total, data.max_bytes or total))
         read = () if data.source == "huggingface" else files  # `datasets` reads its own
-        made = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown, _others(data))
+        made = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown, _others(data), Work(parts))
         facts = _facts(folder)
         requirements.check(facts)
         extra = {name: value for name, value in made._asdict().items() if value}
