@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,6 +40,10 @@ class PartStore(Protocol):
         """Return the number of parts that are kept; none of them is read."""
         ...
 
+    def new_folder(self) -> Path:
+        """Return an empty local folder for a part."""
+        ...
+
     def keep(self, folder: Path, name: str, record: Note) -> None:
         """Keep a part, of which `record["files"]` lists the files and their xxh3_128; its folder is taken away."""
         ...
@@ -51,8 +56,14 @@ class PartStore(Protocol):
 class LocalParts:
     """Parts below a local folder. A part is there once its folder has its name."""
 
-    def __init__(self, root: Path):
-        self._root = root
+    def __init__(self, root: Path, scratch: Path):
+        """Write nothing yet.
+
+        Args:
+            root: Where they lie; it need not exist.
+            scratch: A folder on the same file system for parts that are being made, which the caller removes.
+        """
+        self._root, self._scratch = root, scratch
 
     def note(self, name: str) -> Note | None:
         return read_note(self._root / f"{name}.json")
@@ -69,6 +80,9 @@ class LocalParts:
 
     def count(self) -> int:
         return len(list(self._root.glob(f"[!.]*/{RECORD}")))
+
+    def new_folder(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix=".part-", dir=self._scratch))
 
     def keep(self, folder: Path, name: str, record: Note) -> None:
         (folder / RECORD).write_bytes(noted(record))

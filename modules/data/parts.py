@@ -1,11 +1,9 @@
 """A group's text to parts: tokens that are kept as soon as they are done, each part with a record of what it holds."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,8 +61,6 @@ class GroupRequest(NamedTuple):
     start: int
     rules: Rules
     parts: PartStore
-    scratch: str | None
-    """A folder on the file system of the parts; None takes the system's temporary folder."""
 
     def part_name(self, part: int) -> str:
         """Return the name under which a part is kept; another one for other tokens or other cuts."""
@@ -178,7 +174,7 @@ class _PartWriter:
 
     def __init__(self, batch: Batch, encoding: Encoding):
         tokenizer, request = encoding.tokenizer, batch.request
-        self._folder = Path(tempfile.mkdtemp(prefix=".part-", dir=request.scratch))
+        self._folder = request.parts.new_folder()
         self._unknown = tokenizer.unknown_token
         self._losses = Losses()
         self._writers = {

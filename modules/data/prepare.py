@@ -108,7 +108,7 @@ def prepare_tokens(
         InputError: A file cannot be used, one split would be empty, or the tokenizer cannot encode or loses some text.
     """
     check_formats(files)
-    work = work or Work(LocalParts(folder / _PARTS))
+    work = work or Work(LocalParts(folder / _PARTS, folder))
     with _text(files, data, others, folder, work, lambda num_bytes: progress(num_bytes, 0)) as (text, filtered):
         notes = _write(text, tokenizer, tokenizer_file, folder, progress)
     shutil.rmtree(folder / _PARTS, ignore_errors=True)
@@ -132,7 +132,7 @@ def preview(files: Sequence[SourceFile], data: DataConfig, others: Others) -> Pr
 def training_texts(files: Sequence[SourceFile], data: DataConfig, others: Others = NO_OTHERS) -> Iterator[str]:
     """Yield the text of the training split, in pieces, as `prepare_tokens` reads it."""
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(LocalParts(Path(folder) / _PARTS))
+        work = Work(LocalParts(Path(folder) / _PARTS, Path(folder)))
         with _text(files, data, others, Path(folder), work, lambda _: None) as (text, _):
             yield from text.training_texts()
 
@@ -242,7 +242,7 @@ def _write(
     counted = _counted_split(text.data) if made.token_num_bytes() is None else None
     placed, val_start = text.placed()
     rules = Rules(text.data, note_tokenizer(text.parts, made), counted, val_start)
-    requests = [GroupRequest(group, start, rules, text.parts, str(folder)) for group, start in placed]
+    requests = [GroupRequest(group, start, rules, text.parts) for group, start in placed]
     if num_done := text.parts.count():
         log.warning("data: goes on with %d parts that are done already, of at least %d", num_done, len(requests))
     try:

@@ -38,6 +38,9 @@ class StoredParts:
     def count(self) -> int:
         return len(self._storage.list(self._folder, folders_only=True))
 
+    def new_folder(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="gpt-orchestrator-"))
+
     def keep(self, folder: Path, name: str, record: Note) -> None:
         place = f"{self._folder}/{name}"
         for file in record["files"]:
@@ -78,17 +81,17 @@ def kept_parts(storage: Storage, name: str, staging: Path) -> Iterator[PartStore
     Args:
         storage: Where the artifact will lie.
         name: Its name.
-        staging: Its staging folder, where parts are kept that no other process could read.
+        staging: Its staging folder, in which parts are made, and kept if no other process could read them.
     """
     if not storage.is_shared:
-        yield LocalParts(staging / "parts")
+        yield LocalParts(staging / "parts", staging)
         shutil.rmtree(staging / "parts", ignore_errors=True)
         return
     folder = _folder(name)
     place = storage.local_path(folder)
     with _in_use(place):
         try:
-            yield StoredParts(storage, folder) if place is None else LocalParts(place)
+            yield StoredParts(storage, folder) if place is None else LocalParts(place, staging)
         except (UserError, InputError):
             remove_parts(storage, name)
             raise

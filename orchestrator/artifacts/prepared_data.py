@@ -8,7 +8,7 @@ from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.hub import hub_commit, is_on_this_machine
-from modules.data.prepare import OnProgress, Work, prepare_tokens, preview, training_texts
+from modules.data.prepare import Crew, OnProgress, Work, prepare_tokens, preview, training_texts
 from modules.data.quality.sieve import Others
 from modules.data.shards import TokenData, check_length
 from modules.data.source_files import SourceFile, check_formats
@@ -59,11 +59,13 @@ def prepared_data(
     tokenizer: TokenizerConfig,
     requirements: DataRequirements,
     progress: Callable[[int], OnProgress],
+    crew: Crew | None = None,
 ) -> str:
     """Return the name of the prepared data; make it first if it is not there.
 
     Args:
         progress: Takes the number of bytes to read; returns the callback that receives the progress.
+        crew: Who reads the files and makes the tokens; None takes processes of this machine.
 
     Raises:
         UserError, InputError: the text cannot be used, or does not fit the requirements; nothing is left behind.
@@ -82,7 +84,7 @@ def prepared_data(
         total = sum(file.num_bytes for file in files)
         shown = progress(min(total, data.max_bytes or total))
         read = () if data.source == "huggingface" else files  # `datasets` reads its own
-        made = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown, _others(data), Work(parts))
+        made = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown, _others(data), Work(parts, crew))
         facts = _facts(folder)
         requirements.check(facts)
         extra = {name: value for name, value in made._asdict().items() if value}
