@@ -176,9 +176,11 @@ def _write(
 
 def training_texts(files: Sequence[SourceFile], data: DataConfig, others: Others = NO_OTHERS) -> Iterator[str]:
     """Yield the text of the training split, in pieces, as `prepare_tokens` reads it."""
-    with tempfile.TemporaryDirectory() as folder:
-        with _pieces(files, data, others, Path(folder), lambda _: None) as (pieces, _):
-            yield from pieces.training_texts()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _pieces(files, data, others, Path(folder), lambda _: None) as (pieces, _),
+    ):
+        yield from pieces.training_texts()
 
 
 def _counted_split(data: DataConfig) -> Split:
@@ -202,7 +204,9 @@ def _write_tokens(
         for item, start, stop in zip(pieces, [0, *stops], stops, strict=False):
             num_bytes = None if encoded.num_bytes is None else encoded.num_bytes[start:stop].astype(np.int64)
             writer = writers[item.split]
-            writer.add(encoded.tokens[start:stop], item.num_bytes, item.piece.ends_document, num_bytes)
+            writer.add(
+                encoded.tokens[start:stop], item.num_bytes, item.piece.ends_document, num_bytes, item.piece.place
+            )
         done = writers.values()
         progress(sum(writer.num_bytes for writer in done), sum(writer.num_tokens for writer in done))
     return losses
@@ -295,8 +299,8 @@ class _PieceSource:
         self.field = TextField(data)
         if data.source == "huggingface":
             yield from read_hub_dataset(data.path[0], data.revision, data.subset, data.hub_split, self.field)
-        for file in self._files:
-            yield from read_documents(file, data, self.field)
+        for number, file in enumerate(self._files):
+            yield from read_documents(file, data, self.field, number)
 
 
 def _first_bytes(pieces: Iterator[Piece], max_bytes: int | None) -> Iterator[tuple[Piece, int]]:
@@ -305,7 +309,7 @@ def _first_bytes(pieces: Iterator[Piece], max_bytes: int | None) -> Iterator[tup
         num_bytes = len(piece.text.encode())
         if remaining is not None and num_bytes >= remaining:
             text = take_bytes(piece.text, remaining)
-            yield Piece(text, True), len(text.encode())
+            yield Piece(text, True, piece.place), len(text.encode())
             return
         yield piece, num_bytes
         remaining = None if remaining is None else remaining - num_bytes
@@ -327,8 +331,8 @@ def _by_position(pieces: Iterator[tuple[Piece, int]], val_start: int) -> Iterato
         if position < val_start < position + num_bytes:
             head = take_bytes(piece.text, val_start - position)
             tail = piece.text[len(head) :]
-            yield _Assigned(Piece(head, True), len(head.encode()), "train")
-            yield _Assigned(Piece(tail, piece.ends_document), len(tail.encode()), "val")
+            yield _Assigned(Piece(head, True, piece.place), len(head.encode()), "train")
+            yield _Assigned(Piece(tail, piece.ends_document, piece.place), len(tail.encode()), "val")
         else:
             yield _Assigned(piece, num_bytes, "train" if position < val_start else "val")
         position += num_bytes

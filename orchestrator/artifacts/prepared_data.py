@@ -17,6 +17,7 @@ from modules.data.tokenizer import joins_at_words
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.artifacts.recipe import fingerprint, identity
+from orchestrator.artifacts.source_rows import listed_names
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.access import check_url, is_local, path_of
@@ -85,6 +86,7 @@ def prepared_data(
         facts = _facts(folder)
         requirements.check(facts)
         extra = {name: value for name, value in made._asdict().items() if value}
+        extra |= listed_names(data, [file.name for file in read] or data.path)
         artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts, **extra})
     return name
 
