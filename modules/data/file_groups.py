@@ -1,6 +1,7 @@
 """The text in groups of files, each of which is read on its own."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import xxhash
@@ -25,6 +26,8 @@ class FileGroup(NamedTuple):
 
     number: int
     files: tuple[SourceFile, ...]
+    first_file: int = 0
+    """The number of its first file among all files."""
 
     @property
     def num_bytes(self) -> int:
@@ -52,7 +55,11 @@ def file_groups(files: Sequence[SourceFile], data: DataConfig) -> list[FileGroup
             size = 0
         groups[-1].append(file)
         size += file.num_bytes
-    return [FileGroup(number, tuple(group)) for number, group in enumerate(groups)]
+    firsts = accumulate((len(group) for group in groups), initial=0)
+    return [
+        FileGroup(number, tuple(group), first)
+        for number, (group, first) in enumerate(zip(groups, firsts, strict=False))
+    ]
 
 
 class GroupReader:
@@ -99,5 +106,5 @@ class GroupReader:
         self.field = TextField(data)
         if data.source == "huggingface":
             yield from read_hub_dataset(data.path[0], data.revision, data.subset, data.hub_split, self.field)
-        for file in self._group.files:
-            yield from read_documents(file, data, self.field)
+        for number, file in enumerate(self._group.files, start=self._group.first_file):
+            yield from read_documents(file, data, self.field, number)

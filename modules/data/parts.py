@@ -200,7 +200,8 @@ class _PartWriter:
         for item, start, stop in zip(items, [0, *stops], stops, strict=False):
             num_bytes = None if encoded.num_bytes is None else encoded.num_bytes[start:stop].astype(np.int64)
             writer = self._writers[item.split]
-            writer.add(encoded.tokens[start:stop], item.num_bytes, item.piece.ends_document, num_bytes)
+            piece = item.piece
+            writer.add(encoded.tokens[start:stop], item.num_bytes, piece.ends_document, num_bytes, piece.place)
         num_bytes, num_tokens = self._written()
         return num_bytes - before[0], num_tokens - before[1]
 

@@ -72,8 +72,8 @@ def _by_position(pieces: Iterator[tuple[Piece, int]], position: int, val_start: 
         if position < val_start < position + num_bytes:
             head = take_bytes(piece.text, val_start - position)
             tail = piece.text[len(head) :]
-            yield Assigned(Piece(head, True), len(head.encode()), "train")
-            yield Assigned(Piece(tail, piece.ends_document), len(tail.encode()), "val")
+            yield Assigned(Piece(head, True, piece.place), len(head.encode()), "train")
+            yield Assigned(Piece(tail, piece.ends_document, piece.place), len(tail.encode()), "val")
         else:
             yield Assigned(piece, num_bytes, "train" if position < val_start else "val")
         position += num_bytes
@@ -86,7 +86,7 @@ def first_bytes(pieces: Iterable[Piece], max_bytes: int | None) -> Iterator[tupl
         num_bytes = len(piece.text.encode())
         if remaining is not None and num_bytes >= remaining:
             text = take_bytes(piece.text, remaining)
-            yield Piece(text, True), len(text.encode())
+            yield Piece(text, True, piece.place), len(text.encode())
             return
         yield piece, num_bytes
         remaining = None if remaining is None else remaining - num_bytes

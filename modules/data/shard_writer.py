@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from modules.data.digested_file import DigestedFile
+from modules.data.document_rows import NO_PLACE, ROW_DTYPE, Place, rows_name
 from modules.data.shards import BOUNDARY_DTYPE, TOKEN_BYTES_DTYPE
 
 SHARD_TOKENS = 2**27
@@ -18,7 +19,7 @@ _COPIED_NUMBERS = 2**20
 
 
 class SplitWriter:
-    """Writer of one split: shards of tokens, the start of each document, and the bytes that each token stands for."""
+    """Writer of one split: tokens in shards, the start and the place of each document, and the bytes of each token."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class SplitWriter:
         self._tokens = _Shards(folder, split, shard_tokens)
         self._token_bytes = _Shards(folder, f"{split}_token_bytes", shard_tokens) if writes_token_bytes else None
         self._starts = DigestedFile(folder / f"{split}_document_starts.bin")
+        self._rows = DigestedFile(folder / rows_name(split))
         self._inside_document = inside_document
         self._owed_bytes = 0
         self.num_documents = 0
@@ -48,7 +50,12 @@ class SplitWriter:
         return self._tokens.length
 
     def add(
-        self, tokens: np.ndarray, num_bytes: int, ends_document: bool, token_bytes: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        num_bytes: int,
+        ends_document: bool,
+        token_bytes: np.ndarray | None = None,
+        place: Place = NO_PLACE,
     ) -> None:
         """Append a piece of a document, with the token that begins its first piece and the one that ends its last.
 
@@ -57,9 +64,11 @@ class SplitWriter:
             num_bytes: UTF-8 bytes of the text that the tokens encode.
             ends_document: Whether this piece is the document's last.
             token_bytes: int64 [n], the bytes that each token stands for; those that none does belong to the next token.
+            place: Where the document comes from; that of its first piece is kept.
         """
         if not self._inside_document:
             self._starts.write(np.array([self.num_tokens], dtype=BOUNDARY_DTYPE).tobytes())
+            self._rows.write(np.array(place, dtype=ROW_DTYPE).tobytes())
             self.num_documents += 1
             tokens = np.concatenate([self._begin, tokens])
             if token_bytes is not None:
@@ -89,6 +98,7 @@ class SplitWriter:
         """Append what another writer of the split has written to `folder`, and described in `part_entry`."""
         starts = np.fromfile(folder / f"{self._split}_document_starts.bin", dtype=BOUNDARY_DTYPE)
         self._starts.write((starts + self.num_tokens).astype(BOUNDARY_DTYPE).tobytes())
+        self._rows.write((folder / rows_name(self._split)).read_bytes())
         for name in entry["shards"]:
             for block in _blocks(folder / name, self._end_of_text.dtype):
                 self._tokens.write(block)
@@ -114,11 +124,11 @@ class SplitWriter:
     def digests(self) -> dict[str, str]:
         """Return the xxh3_128 of each file but those of chunks, by name, once they are closed."""
         shards = [*self._tokens.entries(), *(self._token_bytes.entries() if self._token_bytes else ())]
-        return {entry["name"]: entry["xxh3_128"] for entry in (*shards, self._starts.entry())}
+        return {entry["name"]: entry["xxh3_128"] for entry in (*shards, self._starts.entry(), self._rows.entry())}
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._tokens, self._token_bytes, self._starts):
+        for file in (self._tokens, self._token_bytes, self._starts, self._rows):
             if file is not None:
                 file.close()
 

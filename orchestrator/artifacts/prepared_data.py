@@ -18,6 +18,7 @@ from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.artifacts.kept_parts import kept_parts
 from orchestrator.artifacts.recipe import fingerprint, identity
+from orchestrator.artifacts.source_rows import listed_names
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.access import check_url, is_local, path_of
@@ -88,6 +89,7 @@ def prepared_data(
         facts = _facts(folder)
         requirements.check(facts)
         extra = {name: value for name, value in made._asdict().items() if value}
+        extra |= listed_names(data, [file.name for file in read] or data.path)
         artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts, **extra})
     return name
 
