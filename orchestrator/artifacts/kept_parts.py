@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from modules.data.part_store import RECORD, LocalParts, Note, PartStore, is_whole, noted, parsed_note
 from modules.errors import InputError
-from orchestrator.errors import ArtifactError, UserError
+from orchestrator.artifacts.artifact import is_committed
+from orchestrator.errors import ArtifactError, OrchestratorError, UserError
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
 
@@ -72,16 +73,18 @@ class StoredParts:
 
 
 @contextmanager
-def kept_parts(storage: Storage, name: str, staging: Path) -> Iterator[PartStore]:
+def kept_parts(storage: Storage, name: str, staging: Path, *, also_after_mistakes: bool = False) -> Iterator[PartStore]:
     """Yield where the parts of artifact `name` are kept.
 
     They are removed when the block ends, also by a mistake of the user, which another text or other settings follow;
-    after any other error they stay, and so after a kill. Several processes may make the same artifact at once.
+    after any other error they stay, and so after a kill. Several processes may make the same artifact at once: once
+    one has committed it, an error in the block of another, whose parts it has removed, passes.
 
     Args:
         storage: Where the artifact will lie.
         name: Its name.
         staging: Its staging folder, in which parts are made, and kept if no other process could read them.
+        also_after_mistakes: Keep them after mistakes, too, since a network that is away is one.
     """
     if not storage.is_shared:
         yield LocalParts(staging / "parts", staging)
@@ -89,11 +92,15 @@ def kept_parts(storage: Storage, name: str, staging: Path) -> Iterator[PartStore
         return
     folder = _folder(name)
     place = storage.local_path(folder)
-    with _in_use(place):
-        try:
+    try:
+        with _in_use(place):
             yield StoredParts(storage, folder) if place is None else LocalParts(place, staging)
-        except (UserError, InputError):
+    except (UserError, InputError):
+        if not also_after_mistakes:
             remove_parts(storage, name)
+        raise
+    except (OSError, OrchestratorError, RuntimeError):
+        if not is_committed(storage, name):
             raise
     remove_parts(storage, name)
 

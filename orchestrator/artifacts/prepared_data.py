@@ -16,7 +16,7 @@ from modules.data.stdlib import stdlib_files
 from modules.data.tokenizer import joins_at_words
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
-from orchestrator.artifacts.kept_parts import kept_parts
+from orchestrator.artifacts.kept_parts import kept_parts, remove_parts
 from orchestrator.artifacts.recipe import fingerprint, identity
 from orchestrator.artifacts.source_rows import listed_names
 from orchestrator.artifacts.staging import staging_folder
@@ -79,12 +79,17 @@ def prepared_data(
     recipe = data_recipe(data, tokenizer, files, tokenizer_file)
     name = _name(data, recipe)
     if artifact.is_committed(storage, name):
+        remove_parts(storage, name)  # a process that was killed has left them after its commit
         requirements.check(artifact.read_manifest(storage, name))
         return name
-    with staging_folder(storage, name) as folder, kept_parts(storage, name, folder) as parts:
+    is_hub = data.source == "huggingface"
+    with (
+        staging_folder(storage, name) as folder,
+        kept_parts(storage, name, folder, also_after_mistakes=is_hub) as parts,
+    ):
         total = sum(file.num_bytes for file in files)
         shown = progress(min(total, data.max_bytes or total))
-        read = () if data.source == "huggingface" else files  # `datasets` reads its own
+        read = () if is_hub else files  # `datasets` reads its own
         made = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown, _others(data), Work(parts, crew))
         facts = _facts(folder)
         requirements.check(facts)
