@@ -5,10 +5,9 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -17,20 +16,17 @@ from modules.cores import num_cores
 from modules.data.encoder_pool import EncoderPool
 from modules.data.encoding import CannotEncodeError, Passage
 from modules.data.file_groups import FileGroup, GroupReader, file_groups
+from modules.data.learned_text import LearnedText, Work, learned_text
 from modules.data.part_store import LocalParts, Note, PartStore
 from modules.data.parts import (
     SPLITS,
     Batch,
-    CountRequest,
     Encoding,
     GroupRequest,
-    PartMaker,
     Rules,
-    counted,
     kept_parts,
     no_text,
     note_tokenizer,
-    noted_tokenizer,
     part_batches,
 )
 from modules.data.quality.findings import told
@@ -41,8 +37,7 @@ from modules.data.shards import DATA_FILE, TOKENIZER_FILE
 from modules.data.source_files import SourceFile, check_formats
 from modules.data.source_text import Losses
 from modules.data.splits import Split
-from modules.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
-from modules.data.worker_pool import WorkerPool
+from modules.data.tokenizer import END_OF_TEXT, Tokenizer
 from modules.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -52,14 +47,6 @@ OnProgress = Callable[[int, int], None]
 _PARTS = ".parts"
 
 
-class Crew(Protocol):
-    """Processes that answer requests as `PartMaker` does."""
-
-    def answers(self, requests: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        """Answer each request and give the answer back with the request's tag, in order."""
-        ...
-
-
 class Prepared(NamedTuple):
     """What became of a text."""
 
@@ -67,15 +54,6 @@ class Prepared(NamedTuple):
     """Lines for the user on what was left out or replaced, and what of the text the tokens do not give back."""
     filtered: dict[str, Any] | None
     """Counts and examples of what was left out or replaced; None if nothing was to be."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Where parts of a text are kept until they are joined, and who makes them."""
-
-    parts: PartStore
-    crew: Crew | None = None
-    """Processes elsewhere, which read the files themselves; None takes those of this machine."""
 
 
 def prepare_tokens(
@@ -109,7 +87,7 @@ def prepare_tokens(
     """
     check_formats(files)
     work = work or Work(LocalParts(folder / _PARTS, folder))
-    with _text(files, data, others, folder, work, lambda num_bytes: progress(num_bytes, 0)) as (text, filtered):
+    with learned_text(files, data, others, folder, work, lambda num_bytes: progress(num_bytes, 0)) as (text, filtered):
         notes = _write(text, tokenizer, tokenizer_file, folder, progress)
     shutil.rmtree(folder / _PARTS, ignore_errors=True)
     return Prepared([*(told(filtered) if filtered else ()), *notes], filtered)
@@ -133,107 +111,12 @@ def training_texts(files: Sequence[SourceFile], data: DataConfig, others: Others
     """Yield the text of the training split, in pieces, as `prepare_tokens` reads it."""
     with tempfile.TemporaryDirectory() as folder:
         work = Work(LocalParts(Path(folder) / _PARTS, Path(folder)))
-        with _text(files, data, others, Path(folder), work, lambda _: None) as (text, _):
+        with learned_text(files, data, others, Path(folder), work, lambda _: None) as (text, _):
             yield from text.training_texts()
 
 
-@contextmanager
-def _text(
-    files: Sequence[SourceFile],
-    data: DataConfig,
-    others: Others,
-    folder: Path,
-    work: Work,
-    progress: Callable[[int], None],
-) -> Iterator[tuple["_Text", dict[str, Any] | None]]:
-    """Yield the text that is learned, and what was found if anything is to be left out or replaced."""
-    with ExitStack() as stack:
-        groups, sieve, filtered = file_groups(files, data), None, None
-        if is_on(data):
-            inside = stack.enter_context(tempfile.TemporaryDirectory(prefix=".filters-", dir=folder))
-            sieve = Sieve(data, others, GroupReader(groups[0], data).whole, Path(inside))
-            filtered = sieve.scan(progress)
-        num_processes = data.num_processes or num_cores()
-        crew = work.crew
-        if crew is None and _can_be_shared_out(groups, num_processes):
-            program = "from modules.data.part_process import main; main()"
-            crew = stack.enter_context(WorkerPool(program, (), PartMaker, num_processes))
-        yield _Text(groups, data, sieve, work.parts, crew), filtered
-
-
-def _can_be_shared_out(groups: Sequence[FileGroup], num_processes: int) -> bool:
-    """Return whether no process would be left alone with a group at the end."""
-    sizes = [group.num_bytes for group in groups]
-    return 1 < num_processes <= len(groups) and max(sizes) * num_processes <= sum(sizes)
-
-
-class _Text:
-    """The text that is learned or held out, in groups of files."""
-
-    def __init__(
-        self, groups: list[FileGroup], data: DataConfig, sieve: Sieve | None, parts: PartStore, crew: Crew | None
-    ):
-        self._groups = groups
-        self.data = data
-        self.sieve = sieve
-        self.parts = parts
-        self.crew = crew
-        """Processes that read the files themselves; None if one reads and others tokenise."""
-        self._starts: list[int] | None = None
-        self._val_start = 0
-
-    def placed(self) -> tuple[list[tuple[FileGroup, int]], int]:
-        """Return the groups up to `data.max_bytes`, each with the bytes before it, and where the held-out part begins.
-
-        Neither is counted where nothing depends on it.
-        """
-        if self._starts is None:
-            data = self.data
-            by_position = data.split == "position" and data.val_fraction > 0
-            self._starts = [0] * len(self._groups)
-            if by_position or (data.max_bytes is not None and len(self._groups) > 1):
-                self._starts, total = self._counted_starts()
-                self._val_start = int(total * (1 - data.val_fraction)) if by_position else 0
-        return list(zip(self._groups, self._starts, strict=False)), self._val_start
-
-    def _counted_starts(self) -> tuple[list[int], int]:
-        starts, total, most = [], 0, self.data.max_bytes
-        for group, num_bytes in zip(self._groups, self._counts(), strict=False):
-            starts.append(total)
-            if most is not None and total + num_bytes >= most:  # the last character may not fit
-                return starts, total + GroupReader(group, self.data, total, 0, self.sieve).count()
-            total += num_bytes
-        return starts, total
-
-    def _counts(self) -> Iterator[int]:
-        requests = (CountRequest(group, self.data, self.parts) for group in self._groups)
-        if self.sieve is not None:
-            return iter([GroupReader(self._groups[0], self.data, sieve=self.sieve).count()])
-        if self.crew is None:
-            return map(counted, requests)
-        return (num_bytes for num_bytes, _ in self.crew.answers((request, None) for request in requests))
-
-    def training_texts(self) -> Iterator[str]:
-        """Yield the text of the training split, in pieces."""
-        placed, val_start = self.placed()
-        for group, start in placed:
-            reader = GroupReader(group, self.data, start, val_start, self.sieve)
-            yield from (item.piece.text for item in reader.assigned() if item.split == "train")
-
-    def tokenizer(self, config: TokenizerConfig, file: bytes | None) -> Tokenizer:
-        """Return the tokenizer, which learns from the training split once."""
-        if not config.learns:
-            return build_tokenizer(config, self.training_texts, file)
-        note = self.parts.note("trained")
-        made = noted_tokenizer(self.parts, note["name"]) if note else None
-        if made is None:
-            made = build_tokenizer(config, self.training_texts, None)
-            self.parts.write_note("trained", {"name": note_tokenizer(self.parts, made)})
-        return made
-
-
 def _write(
-    text: _Text, tokenizer: TokenizerConfig, tokenizer_file: bytes | None, folder: Path, progress: OnProgress
+    text: LearnedText, tokenizer: TokenizerConfig, tokenizer_file: bytes | None, folder: Path, progress: OnProgress
 ) -> list[str]:
     """Write the tokens; return lines for the user on what of the text they do not give back."""
     made = text.tokenizer(tokenizer, tokenizer_file)
@@ -278,7 +161,7 @@ class _Progress:
 
 
 def _records(
-    text: _Text, requests: list[GroupRequest], encoding: Encoding, tokenizer_path: Path, progress: _Progress
+    text: LearnedText, requests: list[GroupRequest], encoding: Encoding, tokenizer_path: Path, progress: _Progress
 ) -> list[Note]:
     """Make the parts that are not there yet; return the records of all, in order."""
     records: list[Note] = []
@@ -299,7 +182,7 @@ def _records(
 
 
 def _missing_batches(
-    text: _Text, requests: Iterable[GroupRequest], of_group: Mapping[int, list[Note]], tokenizer: Tokenizer
+    text: LearnedText, requests: Iterable[GroupRequest], of_group: Mapping[int, list[Note]], tokenizer: Tokenizer
 ) -> Iterator[tuple[list[Passage], Batch]]:
     for request in requests:
         found = of_group[request.group.number]

@@ -8,7 +8,8 @@ from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.hub import hub_commit, is_on_this_machine
-from modules.data.prepare import Crew, OnProgress, Work, prepare_tokens, preview, training_texts
+from modules.data.learned_text import Crew, Work
+from modules.data.prepare import OnProgress, prepare_tokens, preview, training_texts
 from modules.data.quality.sieve import Others
 from modules.data.shards import TokenData, check_length
 from modules.data.source_files import SourceFile, check_formats

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from modules.config import DataConfig, SourceConfig, TokenizerConfig
-from modules.data.prepare import Crew, OnProgress
+from modules.data.learned_text import Crew
+from modules.data.prepare import OnProgress
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.mixture import mixture_name, of_source, publish_mixture, sources_of
 from orchestrator.artifacts.opened_data import check_data

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
-from modules.data.prepare import Crew
+from modules.data.learned_text import Crew
 from orchestrator.artifacts.model_folders import find_model, read_files
 from orchestrator.artifacts.prepared_data import DataRequirements
 from orchestrator.artifacts.prepared_task import TaskRequest, prepared_task

@@ -12,8 +12,9 @@ from modules.config import DataConfig, TokenizerConfig
 from modules.data import file_groups as groups
 from modules.data import parts, pieces
 from modules.data.file_groups import file_groups
+from modules.data.learned_text import Work
 from modules.data.part_store import LocalParts
-from modules.data.prepare import Work, prepare_tokens
+from modules.data.prepare import prepare_tokens
 from modules.data.shard_writer import SplitWriter
 from modules.data.stdlib import LocalFile
 
