@@ -17,6 +17,9 @@ from modules.data.source_files import SourceFile
 from modules.data.tokenizer import Tokenizer, build_tokenizer
 from modules.data.worker_pool import WorkerPool
 
+LEAST_BYTES = 2**24
+"""A process that reads files takes half a second to start, twice as long as one that tokenises; this takes it two."""
+
 
 class Crew(Protocol):
     """Processes that answer requests as `PartMaker` does."""
@@ -60,9 +63,9 @@ def learned_text(
 
 
 def _can_be_shared_out(groups: Sequence[FileGroup], num_processes: int) -> bool:
-    """Return whether no process would be left alone with a group at the end."""
+    """Return whether no process would be left alone with a group at the end, and each has enough to start for."""
     sizes = [group.num_bytes for group in groups]
-    return 1 < num_processes <= len(groups) and max(sizes) * num_processes <= sum(sizes)
+    return num_processes > 1 and max(max(sizes), LEAST_BYTES) * num_processes <= sum(sizes)
 
 
 class LearnedText:

@@ -46,7 +46,7 @@ def joining(root: Path) -> bool:
     return any(path.stat().st_size for path in root.glob("data/.staging-*/train_00000.bin"))
 
 
-@pytest.mark.parametrize(("num_files", "num_bytes"), [(12, 2_000_000), (1, 60_000_000)])
+@pytest.mark.parametrize(("num_files", "num_bytes"), [(12, 4_000_000), (1, 60_000_000)])
 def test_killed_prepare_makes_no_part_again_and_writes_the_same_bytes(
     tmp_path: Path, num_files: int, num_bytes: int
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data import file_groups as groups
-from modules.data import parts, pieces
+from modules.data import learned_text, parts, pieces
+from modules.data.encoder_pool import EncoderPool
 from modules.data.file_groups import file_groups
 from modules.data.learned_text import Work
 from modules.data.part_store import LocalParts
@@ -117,10 +118,15 @@ def test_part_that_is_damaged_is_made_again(source: Source, file: str, harm: Cal
 def test_processes_that_read_files_themselves_write_the_bytes_of_one(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    encode = EncoderPool.encode
     monkeypatch.setattr(groups, "NUM_GROUPS", 10**6)
+    monkeypatch.setattr(learned_text, "LEAST_BYTES", 1)
+    monkeypatch.setattr(EncoderPool, "encode", None)  # whose processes are given text
     source.files *= 3  # of two processes none is left alone with the largest
     for name in ("bpe", "position"):
-        one = source.prepared(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(EncoderPool, "encode", encode)
+            one = source.prepared(name)
         shutil.rmtree(source.folder / "parts")
         assert source.prepared(name, num_processes=2) == one
 
