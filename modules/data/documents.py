@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from modules.config import DataConfig
+from modules.data.document_rows import NO_PLACE, Place
 from modules.data.lines import decoded
 from modules.data.row_files import rows_of_file
 from modules.data.rows import TextField
@@ -19,9 +20,11 @@ class Piece(NamedTuple):
 
     text: str
     ends_document: bool
+    place: Place = NO_PLACE
+    """Where the document comes from."""
 
 
-def read_documents(file: SourceFile, data: DataConfig, field: TextField) -> Iterator[Piece]:
+def read_documents(file: SourceFile, data: DataConfig, field: TextField, file_number: int = 0) -> Iterator[Piece]:
     """Yield the documents of `file` in pieces of at most PIECE_CHARS characters.
 
     The joined pieces of a document are its text, unchanged except for a UTF-8 byte order mark at the start of a file.
@@ -32,21 +35,22 @@ def read_documents(file: SourceFile, data: DataConfig, field: TextField) -> Iter
             .gz or .zst.
         data: How it is read.
         field: The field that holds the text; it counts the rows.
+        file_number: Of the file, for the places of its documents.
 
     Raises:
         InputError: The ending is unknown, the file is damaged, not UTF-8 or has no text, or a row has none.
     """
     with damage_told(file):
-        yield from _require_text(_pieces(file, data, field), file.name, field)
+        yield from _require_text(_pieces(file, data, field, file_number), file.name, field)
 
 
-def _pieces(file: SourceFile, data: DataConfig, field: TextField) -> Iterator[Piece]:
+def _pieces(file: SourceFile, data: DataConfig, field: TextField, file_number: int) -> Iterator[Piece]:
     if checked_ending(file.name) in PLAIN_TEXT_ENDINGS:
         with opened(file, data) as stream:
-            yield from cut_pieces(decoded(stream, file.name))
+            yield from cut_pieces(decoded(stream, file.name), Place(file_number, 0))
         return
-    for row in rows_of_file(file, data, field.fields):
-        yield from cut_pieces([field.text(row)])
+    for number, row in enumerate(rows_of_file(file, data, field.fields)):
+        yield from cut_pieces([field.text(row)], Place(file_number, number))
 
 
 def _require_text(pieces: Iterator[Piece], name: str, field: TextField) -> Iterator[Piece]:
@@ -62,7 +66,7 @@ def _require_text(pieces: Iterator[Piece], name: str, field: TextField) -> Itera
     yield from pieces
 
 
-def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
+def cut_pieces(chunks: Iterable[str], place: Place = NO_PLACE) -> Iterator[Piece]:
     """Yield the pieces of one document, given in chunks of any size; the cuts depend on the text alone.
 
     Pieces are cut before a single space between words, where the pre-tokenisers of GPT-2, GPT-4 and Llama 3 cut, too,
@@ -74,11 +78,11 @@ def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
         start = 0
         while len(pending) - start > PIECE_CHARS:
             stop = _cut_point(pending, start, start + PIECE_CHARS)
-            yield Piece(pending[start:stop], False)
+            yield Piece(pending[start:stop], False, place)
             start = stop
         pending = pending[start:]
     if pending:
-        yield Piece(pending, True)
+        yield Piece(pending, True, place)
 
 
 def _cut_point(text: str, start: int, stop: int) -> int:

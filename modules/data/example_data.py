@@ -11,6 +11,7 @@
     <split>_pack_tokens.bin  int64 [P], the tokens of each pack
     <split>_pack_targets.bin int64 [P], the targets of each pack (language-model tasks)
     <split>_places.txt       a line for each example, which names the file and the row that it comes from
+    <split>_example_rows.bin int64 [E, 2], the same in numbers, as `document_rows` has it
     tokenizer/               the tokenizer's files
 
 E examples, P packs: sequences that several examples fill together.
@@ -27,9 +28,11 @@ from typing import Any
 import numpy as np
 
 from modules.data.digested_file import DigestedFile
+from modules.data.document_rows import ROW_DTYPE, rows_name
 from modules.data.number_files import MappedFiles, NumberFiles, Numbers
 from modules.data.packing import Plan, pack, pack_in_order, pack_totals
 from modules.data.pretrained_tokenizer import load_pretrained
+from modules.data.rows import Row
 from modules.data.shards import DATA_FILE, token_dtype
 from modules.data.splits import PATH_SETTINGS, Split
 from modules.data.tokenizer import Tokenizer
@@ -141,16 +144,18 @@ class SplitWriter:
         self._folder, self._split, self._dtype, self._labels = folder, split, dtype, labels
         self._tokens = self._open(stack, "tokens.bin")
         self._places = self._open(stack, "places.txt")
+        self._rows = stack.enter_context(closing(DigestedFile(folder / rows_name(split, "example"))))
         self._is_target = None if labels else self._open(stack, "is_target.bin")
         self._lengths, self._labels_of, self._num_bytes, self._num_targets = (array("q") for _ in range(4))
 
     def _open(self, stack: ExitStack, name: str) -> DigestedFile:
         return stack.enter_context(closing(DigestedFile(self._folder / f"{self._split}_{name}")))
 
-    def add(self, example: Example, location: str) -> None:
-        """Write one example, and where it comes from."""
+    def add(self, example: Example, row: Row) -> None:
+        """Write one example, and the row that it comes from."""
         self._tokens.write(np.asarray(example.ids, dtype=self._dtype).tobytes())
-        self._places.write(f"{location}\n".encode())
+        self._places.write(f"{row.location}\n".encode())
+        self._rows.write(np.array(row.place, dtype=ROW_DTYPE).tobytes())
         self._lengths.append(len(example.ids))
         self._num_bytes.append(example.num_bytes)
         self._num_targets.append(sum(example.is_target))
@@ -190,7 +195,7 @@ class SplitWriter:
 
 def write_examples(
     folder: Path,
-    examples: Iterator[tuple[Split, Example, str]],
+    examples: Iterator[tuple[Split, Example, Row]],
     tokenizer: Tokenizer,
     files: Mapping[str, bytes],
     labels: tuple[str, ...],
@@ -201,7 +206,7 @@ def write_examples(
 
     Args:
         folder: Local; after an error it holds partial output that the caller must remove.
-        examples: Each with its split and the place that it comes from.
+        examples: Each with its split and the row that it comes from.
         tokenizer: What has made the tokens.
         files: The tokenizer's files, from which it is loaded again.
         labels: Names of the classes; empty where tokens are predicted.
@@ -214,8 +219,8 @@ def write_examples(
     dtype = token_dtype(tokenizer.vocab_size)
     with ExitStack() as stack:
         writers = {split: SplitWriter(folder, split, dtype, labels, stack) for split in PATH_SETTINGS}
-        for split, example, location in examples:
-            writers[split].add(example, location)
+        for split, example, row in examples:
+            writers[split].add(example, row)
     facts = {split: writer.finish(sequence_length) for split, writer in writers.items()}
     if not facts["train"]["num_examples"]:
         raise InputError("data: the training split has no example; see data.split_field, or name another data.path")

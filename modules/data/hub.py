@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modules.config import DataConfig
+from modules.data.document_rows import Place
 from modules.data.documents import Piece, cut_pieces
 from modules.data.rows import Fields, Row, TextField, checked
 from modules.errors import InputError
@@ -62,8 +63,8 @@ def read_hub_dataset(
     Raises:
         InputError: `datasets` is missing, the hub cannot be reached or lacks the data set, or a row has no text.
     """
-    for row in _rows(path, revision, subset, split, field.fields, "data.hub_split"):
-        yield from cut_pieces([field.text(row)])
+    for number, row in enumerate(_rows(path, revision, subset, split, field.fields, "data.hub_split")):
+        yield from cut_pieces([field.text(row)], Place(0, number))
 
 
 def read_hub_rows(data: DataConfig, split: str, setting: str, fields: Fields) -> Iterator[Row]:

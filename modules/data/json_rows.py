@@ -46,9 +46,11 @@ def rows_of_json(stream: BinaryIO, name: str, fields: Fields) -> Iterator[Row]:
         InputError: The file is neither.
     """
     buffered = io.BufferedReader(stream, CHUNK_BYTES)  # type: ignore[type-var]
-    if buffered.peek().removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        return _rows_of_array(buffered, name, fields)
-    return rows_of_jsonl(buffered, name, fields)
+    try:
+        is_array = buffered.peek().removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
+        yield from (_rows_of_array if is_array else rows_of_jsonl)(buffered, name, fields)
+    finally:
+        buffered.detach()  # or its end would close the stream, which is open for its owner to close
 
 
 def _rows_of_array(stream: BinaryIO, name: str, fields: Fields) -> Iterator[Row]:

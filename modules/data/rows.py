@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from modules.config import DataConfig
+from modules.data.document_rows import NO_PLACE, Place
 from modules.errors import InputError
 
 _KINDS = {
@@ -32,6 +33,8 @@ class Row(NamedTuple):
     """Where the row is, with which messages about it begin: `a.jsonl:12`, or `a.parquet, row 4`."""
     names: Sequence[str] = ()
     """The fields that the row has, if it lacks one that was required."""
+    place: Place = NO_PLACE
+    """The same as `location`, in numbers, once `SplitRows` has counted files and rows."""
 
     def no_field(self, path: str) -> str:
         """Return the beginning of a message about a row that lacks the field `path`."""
@@ -95,6 +98,12 @@ class TextField:
             kind = _KINDS.get(type(value), type(value).__name__)
             raise InputError(f"{start} holds {kind}, not text; set data.text_field")
         return _checked(value, start)
+
+    def add(self, num_rows: int, num_left_out: int, first_left_out: str | None) -> None:
+        """Count rows that were read elsewhere, after those counted so far."""
+        self.num_rows += num_rows
+        self.num_left_out += num_left_out
+        self.first_left_out = self.first_left_out or first_left_out
 
     def left_out_line(self) -> str:
         """Return how many rows have been left out, and the first of them."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import xxhash
 
 from modules.config import DataConfig
+from modules.data.document_rows import Place
 from modules.data.hub import read_hub_rows
 from modules.data.row_files import read_rows
 from modules.data.rows import Fields, Row
@@ -48,6 +49,12 @@ class SplitRows:
         self._data = data
         self._fields = fields
         self._holds_out: bool | None = None
+
+    @property
+    def file_names(self) -> list[str]:
+        """What holds the rows, in the order in which `Row.place` counts: files, or splits of a hub data set."""
+        found = [item for split in PATH_SETTINGS for item in self._found(split)]
+        return [f"{self._data.path[0]} ({item})" if isinstance(item, str) else item.name for item in found]
 
     def __iter__(self) -> Iterator[tuple[Split, Row]]:
         """Yield each row with its split.
@@ -121,16 +128,27 @@ class SplitRows:
         return fields if path is None else Fields(fields.required, {path: "data.split_field", **fields.optional})
 
     def _rows(self, split: Split, fields: Fields) -> Iterator[Row]:
-        if self._data.source == "huggingface":
-            name = getattr(self._data, _HUB_SETTINGS[split])
-            if name is not None:
-                yield from read_hub_rows(self._data, name, self._setting(split), fields)
-            return
-        for file in self._files.get(split, ()):
-            if self._data.source == "stdlib":
-                yield from (fields.of(values, location) for values, location in stdlib_rows(file))
-            else:
-                yield from read_rows(file, self._data, fields)
+        first = 0
+        for before in PATH_SETTINGS:
+            if before == split:
+                break
+            first += len(self._found(before))
+        for number, found in enumerate(self._found(split), start=first):
+            for row_number, row in enumerate(self._rows_of(found, split, fields)):
+                yield row._replace(place=Place(number, row_number))
+
+    def _found(self, split: Split) -> Sequence[SourceFile | str]:
+        """Return the files of a split, or the name of its hub split."""
+        if self._data.source != "huggingface":
+            return self._files.get(split, ())
+        return [name for name in [getattr(self._data, _HUB_SETTINGS[split])] if name is not None]
+
+    def _rows_of(self, found: SourceFile | str, split: Split, fields: Fields) -> Iterator[Row]:
+        if isinstance(found, str):
+            return read_hub_rows(self._data, found, self._setting(split), fields)
+        if self._data.source == "stdlib":
+            return (fields.of(values, location) for values, location in stdlib_rows(found))
+        return read_rows(found, self._data, fields)
 
     def _setting(self, split: Split) -> str:
         is_hub = self._data.source == "huggingface"

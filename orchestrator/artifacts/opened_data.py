@@ -14,6 +14,7 @@ from modules.data.shards import DATA_FILE, TOKENIZER_FILE, TokenData
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.cached_files import CachedFiles
 from orchestrator.artifacts.chunk_cache import ChunkCache
+from orchestrator.artifacts.source_rows import SourceRows
 from orchestrator.artifacts.verified_files import VerifiedFiles
 from orchestrator.errors import ArtifactError
 from orchestrator.storage.local import cache_folder
@@ -50,6 +51,12 @@ def open_examples(storage: Storage, name: str, cache_bytes: int) -> "ExampleData
 
     with remedy(storage, name):
         return ExampleData.open(small_files(storage, name), _files(storage, name, cache_bytes))
+
+
+def open_source_rows(storage: Storage, name: str, split: str, cache_bytes: int) -> SourceRows | None:
+    """Return where the documents or examples of a split come from; None if an earlier version has prepared them."""
+    with remedy(storage, name):
+        return SourceRows.open(_files(storage, name, cache_bytes), artifact.read_manifest(storage, name), split)
 
 
 def small_files(storage: Storage, name: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from modules.config import DataConfig, TokenizerConfig
 from modules.data.hub import hub_commit, is_on_this_machine
+from modules.data.learned_text import Crew, Work
 from modules.data.prepare import OnProgress, prepare_tokens, preview, training_texts
 from modules.data.quality.sieve import Others
 from modules.data.shards import TokenData, check_length
@@ -16,7 +17,9 @@ from modules.data.stdlib import stdlib_files
 from modules.data.tokenizer import joins_at_words
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
+from orchestrator.artifacts.kept_parts import kept_parts, remove_parts
 from orchestrator.artifacts.recipe import fingerprint, identity
+from orchestrator.artifacts.source_rows import listed_names
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.storage.access import check_url, is_local, path_of
@@ -58,11 +61,13 @@ def prepared_data(
     tokenizer: TokenizerConfig,
     requirements: DataRequirements,
     progress: Callable[[int], OnProgress],
+    crew: Crew | None = None,
 ) -> str:
     """Return the name of the prepared data; make it first if it is not there.
 
     Args:
         progress: Takes the number of bytes to read; returns the callback that receives the progress.
+        crew: Who reads the files and makes the tokens; None takes processes of this machine.
 
     Raises:
         UserError, InputError: the text cannot be used, or does not fit the requirements; nothing is left behind.
@@ -75,16 +80,22 @@ def prepared_data(
     recipe = data_recipe(data, tokenizer, files, tokenizer_file)
     name = _name(data, recipe)
     if artifact.is_committed(storage, name):
+        remove_parts(storage, name)  # a process that was killed has left them after its commit
         requirements.check(artifact.read_manifest(storage, name))
         return name
-    with staging_folder(storage, name) as folder:
+    is_hub = data.source == "huggingface"
+    with (
+        staging_folder(storage, name) as folder,
+        kept_parts(storage, name, folder, also_after_mistakes=is_hub) as parts,
+    ):
         total = sum(file.num_bytes for file in files)
         shown = progress(min(total, data.max_bytes or total))
-        read = () if data.source == "huggingface" else files  # `datasets` reads its own
-        made = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown, _others(data))
+        read = () if is_hub else files  # `datasets` reads its own
+        made = prepare_tokens(read, data, tokenizer, tokenizer_file, folder, shown, _others(data), Work(parts, crew))
         facts = _facts(folder)
         requirements.check(facts)
         extra = {name: value for name, value in made._asdict().items() if value}
+        extra |= listed_names(data, [file.name for file in read] or data.path)
         artifact.publish(storage, folder, name, {"kind": "data", "recipe": recipe, **facts, **extra})
     return name
 

@@ -11,7 +11,7 @@ from modules.config import DataConfig
 from modules.data.example_data import write_examples
 from modules.data.prepare import OnProgress
 from modules.data.pretrained_tokenizer import load_pretrained
-from modules.data.rows import Row
+from modules.data.rows import Fields, Row
 from modules.data.shards import DATA_FILE
 from modules.data.source_files import SourceFile
 from modules.data.splits import PATH_SETTINGS, Split, SplitRows
@@ -25,6 +25,7 @@ from orchestrator.artifacts import artifact
 from orchestrator.artifacts.digests import digest_bytes
 from orchestrator.artifacts.prepared_data import identity_of, with_commit
 from orchestrator.artifacts.recipe import fingerprint, identity
+from orchestrator.artifacts.source_rows import listed_names
 from orchestrator.artifacts.split_files import find_split_files
 from orchestrator.artifacts.staging import staging_folder
 from orchestrator.artifacts.template_file import read_template
@@ -93,8 +94,9 @@ def prepared_task(storage: Storage, request: TaskRequest, progress: Callable[[in
         with staging_folder(storage, name) as folder:
             notes = _make(folder, request, files_of, progress(sum(_sizes(files_of))))
             facts = json.loads((folder / DATA_FILE).read_bytes())
-            about = {key: facts[key] for key in ("vocab_size", "labels", "splits")}
-            artifact.publish(storage, folder, name, {"kind": "examples", "recipe": recipe, **about, "notes": notes})
+            about = {key: facts[key] for key in ("vocab_size", "labels", "splits")} | {"notes": notes}
+            about |= listed_names(data, SplitRows(files_of, data, Fields({})).file_names)
+            artifact.publish(storage, folder, name, {"kind": "examples", "recipe": recipe, **about})
     manifest = artifact.read_manifest(storage, name)
     return PreparedExamples(
         name=name,
@@ -177,12 +179,12 @@ def _make(
 
 def _examples(
     rows: SplitRows, tasks: Mapping[Split, Task], progress: OnProgress
-) -> Iterator[tuple[Split, Example, str]]:
+) -> Iterator[tuple[Split, Example, Row]]:
     num_bytes = num_tokens = 0
     for number, (split, row) in enumerate(rows, start=1):
         for example in tasks[split].examples(row):
             num_tokens += len(example.ids)
-            yield split, example, row.location
+            yield split, example, row
         num_bytes += _num_bytes(row)
         if number % 256 == 0:
             progress(num_bytes, num_tokens)

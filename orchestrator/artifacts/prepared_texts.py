@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from modules.config import DataConfig, SourceConfig, TokenizerConfig
+from modules.data.learned_text import Crew
 from modules.data.prepare import OnProgress
 from orchestrator.artifacts import artifact
 from orchestrator.artifacts.mixture import mixture_name, of_source, publish_mixture, sources_of
@@ -18,6 +19,7 @@ def prepared_texts(
     tokenizer: TokenizerConfig,
     requirements: DataRequirements,
     progress: Callable[[int], OnProgress],
+    crew: Crew | None = None,
 ) -> str:
     """Return the name of the prepared data of a text or a mixture; what of it is not there is made first.
 
@@ -25,12 +27,12 @@ def prepared_texts(
         UserError, InputError: a text cannot be used, or does not fit the requirements.
     """
     if data.is_single:
-        return prepared_data(storage, data, tokenizer, requirements, progress)
+        return prepared_data(storage, data, tokenizer, requirements, progress, crew)
     shared = shared_tokenizer(storage, data, tokenizer)
     names = {}
     for source in data.sources:
         with of_source(source.name):
-            names[source.name] = prepared_data(storage, source.text(), shared, requirements, progress)
+            names[source.name] = prepared_data(storage, source.text(), shared, requirements, progress, crew)
     return publish_mixture(storage, names)
 
 

@@ -41,6 +41,12 @@ def hosts_without(root: str) -> list[str]:
         return sorted({node["NodeManagerHostname"] for node in _blind(nodes, Path(probe.name))})
 
 
+def hosts_without_file(path: Path) -> list[str]:
+    """Return the hosts of the other nodes of the connected cluster that do not see a local file."""
+    nodes = _elsewhere(ray.nodes())
+    return sorted({node["NodeManagerHostname"] for node in _blind(nodes, path)})
+
+
 def _elsewhere(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the other nodes on which workers may run; of a large cluster a sample."""
     here = ray.get_runtime_context().get_node_id()

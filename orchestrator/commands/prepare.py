@@ -1,5 +1,8 @@
 """`orchestrator prepare`: text to token shards, or rows to the examples of a task."""
 
+from contextlib import AbstractContextManager, nullcontext
+
+from modules.data.learned_text import Crew
 from orchestrator.artifacts.model_folders import find_model, read_files
 from orchestrator.artifacts.prepared_data import DataRequirements
 from orchestrator.artifacts.prepared_task import TaskRequest, prepared_task
@@ -18,8 +21,8 @@ def run(config: PrepareConfig) -> None:
         return
     storage = Storage(config.storage.root)
     if config.task is None:
-        with prepare_progress() as progress:
-            name = prepared_texts(storage, config.data, config.tokenizer, DataRequirements(), progress)
+        with _crew(config) as crew, prepare_progress() as progress:
+            name = prepared_texts(storage, config.data, config.tokenizer, DataRequirements(), progress, crew)
         notes = text_notes(storage, name)
     else:
         name, notes = _examples(config, storage)
@@ -27,6 +30,16 @@ def run(config: PrepareConfig) -> None:
     for line in notes:
         print_line(line)
     print_line(f"data: {storage.url(name)}")
+
+
+def _crew(config: PrepareConfig) -> AbstractContextManager[Crew | None]:
+    """Return a context with the processes of a cluster; None for those of this machine."""
+    if config.cluster.name != "ray":
+        return nullcontext()
+    from orchestrator.cluster.ray_parts import ray_crew
+
+    paths = [path for text in config.data.sources or (config.data,) for path in text.path]
+    return ray_crew(config.cluster, config.storage.root, paths)
 
 
 def _examples(config: PrepareConfig, storage: Storage) -> tuple[str, list[str]]:

@@ -126,6 +126,8 @@ class PrepareConfig(TextConfig):
     model: NoModelPath = NoModelPath()
     sequence_length: LaterIdentity[Annotated[Length, Field(gt=1)] | None] = None
     """With a task: tokens in a sequence, which examples fill together; null takes 512."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Who prepares the text: this machine, or the CPUs of a Ray cluster."""
     dry_run: Runtime[bool] = False
     """Say what would be left out of the text, cut out of it and replaced in it, and write nothing."""
 

@@ -27,7 +27,11 @@ from orchestrator.configuration.evaluation_rules import (
     text_or_a_task,
 )
 from orchestrator.configuration.faults import fault_mistakes
-from orchestrator.configuration.filter_rules import dry_run_belongs_to_text, filters_belong_to_text
+from orchestrator.configuration.filter_rules import (
+    cluster_prepares_files,
+    dry_run_belongs_to_text,
+    filters_belong_to_text,
+)
 from orchestrator.configuration.mixture_rules import (
     SPLIT_SETTINGS,
     phases_name_sources,
@@ -289,6 +293,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"data", "objective"}), phases_name_sources),
     (frozenset({"data"}), filters_belong_to_text),
     (frozenset({"data", "dry_run", "task"}), dry_run_belongs_to_text),
+    (frozenset({"data", "dry_run", "task", "cluster"}), cluster_prepares_files),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),
     (frozenset({"prompt", "prompts_file"}), one_source_of_prompts),
     (frozenset({"output", "prompts_file"}), output_suits_the_prompts),

@@ -1,16 +1,21 @@
 """Text to shards beside the batch calls of `tokenizers` and `tiktoken`, same vocabulary (GPT-2's), same cores.
 
+Code is Python's own; English is what shared/data has; other languages are the catalogues of messages in
+/usr/share/locale, in lines of jsonl, of which a machine may have none.
+
 Run: python tests/benchmarks/bench_prepare.py
 
 Ours reads files, tokenises, and writes shards, start of the processes included; the peers get text that is already in
 memory and leave lists of numbers in memory.
 """
 
+import gettext
 import json
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from modules.config import DataConfig, TokenizerConfig
@@ -31,29 +36,73 @@ def main() -> list[Row]:
     if not GPT2.exists():
         print(f"bench_prepare: skipped, there is no {GPT2.name} in shared/data")
         return []
-    files = _files(TEXT_BYTES)
-    texts = [(Path(file.root) / file.name).read_text("utf-8") for file in files]
+    return [row for kind, texts in _texts().items() if texts for row in _rows(kind, texts)]
+
+
+def _rows(kind: str, texts: list[str]) -> list[Row]:
     peers = {"tokenizers encode_batch": _tokenizers(texts), "tiktoken encode_ordinary_batch": _tiktoken(texts)}
     rates: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
-    num_bytes = sum(file.num_bytes for file in files)
-    for repeat in range(REPEATS):
-        runs = {"ours": lambda: _ours(files), **peers}
-        for name in runs if repeat % 2 else reversed(runs):
-            start = time.perf_counter()
-            runs[name]()
-            rates[name].append(num_bytes / 1e6 / (time.perf_counter() - start))
+    num_bytes = sum(len(text.encode()) for text in texts)
+    with tempfile.TemporaryDirectory() as folder:
+        files = _written(Path(folder), texts)
+        for repeat in range(REPEATS):
+            runs = {"ours": lambda: _ours(files), **peers}
+            for name in runs if repeat % 2 else reversed(runs):
+                start = time.perf_counter()
+                runs[name]()
+                rates[name].append(num_bytes / 1e6 / (time.perf_counter() - start))
     ours = statistics.median(rates["ours"])
     medians = {name: statistics.median(rates[name]) for name in peers}
-    return [(f"text to shards beside {name} (MB/s)", ours, peer, ours / peer) for name, peer in medians.items()]
+    return [(f"{kind} to shards beside {name} (MB/s)", ours, peer, ours / peer) for name, peer in medians.items()]
 
 
-def _files(num_bytes: int) -> list[LocalFile]:
-    chosen: list[LocalFile] = []
-    for file in stdlib_files():
-        if sum(each.num_bytes for each in chosen) >= num_bytes:
+def _texts() -> dict[str, list[str]]:
+    code = ((Path(file.root) / file.name).read_text("utf-8") for file in stdlib_files())
+    return {kind: _first(found) for kind, found in {"code": code, "English": _english(), "other": _other()}.items()}
+
+
+def _first(texts: Iterator[str]) -> list[str]:
+    chosen, size = [], 0
+    for text in texts:
+        chosen.append(text)
+        size += len(text.encode())
+        if size >= TEXT_BYTES:
             break
-        chosen.append(file)
     return chosen
+
+
+def _english() -> Iterator[str]:
+    for name in ("sentiment_movie_reviews", "topics_packages", "dialogue_dolly", "dialogue_chitchat"):
+        for line in (GPT2.parent / f"{name}.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            yield row.get("text") or "\n".join(turn["content"] for turn in row["messages"])
+
+
+def _other() -> Iterator[str]:
+    """Yield the messages of each catalogue of a language with letters beyond ASCII, in an order that mixes them."""
+    catalogues = sorted(Path("/usr/share/locale").rglob("*.mo"))
+    random.Random(0).shuffle(catalogues)
+    for path in catalogues:
+        try:
+            with path.open("rb") as stream:
+                messages = gettext.GNUTranslations(stream)._catalog.values()
+        except (OSError, UnicodeDecodeError):
+            continue
+        text = "\n".join(message for message in messages if isinstance(message, str))
+        if len(text.encode()) > 1.05 * len(text):
+            yield text
+
+
+def _written(folder: Path, texts: list[str]) -> list[LocalFile]:
+    """Write the texts as rows of files of a megabyte."""
+    contents: list[list[str]] = [[]]
+    for text in texts:
+        if sum(map(len, contents[-1])) > 1_000_000:
+            contents.append([])
+        contents[-1].append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    for number, rows in enumerate(contents):
+        (folder / f"{number:03d}.jsonl").write_text("".join(rows), encoding="utf-8")
+    return [LocalFile(str(folder), path.name, path.stat().st_size) for path in sorted(folder.iterdir())]
 
 
 def _ours(files: list[LocalFile]) -> None:

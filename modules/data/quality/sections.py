@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from modules.data.document_rows import NO_PLACE, Place
 from modules.data.documents import Piece
 
 SECTION_CHARS = 2**20
@@ -15,6 +16,8 @@ class Section(NamedTuple):
     text: str
     follows: bool
     """Whether the section before is of the same document."""
+    place: Place = NO_PLACE
+    """Where the document comes from."""
 
 
 def sections(pieces: Iterable[Piece]) -> Iterator[Section]:
@@ -25,5 +28,5 @@ def sections(pieces: Iterable[Piece]) -> Iterator[Section]:
         parts.append(piece.text)
         num_chars += len(piece.text)
         if piece.ends_document or num_chars >= SECTION_CHARS:
-            yield Section("".join(parts), follows)
+            yield Section("".join(parts), follows, piece.place)
             parts, num_chars, follows = [], 0, not piece.ends_document

@@ -11,6 +11,7 @@ import numpy as np
 
 from modules.config import DataConfig
 from modules.cores import num_cores
+from modules.data.document_rows import Place
 from modules.data.documents import Piece, cut_pieces, read_documents
 from modules.data.quality.findings import Findings
 from modules.data.quality.inspection import REASONS, RECORD, Inspected, Inspector, InspectorSettings
@@ -92,11 +93,14 @@ class Sieve:
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the documents that are kept, changed as they are learned, in pieces."""
-        for _, group in groupby(self._kept_texts(), key=itemgetter(0)):
-            yield from cut_pieces(text for _, text in group)
+        for (_, place), group in groupby(self._kept_texts(), key=itemgetter(0, 1)):
+            yield from cut_pieces((text for _, _, text in group), place)
 
-    def _kept_texts(self) -> Iterator[tuple[int, str]]:
-        """Yield each text with the number of the document that it belongs to; a gap in one begins another."""
+    def _kept_texts(self) -> Iterator[tuple[int, Place, str]]:
+        """Yield each text with the number of the document that it belongs to, and the place where it was found.
+
+        A gap in a document begins another.
+        """
         assert self._inspector is not None, "scanned before"
         document, continues = 0, False
         for number, section in enumerate(sections(self._read())):
@@ -108,7 +112,7 @@ class Sieve:
                 texts, is_cut = self._inspector.change(section.text)
             for place, text in enumerate(texts):
                 document += place > 0 or is_cut or not (section.follows and continues)
-                yield document, text
+                yield document, section.place, text
             continues = not is_cut
 
     def _with_index(self, findings: Findings) -> InspectorSettings:

@@ -25,7 +25,8 @@ def build(kind):
 TOKENIZERS = {kind: build(kind) for kind in ("bpe", "byte", "char")}
 ENCODERS = {kind: TextEncoder(made.serialised(), np.dtype("<u2")) for kind, made in TOKENIZERS.items()}
 PARTS = (
-    "a|don't|'s|'S|'|12|é|字| |  |\n|\t |\x1c|\x0b|\x85|\u3000|\u00a0|_|!?|<endoftext>|²|Ⅷ|\U0001f600|e\u0301|\x00|X"
+    "слово|«|»|。|漢字|한글|שלום|\u0456\u0301|—|\u0378|א\u05b0|ʼ|͵|ª|का|"
+    + "a|don't|'s|'S|'|12|é|字| |  |\n|\t |\x1c|\x0b|\x85|\u3000|\u00a0|_|!?|<endoftext>|²|Ⅷ|\U0001f600|e\u0301|\x00|X"
 )
 WORDY = st.lists(st.sampled_from(PARTS.split("|")), max_size=40).map("".join)
 

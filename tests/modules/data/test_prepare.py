@@ -12,7 +12,7 @@ import pytest
 from waiting import eventually
 
 from modules.config import DataConfig, TokenizerConfig
-from modules.data import prepare
+from modules.data import pieces
 from modules.data.encoder_pool import EncoderPool
 from modules.data.encoding import Passage
 from modules.data.prepare import prepare_tokens
@@ -77,7 +77,7 @@ def test_every_document_comes_back_in_order_on_one_side(tmp_path, source):
 
 @pytest.mark.parametrize("kind", ["bpe", "byte"])
 def test_the_output_is_the_same_bytes_on_any_number_of_processes(tmp_path, source, monkeypatch, kind):
-    monkeypatch.setattr(prepare, "BATCH_BYTES", 5000)
+    monkeypatch.setattr(pieces, "BATCH_BYTES", 5000)
     tokenizer = TokenizerConfig(kind=kind, vocab_size=400)
     made = [
         contents(prepared(tmp_path, source, {"val_fraction": 0.3, "num_processes": n}, tokenizer, f"out{n}")[0])
@@ -209,7 +209,7 @@ def prepare_in_two(tmp_path, sources, progress):
 
 
 def test_a_bad_file_in_the_middle_leaves_no_process_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(pieces, "BATCH_BYTES", 1000)
     sources = files(tmp_path / "s", {"a.jsonl": rows(DOCUMENTS), "b.txt": b"abc\xff"})
     alive = []
     with pytest.raises(InputError, match=r"b\.txt: byte 3"):
@@ -219,7 +219,7 @@ def test_a_bad_file_in_the_middle_leaves_no_process_behind(tmp_path, monkeypatch
 
 
 def test_a_killed_process_is_told_and_leaves_no_other_behind(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(pieces, "BATCH_BYTES", 1000)
     with pytest.raises(RuntimeError, match="ended with code -9"):
         prepare_in_two(tmp_path, source, lambda *_: [process.kill() for process in encoders()])
     assert not encoders()
@@ -278,7 +278,7 @@ def _is_running(pid):
 
 
 def test_a_failing_progress_callback_leaves_no_process_behind(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(prepare, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(pieces, "BATCH_BYTES", 1000)
 
     def fail(*_):
         assert encoders()

@@ -141,6 +141,28 @@ def test_failure_of_a_worker_on_ray_is_its_own_message_with_rank_and_node(
 
 
 @on_ray
+def test_text_prepared_by_a_cluster_has_the_bytes_of_one_machine_and_a_bad_file_is_named(
+    tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").mkdir()
+    for name in "abc":
+        (tmp_path / f"text/{name}.txt").write_text(f"{name} quick brown fox, größer. " * 25_000)
+    command = ["prepare", "data=files", f"data.path={tmp_path}/text", "tokenizer=byte", "data.val_fraction=0.3"]
+    command += ["data.split=position", "data.num_processes=1"]
+    for cluster in ("local", "ray"):
+        assert main([*command, f"cluster={cluster}", f"storage.root={tmp_path}/{cluster}"]) == 0
+    local, ray = ([*(tmp_path / root / "data").rglob("*.*")] for root in ("local", "ray"))
+    assert len(local) == len(ray) > 8
+    for path in local:
+        assert path.read_bytes() == (tmp_path / "ray" / path.relative_to(tmp_path / "local")).read_bytes()
+    (tmp_path / "text/d.txt").write_bytes(b"abc\xff")
+    capsys.readouterr()
+    assert main([*command, "cluster=ray", f"storage.root={tmp_path}/bad"]) == 2
+    assert "d.txt: byte 3 (0xff) is not UTF-8" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+
+
+@on_ray
 def test_more_workers_than_the_cluster_has_are_refused_before_waiting(
     text: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

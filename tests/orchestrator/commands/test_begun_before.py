@@ -1,6 +1,7 @@
 """This version continues a run that an earlier version began: same recipe, same data, same curve."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def test_run_begun_by_an_earlier_version_goes_on(begun: Path, capsys: pytest.Cap
     )
     for name in ("train/loss", "val/loss_clm", "val/loss_mlm", "optimizer/grad_norm", "optimizer/lr"):
         assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_run_goes_on_with_data_that_this_version_has_prepared_anew(begun: Path) -> None:
+    (folder,) = Path("outputs/data").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    assert main(COMMAND) == 0
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    added = {"train_document_rows.bin", "val_document_rows.bin"}
+    assert found.keys() - before.keys() == added
+    of_manifest = {"manifest.json", "COMMITTED"}
+    assert {name for name in before if found[name] != before[name]} <= of_manifest
+    metrics = [json.loads(path.read_bytes()) for path in (Path("expected/metrics.json"), begun / "metrics.json")]
+    assert metrics[1]["val/loss_mlm"] == pytest.approx(metrics[0]["val/loss_mlm"], rel=1e-4)
 
 
 def test_fingerprint_of_a_run_without_a_name_is_that_of_the_earlier_version(begun: Path) -> None:
