@@ -16,6 +16,7 @@ from modules.data.example_data import ExampleData, ExampleSplit
 from modules.data.tokenizer import Tokenizer
 from modules.losses import LossSum
 from modules.model import GPT
+from modules.samples import Sample, example_sample
 from modules.tasks.class_weights import class_weights
 from modules.tasks.classification_metrics import validation_metrics
 from modules.tasks.settings import ClassificationConfig, TaskConfig
@@ -48,6 +49,21 @@ class TokenFinetuning:
 
     def batches(self, share: Share, first_step: int) -> Iterator[Batch]:
         return ExampleBatches(self._train, share, self._seed).from_step(first_step)
+
+    def samples(self, numbers: np.ndarray) -> list[Sample]:
+        """Return what training samples hold.
+
+        Args:
+            numbers: int64 [n].
+        """
+        return [example_sample(self._data, self._order, number) for number in numbers.tolist()]
+
+    def part_losses(self, name: str, model: GPT, sample: Sample) -> list[LossSum]:
+        """Return `loss` of a sample's batch, by the parts of the sample, which are its examples."""
+        hidden, targets = _hidden_of_targets(model, sample.batch), sample.batch["targets"]
+        sizes = [part.num_targets for part in sample.parts]
+        pieces = zip(hidden.split(sizes), targets.split(sizes), sizes, strict=True)
+        return [LossSum(model.head(states, of_part), size) for states, of_part, size in pieces]
 
     def num_targets(self, data_step: int) -> Mapping[str, float]:
         return {self.loss_name: self._order.num_targets(data_step)}
@@ -113,6 +129,12 @@ class LabelFinetuning(TokenFinetuning):
     def batches(self, share: Share, first_step: int) -> Iterator[Batch]:
         for batch in super().batches(share, first_step):
             yield weighted(batch, self._weights)
+
+    def samples(self, numbers: np.ndarray) -> list[Sample]:
+        return [replace(one, batch=weighted(one.batch, self._weights)) for one in super().samples(numbers)]
+
+    def part_losses(self, name: str, model: GPT, sample: Sample) -> list[LossSum]:
+        return [self.loss(name, model, sample.batch)]  # each example is a sample
 
     def loss(self, name: str, model: GPT, batch: Batch) -> LossSum:
         return classification_loss(model, batch)

@@ -36,24 +36,24 @@ class Statistics(NamedTuple):
 def causal_loss(model: GPT, batch: Batch) -> LossSum:
     """Return the next-token cross entropy, summed over all B x T positions."""
     targets = batch["targets"]
-    return LossSum(model.head(_causal_hidden(model, batch), targets), targets.numel())
+    return LossSum(model.head(causal_hidden(model, batch), targets), targets.numel())
 
 
 def masked_loss(model: GPT, batch: Batch) -> LossSum:
     """Return the cross entropy of the B x K predicted positions with context from both sides (Devlin et al. 2018)."""
     targets = batch["mlm_targets"]
-    return LossSum(model.head(_masked_hidden(model, batch), targets), targets.numel())
+    return LossSum(model.head(masked_hidden(model, batch), targets), targets.numel())
 
 
 def causal_statistics(model: GPT, batch: Batch) -> Statistics:
     """Return the sums of `causal_loss`, without gradients."""
-    return Statistics(*model.head.statistics(_causal_hidden(model, batch), batch["targets"]), batch["targets"].numel())
+    return Statistics(*model.head.statistics(causal_hidden(model, batch), batch["targets"]), batch["targets"].numel())
 
 
 def masked_statistics(model: GPT, batch: Batch) -> Statistics:
     """Return the sums of `masked_loss`, without gradients; `correct` / `count` is the masked accuracy."""
     targets = batch["mlm_targets"]
-    return Statistics(*model.head.statistics(_masked_hidden(model, batch), targets), targets.numel())
+    return Statistics(*model.head.statistics(masked_hidden(model, batch), targets), targets.numel())
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -63,11 +63,12 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
-def _causal_hidden(model: GPT, batch: Batch) -> Tensor:
+def causal_hidden(model: GPT, batch: Batch) -> Tensor:
+    """Return the hidden states [B, T, D] that predict the next tokens."""
     return model(batch["input_ids"], causal=True, document_ids=batch.get("document_ids"))
 
 
-def _masked_hidden(model: GPT, batch: Batch) -> Tensor:
+def masked_hidden(model: GPT, batch: Batch) -> Tensor:
     """Return the hidden states [B x K, D] of the predicted positions; only these enter the head."""
     hidden = model(batch["mlm_input_ids"], causal=False, document_ids=batch.get("document_ids"))
     positions = batch["mlm_positions"]

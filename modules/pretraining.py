@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from modules.config import ObjectiveConfig, SourceConfig, TrainingConfig
@@ -10,10 +12,11 @@ from modules.data.mixed_data import MixedData, Schedule
 from modules.data.mixture import Mixture
 from modules.data.shards import TokenData
 from modules.data.tokenizer import Tokenizer
-from modules.losses import LossSum, causal_loss, masked_loss
+from modules.losses import LossSum, causal_hidden, causal_loss, masked_hidden, masked_loss
 from modules.mixed_validation import MixedValidationBatches, mixed_metrics, spread_sums
 from modules.model import GPT
 from modules.phases import objective_weights, phase_ends
+from modules.samples import Sample, window_samples
 from modules.validation import validation_metrics, validation_sums
 
 _LOSSES = {"clm": causal_loss, "mlm": masked_loss}
@@ -47,10 +50,12 @@ class Pretraining:
         self._milestones = set(phase_ends(objective, training.num_steps))
         size, length = training.global_batch_size, training.sequence_length
         self._num_targets = {"clm": size * length, "mlm": size * self._settings.num_masked}
-        self._mixture = self._laid_out(seed) if sources else None
+        self._mixture = self._laid_out(seed)
 
     def _laid_out(self, seed: int) -> Mixture:
         training = self._training
+        if not self._sources:
+            return Mixture.of_one(self._data.train.order(training.sequence_length, seed))
         schedule = Schedule(self._sources, self._objective, training.num_steps, training.global_batch_size)
         return schedule.mixture(self._data.orders(training.sequence_length, seed))
 
@@ -67,8 +72,30 @@ class Pretraining:
         return self._training.sequence_length
 
     def batches(self, share: Share, first_step: int) -> Iterator[Batch]:
-        text = self._data.train
-        return Batches(text, self.tokenizer, self._settings, share, self._mixture).from_step(first_step)
+        return self._batches(share).from_step(first_step)
+
+    def _batches(self, share: Share) -> Batches:
+        return Batches(self._data.train, self.tokenizer, self._settings, share, self._mixture)
+
+    def samples(self, numbers: np.ndarray) -> list[Sample]:
+        """Return what training samples hold.
+
+        Args:
+            numbers: int64 [n].
+        """
+        batches = self._batches(Share(self.global_batch_size, self.global_batch_size))
+        return window_samples(self._data, self._mixture, batches, numbers)
+
+    def part_losses(self, name: str, model: GPT, sample: Sample) -> list[LossSum]:
+        """Return `loss` of a sample's batch, by the parts of the sample, which hold the tokens that are predicted."""
+        if name == "clm":
+            hidden, targets = causal_hidden(model, sample.batch)[0], sample.batch["targets"][0]
+            places = torch.arange(1, len(targets) + 1)  # a target is the token after its position
+        else:
+            hidden, targets = masked_hidden(model, sample.batch), sample.batch["mlm_targets"][0]
+            places = sample.batch["mlm_positions"][0].cpu()
+        chosen = [((part.start <= places) & (places < part.stop)).nonzero()[:, 0] for part in sample.parts]
+        return [LossSum(model.head(hidden[one], targets[one]), len(one)) for one in chosen]
 
     def num_targets(self, data_step: int) -> Mapping[str, float]:
         return self._num_targets
@@ -77,7 +104,7 @@ class Pretraining:
         return self.global_batch_size * self.sequence_length
 
     def source_tokens(self, data_step: int) -> Mapping[str, int]:
-        if self._mixture is None:
+        if not self._sources:
             return {}
         size = self.global_batch_size
         counts = self._mixture.counts((data_step + 1) * size) - self._mixture.counts(data_step * size)

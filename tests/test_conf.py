@@ -58,6 +58,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "report": {"runs": ["x"]},
     "explain": {"model": {"path": "x"}, "prompt": "x"},
     "export": {"run": {"name": "x"}},
+    "batch": {"run": {"name": "x"}, "step": 1},
     "finetune": {"model": {"path": "x"}},
     "submit": {"command": "x"},
     "logs": {"name": "x"},
@@ -131,7 +132,8 @@ def test_defaults_in_conf_are_those_of_the_classes(command: str) -> None:
     required = REQUIRED.get(command, {})
     # a pipeline has no fields before one is chosen
     plus = "+" if command == "run" else ""
-    made = composed(command, *(f"{plus}{name}=x" for name in _paths(required)), *CHOSEN.get(command, []))
+    values = (f"{plus}{name}={1 if name == 'step' else 'x'}" for name in _paths(required))
+    made = composed(command, *values, *CHOSEN.get(command, []))
     kind = getattr(config, COMMANDS[command].config)
     chosen = {group: {"name": option} for group, option in (text.split("=") for text in CHOSEN.get(command, []))}
     assert made == kind.model_validate({**required, **chosen})

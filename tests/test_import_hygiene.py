@@ -78,6 +78,7 @@ def test_tasks_import_neither_torch_nor_transformers() -> None:
         "stop",
         "run",
         "runs",
+        "batch",
         "doctor",
     ],
 )

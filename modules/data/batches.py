@@ -181,6 +181,14 @@ class Batches:
         for micro_starts, places in zip(starts, self._places, strict=True):
             yield self._maker.make(micro_starts, step * self._global_batch_size + places, step)
 
+    def of(self, samples: np.ndarray) -> Batch:
+        """Return given samples, int64 [B] and of one step, as a micro-batch; nothing else is read or fetched."""
+        return self._maker.make(self._positions(samples), samples, int(samples[0]) // self._global_batch_size)
+
+    def plan(self, samples: np.ndarray) -> None:
+        """Say which samples, int64 [n], are asked for next, so that they are fetched beforehand."""
+        self._stream.plan(self._positions(samples), self._window)
+
     def from_step(self, first_step: int) -> Iterator[Batch]:
         """Yield the micro-batches of `first_step` and all steps after it, without end."""
         step = first_step
@@ -201,8 +209,10 @@ class Batches:
     def _starts_of(self, block: int) -> np.ndarray:
         steps = block * self._block_steps + np.arange(self._block_steps)
         samples = steps[:, None, None] * self._global_batch_size + self._places
-        located = self._mixture.locate(samples.reshape(-1))
-        return self._stream.positions(*located).reshape(samples.shape)
+        return self._positions(samples.reshape(-1)).reshape(samples.shape)
+
+    def _positions(self, samples: np.ndarray) -> np.ndarray:
+        return self._stream.positions(*self._mixture.locate(samples))
 
 
 class ValidationBatches:

@@ -32,6 +32,14 @@ class PackOrder:
         epochs, indices = np.divmod(step * self._global_batch_size + np.arange(self._global_batch_size), size)
         return permute(indices, size, keys(self._seed, epochs, self.STREAM))
 
+    def step(self, sample: int) -> int:
+        """Return the step in whose global batch a sample is."""
+        return sample // self._global_batch_size
+
+    def pack(self, sample: int) -> int:
+        """Return the number of the pack that a sample is."""
+        return int(self.packs(self.step(sample))[sample % self._global_batch_size])
+
     def num_tokens(self, step: int) -> int:
         """Return the number of tokens in the global batch."""
         return int(self._split.pack_tokens[self.packs(step)].sum())
@@ -45,7 +53,7 @@ class ExampleBatches:
     """Training batches of one worker; the global batch of a step is the same for every division among workers."""
 
     def __init__(self, split: ExampleSplit, share: Share, seed: int) -> None:
-        self._maker = _RowMaker(split)
+        self._maker = RowMaker(split)
         self._order = PackOrder(split, share.global_batch_size, seed)
         self._places = share.places()
 
@@ -72,7 +80,7 @@ class ExampleValidationBatches:
 
     def __init__(self, split: ExampleSplit, share: Share, num_batches: int) -> None:
         """Set up at most `num_batches` global batches of a split that is not empty for one worker's share."""
-        self._maker, self._share = _RowMaker(split), share
+        self._maker, self._share = RowMaker(split), share
         self._num_packs = min(split.num_packs, num_batches * share.global_batch_size)
 
     def __len__(self) -> int:
@@ -90,7 +98,7 @@ class ExampleValidationBatches:
             }
 
 
-class _RowMaker:
+class RowMaker:
     """Maker of rows from given packs."""
 
     def __init__(self, split: ExampleSplit) -> None:
@@ -106,10 +114,7 @@ class _RowMaker:
             [M] of the hidden states that predict them; the last token of each example is left out of the row, because
             nothing follows it that it could predict.
         """
-        split = self._split
-        examples = np.concatenate([split.order[split.starts[pack] : split.starts[pack + 1]] for pack in packs])
-        lengths = split.offsets[examples + 1] - split.offsets[examples]
-        examples = examples[np.argsort(lengths, kind="stable")]
+        split, examples = self._split, self.examples(packs)
         first, end = split.offsets[examples], split.offsets[examples + 1]
         batch: Batch = {"sample_ids": torch.from_numpy(packs), "step": step}
         if split.num_bytes is not None:
@@ -126,6 +131,13 @@ class _RowMaker:
             "target_positions": torch.from_numpy(positions),
             "targets": torch.from_numpy(targets),
         }
+
+    def examples(self, packs: np.ndarray) -> np.ndarray:
+        """Return the numbers of the examples in the row of these packs, in its order, int64 [E]."""
+        split = self._split
+        examples = np.concatenate([split.order[split.starts[pack] : split.starts[pack + 1]] for pack in packs])
+        lengths = split.offsets[examples + 1] - split.offsets[examples]
+        return examples[np.argsort(lengths, kind="stable")]
 
     def _inputs(self, first: np.ndarray, end: np.ndarray) -> Batch:
         ids = _joined(self._split.tokens, first, end).astype(np.int64)

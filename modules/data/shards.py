@@ -146,6 +146,20 @@ class TokenStream:
         self._token_bytes.fill(starts, length, numbers)
         return int(numbers.sum())
 
+    def documents(self, start: int, length: int) -> list[tuple[int, int, int]]:
+        """Return the documents in a window: the number of each in the split, and where it begins and ends there.
+
+        One that begins before the window begins at a negative place, and the last one ends with the window.
+
+        Args:
+            start: The window's first position.
+            length: Tokens in it.
+        """
+        first = max(0, int(self.document_starts.searchsorted(start, side="right")) - 1)
+        last = int(self.document_starts.searchsorted(start + length, side="left"))
+        begins = [begin - start for begin in self.document_starts[first:last].tolist()]
+        return [*zip(range(first, last), begins, [*begins[1:], length], strict=True)]
+
     def document_ids(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Return the number of each token's document, counted from 0 within each window.
 

@@ -48,6 +48,7 @@ COMMANDS = {
         "run the stages of a pipeline that are not done yet", "RunPipelineConfig", makes=True, composes=True
     ),
     "report": Command("make one page about runs, or about the stages of a pipeline", "ReportConfig", makes=True),
+    "batch": Command("show what a run has learned from in a step", "BatchConfig"),
     "runs": Command(
         "list the runs, show one of them, or remove what nothing refers to",
         "RunsConfig",

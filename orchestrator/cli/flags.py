@@ -80,6 +80,8 @@ def _as_fields(command: str, flags: "Namespace") -> list[str]:
         names = [word for word in words[1:] if "=" not in word]
         fields = [word for word in words if word not in names]
         words = [*fields, *([f"names=[{','.join(map(_quoted, names))}]"] if names else [])]
+    elif command == "batch":  # Hydra takes `checkpoint` for the group of that name
+        words = [re.sub(r"^checkpoint=", "checkpoint.step=", word) for word in words]
     address = getattr(flags, "address", None)
     return [*words, f"address={_quoted(address)}"] if address is not None else words
 

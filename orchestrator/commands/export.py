@@ -4,29 +4,24 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pydantic import ValidationError
-
 from modules.model_config import ModelConfig
 from orchestrator.artifacts import artifact
-from orchestrator.artifacts.base_model import check_is_same, kept_model
-from orchestrator.artifacts.data_facts import DataFacts, tokenizer_of
-from orchestrator.artifacts.mixture import is_there
-from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from orchestrator.checkpoints.export import RECIPE, Exportable, dtype_of, export_adapter, export_model, recipe_to_show
-from orchestrator.checkpoints.first_weights import BaseWeights
+from orchestrator.checkpoints.checkpoint import open_checkpoint
+from orchestrator.checkpoints.export import RECIPE, dtype_of, export_adapter, export_model, recipe_to_show
 from orchestrator.checkpoints.model_card import BIDIRECTIONAL
 from orchestrator.checkpoints.names import committed_steps, is_committed_step, name_of, newest_committed
 from orchestrator.configuration.commands import ExportConfig
 from orchestrator.display.terminal import print_line
-from orchestrator.errors import ArtifactError, DamagedFileError, UserError
-from orchestrator.runs.run import Run, find_run, has_folder, no_such_run
+from orchestrator.errors import ArtifactError, UserError
+from orchestrator.runs.exportable import base_dtype, exportable
+from orchestrator.runs.run import Run, existing_run
 from orchestrator.storage.store import Storage
 
 
 def run(config: ExportConfig) -> None:
     """Write the model, unless it is there already, and print where it is."""
     storage = Storage(config.storage.root)
-    this_run = _run(storage, config.run.name)
+    this_run = existing_run(storage, "run.name", config.run.name)
     step = _step(config, storage, this_run)
     target, name = _place(config, storage, this_run, step)
     url = target.url(name)
@@ -34,7 +29,7 @@ def run(config: ExportConfig) -> None:
         print_line(f"model: {url} holds it already (step {step}); nothing was written")
         return
     with _remedy(storage, this_run.name, step):
-        source = _exportable(storage, this_run, open_checkpoint(storage, name_of(this_run.name, step)))
+        source = exportable(storage, this_run, open_checkpoint(storage, name_of(this_run.name, step)))
         export_model(target, name, source, config.export)
         if source.base and (config.to, name) == (None, this_run.model_name):
             export_adapter(target, this_run.adapter_name, source)
@@ -49,13 +44,6 @@ def _uses(model: ModelConfig, url: str) -> list[str]:
         return [f'try it: orchestrator generate model.path={url} prompt="import os"']
     try_it = f'try it: orchestrator predict model.path={url} text="a text"'
     return [BIDIRECTIONAL, try_it] if model.classifier.attention == "bidirectional" else [try_it]
-
-
-def _run(storage: Storage, name: str) -> Run:
-    found = find_run(storage, name) if has_folder(storage, name) else None
-    if found is None:
-        raise no_such_run(storage, "run.name", name)
-    return found
 
 
 def _step(config: ExportConfig, storage: Storage, this_run: Run) -> int:
@@ -112,14 +100,6 @@ def _is_there(config: ExportConfig, storage: Storage, target: Storage, name: str
     return True
 
 
-def _base_dtype(storage: Storage, this_run: Run) -> str | None:
-    """Return the type of the weights beside which adapters were trained; None without adapters."""
-    if "lora" not in this_run.recipe.get("model", {}):
-        return None
-    kept = kept_model(storage, this_run.base_name)
-    return kept and kept.dtype
-
-
 def _differences(config: ExportConfig, storage: Storage, target: Storage, name: str, this_run: Run, step: int) -> str:
     """Return in which way a folder holds something else than the requested model; empty if it holds that."""
     manifest = artifact.read_manifest(target, name)
@@ -129,58 +109,10 @@ def _differences(config: ExportConfig, storage: Storage, target: Storage, name: 
         return "a model of another recipe"
     # what was exported by versions before this command was float32, and names no licence
     found = {"dtype": "float32", "license": None, **manifest}
-    dtype = dtype_of(config.export, this_run.recipe, _base_dtype(storage, this_run))
+    dtype = dtype_of(config.export, this_run.recipe, base_dtype(storage, this_run))
     wanted = {"step": step, "dtype": dtype, "license": config.export.license}
     other = [f"{key} {found[key]} instead of {value}" for key, value in wanted.items() if found[key] != value]
     return f"this run's model with {', '.join(other)}" if other else ""
-
-
-def _exportable(storage: Storage, this_run: Run, checkpoint: Checkpoint) -> Exportable:
-    recipe = this_run.recipe
-    try:
-        model = ModelConfig.model_validate(recipe["model"])
-    except (ValidationError, KeyError) as error:
-        where = storage.url(f"{this_run.folder}/{RECIPE}")
-        raise DamagedFileError(f"{where}: describes no model that this version knows ({error})") from error
-    data_name, kept = recipe["data"], kept_model(storage, this_run.base_name)
-    if kept is None and not is_there(storage, data_name):
-        raise UserError(
-            f"{storage.url(data_name)}: the text that run {this_run.name} was trained on is not there, and with it its "
-            "tokenizer; restore that folder, or run its `pretrain` again, which prepares it anew"
-        )
-    tokenizer, base = kept.tokenizer if kept else tokenizer_of(storage, data_name), None
-    if model.lora is not None:
-        model = _with_base(storage, this_run, model)
-        base = BaseWeights(model, model.vocab_size or tokenizer.vocab_size)
-    return Exportable(
-        run_name=this_run.name,
-        checkpoint=checkpoint,
-        model=model,
-        tokenizer=tokenizer,
-        special_ids=kept.special_ids if kept else {},
-        recipe=recipe,
-        data=DataFacts.read(storage, data_name),
-        validation=_validation(storage, this_run, checkpoint.progress.step),
-        base=base,
-        base_dtype=_base_dtype(storage, this_run),
-    )
-
-
-def _with_base(storage: Storage, this_run: Run, model: ModelConfig) -> ModelConfig:
-    """Return the configuration with the place of the model beside which adapters were trained.
-
-    Raises:
-        UserError: it is not where the run has read it, or is another one.
-    """
-    path, revision = this_run.base_place(storage)
-    check_is_same(path, revision, this_run.recipe["base_model"])
-    return model.model_copy(update={"path": path, "revision": revision})
-
-
-def _validation(storage: Storage, this_run: Run, step: int) -> dict[str, float]:
-    """Return the figures on held-out text of the model after a step; those of the exported one alone are kept."""
-    final = this_run.metrics(storage) or {}
-    return final if this_run.exported_step(storage) == step else {}
 
 
 @contextmanager

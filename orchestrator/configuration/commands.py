@@ -25,6 +25,7 @@ from modules.config import (
 )
 from modules.model_config import ModelConfig
 from modules.tasks.settings import TaskConfig
+from orchestrator.configuration.batch import BatchConfig
 from orchestrator.configuration.decoding import AnswerConfig, ContinuationConfig, MeasureConfig, SamplingConfig
 from orchestrator.configuration.faults import FaultsConfig
 from orchestrator.configuration.groups import (
@@ -48,6 +49,7 @@ from orchestrator.configuration.submission import JobsConfig, LogsConfig, StopCo
 from orchestrator.configuration.sweep import SweepConfig
 
 __all__ = [
+    "BatchConfig",
     "JobsConfig",
     "LogsConfig",
     "PruneRunsConfig",

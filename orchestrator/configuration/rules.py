@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from modules.config import Config, ObjectiveConfig, TokenizerConfig, TrainingConfig, divisors
+from orchestrator.configuration.batch import step_or_sample
 from orchestrator.configuration.commands import (
     EvaluateConfig,
     FinetuneConfig,
@@ -292,6 +293,7 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"data", "tokenizer"}), tokenizer_names_sources),
     (frozenset({"data", "objective"}), phases_name_sources),
     (frozenset({"data"}), filters_belong_to_text),
+    (frozenset({"step", "sample"}), step_or_sample),
     (frozenset({"data", "dry_run", "task"}), dry_run_belongs_to_text),
     (frozenset({"data", "dry_run", "task", "cluster"}), cluster_prepares_files),
     (frozenset({"faults", "cluster", "training", "checkpoint"}), _fault_can_happen),

@@ -1,5 +1,7 @@
 """Progress as it happens: live on a terminal, an occasional plain line in a file, a log or a dumb terminal."""
 
+import os
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from orchestrator.configuration.groups import StorageConfig
 from orchestrator.display.terminal import new_console
 from orchestrator.display.units import count, duration, percent, size
 
@@ -21,11 +24,11 @@ class ProgressDisplay:
     """Shows the progress of a training from events: plain dicts that may come from other processes and on any thread.
 
     Nothing is shown before the first event. Events by `kind`, with their fields:
-        start: run, num_steps
+        start: run, num_steps, root (the URL of the storage root)
         begin: step, above 0 if the training continues from a checkpoint
         step: step, metrics (by metric name)
         validation: step, metrics
-        skip: step (counted from 0), reason, samples (first and last)
+        skip: step (counted from 0), reason, samples (first and last), command (that shows them)
         rollback: from_step, text; begin follows
         checkpoint: step, seconds
         note, fault, restart, resize, save_failed, hang: text
@@ -39,6 +42,7 @@ class ProgressDisplay:
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._num_steps = 0
+        self._root = ""
         self._rolled_back = False
         self._lock = threading.Lock()
 
@@ -59,6 +63,9 @@ class ProgressDisplay:
     def _show_start(self, event: Mapping[str, Any]) -> None:
         self._stop()
         self._num_steps = int(event["num_steps"])
+        root = str(event.get("root", ""))
+        is_default = not root or root == os.path.abspath(StorageConfig().root)
+        self._root = "" if is_default else f" {shlex.quote(f'storage.root={root}')}"
         self._line(f"training {event['run']}: {self._num_steps:,} steps")
         if self._console.is_interactive:
             self._live = _bar(self._console, "{task.completed:,.0f}/{task.total:,.0f}")
@@ -90,7 +97,9 @@ class ProgressDisplay:
     def _show_skip(self, event: Mapping[str, Any]) -> None:
         # counted from 1, as in the lines with the metrics of a step
         first, last = event["samples"]
-        self._line(f"{self._step(int(event['step']) + 1)}  skipped: {event['reason']} (samples {first} to {last})")
+        show = f"; {event['command']}{self._root}" if "command" in event else ""
+        skipped = f"skipped: {event['reason']} (samples {first} to {last}{show})"
+        self._line(f"{self._step(int(event['step']) + 1)}  {skipped}")
 
     def _show_rollback(self, event: Mapping[str, Any]) -> None:
         self._line(f"{self._step(int(event['from_step']))}  {event['text']}", style="bold")

@@ -7,9 +7,9 @@ earlier than one that was written before it, even if the wall clock was set back
     restart: the next attempt after a fault; number, text
     resize: the run continues with a different number of workers; from, to, text
 Rank 0 of the workers records
-    begin: training begins; step, world_size
+    begin: training begins; step, world_size, micro_batch_size
     skip: a bad step left weights and moments unchanged; step (counted from 0, like data and schedule), reason,
-        grad_norm (null if not finite), samples (the first and the last of the step)
+        grad_norm (null if not finite), samples (the first and the last of the step), command (that shows them)
     rollback: too many bad steps in a row; step (to which the run rolls back), from_step, data_steps (number of steps
         whose data is skipped from there on), samples (the first and the last of these), text; `begin` follows
     checkpoint: a checkpoint was committed; step, loss (`train/loss` of that step), seconds (that training waited),

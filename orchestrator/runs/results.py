@@ -11,6 +11,7 @@ from orchestrator.runs.event_writer import EventWriter
 from orchestrator.runs.goodput import goodput, last_recovery
 from orchestrator.runs.run import Run
 from orchestrator.runs.tracking import Tracker
+from orchestrator.storage.redaction import redact
 from orchestrator.storage.store import Storage
 
 
@@ -49,7 +50,8 @@ class Results:
     def start(self, num_steps: int) -> None:
         """Report that the training starts."""
         self._num_steps = num_steps
-        self.emit({"kind": "start", "run": self._run.name, "num_steps": num_steps})
+        root = redact(self._storage.url())
+        self.emit({"kind": "start", "run": self._run.name, "num_steps": num_steps, "root": root})
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Report the metrics of a step; those of one of the first steps include the recovery time after a fault."""

@@ -232,6 +232,22 @@ def no_such_run(storage: Storage, field: str, name: str) -> UserError:
     return UserError(f"{field}={shown(name)}: no such run in {storage.url(_FOLDER)}; {remedy}")
 
 
+def existing_run(storage: Storage, field: str, name: str) -> Run:
+    """Return the run of that name.
+
+    Args:
+        field: The setting that holds the name.
+
+    Raises:
+        UserError: there is none.
+        DamagedFileError: its recipe is damaged.
+    """
+    found = find_run(storage, name) if has_folder(storage, name) else None
+    if found is None:
+        raise no_such_run(storage, field, name)
+    return found
+
+
 def folder_names(storage: Storage) -> list[str]:
     """Return the names of all folders that may be runs; `find_run` finds out which of them are.
 

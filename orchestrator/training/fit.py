@@ -170,7 +170,7 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
     deepspeed_clips = config.strategy.zero_stage > 0
     return [
         DeepSpeedGradientNorm() if deepspeed_clips else ClipGradients(config.optimizer.gradient_clip_norm),
-        SkipBadSteps(guard, runtime, parts.objective.global_batch_size),
+        SkipBadSteps(guard, runtime, parts.objective.global_batch_size, run.name),
         throughput,
         checkpoints,
         Metrics(config.training.log_interval_steps, own_figures, lambda: checkpoints.saved_metrics, parts.results.step),

@@ -50,6 +50,7 @@ def test_a_loss_that_is_no_number_on_one_rank_is_skipped_by_all(one_bad_rank, st
         samples = [step * BATCH, step * BATCH + BATCH - 1]
         reason = "the loss is not finite"
         expected = {"kind": "skip", "step": step, "reason": reason, "grad_norm": None, "samples": samples}
+        expected["command"] = f"orchestrator batch run.name=tiny sample={samples[0]}-{samples[1]}"
         assert event == expected
     assert run.state(12) == run.state(13) != run.state(14)
     assert run.metrics()["faults/skipped_steps"] == 2

@@ -160,6 +160,7 @@ PATH_FIELDS = {
         "storage.root": ["model.path=x/y", "prompt=x"],
     },
     "export": {"to": ["run.name=x"], "storage.root": ["run.name=x"]},
+    "batch": {"output": ["run.name=x", "step=1"], "storage.root": ["run.name=x", "step=1"]},
     "run": {"storage.root": ["+pipeline=quickstart", "dry_run=true"]},
     "report": {"graph": ["runs=x"], "to": ["runs=x"], "storage.root": ["runs=x"]},
     "runs": {"storage.root": []},

@@ -93,7 +93,7 @@ def test_command_help_shows_fields_with_their_explanations(command: str, capsys:
     assert main([command, "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert COMMANDS[command].summary in said
-    with_root = ("run", "runs", "doctor", "evaluate", "compare", "explain", "export", "report")
+    with_root = ("run", "runs", "batch", "doctor", "evaluate", "compare", "explain", "export", "report")
     jobs = dict.fromkeys(("jobs", "logs", "stop"), "allow_insecure false")
     others = {
         "predict": "split all",

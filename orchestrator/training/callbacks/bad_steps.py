@@ -10,6 +10,7 @@ from modules.gpt_module import GPTModule
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.distributed.strategy import gradient_norm, guard_steps
 from orchestrator.errors import BadStepsError
+from orchestrator.runs.data_steps import batch_command
 from orchestrator.training.guard import Rollback, RollbackError, StepGuard
 
 
@@ -18,9 +19,11 @@ class SkipBadSteps(Callback):
 
     Args:
         global_batch_size: Sequences in a step, over all workers.
+        run_name: Of the run, for the command that shows what was skipped.
     """
 
-    def __init__(self, guard: StepGuard, runtime: Runtime, global_batch_size: int) -> None:
+    def __init__(self, guard: StepGuard, runtime: Runtime, global_batch_size: int, run_name: str) -> None:
+        self._run_name = run_name
         self._guard, self._runtime, self._global_batch_size = guard, runtime, global_batch_size
         self._is_judged, self._reason, self._grad_norm = False, None, None
 
@@ -70,13 +73,14 @@ class SkipBadSteps(Callback):
             raise self._error_after_bad_steps(pl_module)
 
     def _report(self, module: GPTModule) -> None:
-        norm = self._grad_norm
+        norm, samples = self._grad_norm, self._newest_samples(module, num_steps=1)
         event = {
             "kind": "skip",
             "step": module.step - 1,
             "reason": self._reason,
             "grad_norm": norm if norm is not None and math.isfinite(norm) else None,  # JSON has no infinity
-            "samples": list(self._newest_samples(module, num_steps=1)),
+            "samples": list(samples),
+            "command": batch_command(self._run_name, *samples),
         }
         if self._runtime.rank == 0:
             self._runtime.emit(event)

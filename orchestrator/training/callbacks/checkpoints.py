@@ -126,7 +126,8 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Report the step from which the training continues."""
         self._begun_step = pl_module.step
-        self._emit({"kind": "begin", "step": pl_module.step, "world_size": self._runtime.world_size})
+        shared_out = {"world_size": self._runtime.world_size, "micro_batch_size": pl_module.share.micro_batch_size}
+        self._emit({"kind": "begin", "step": pl_module.step, **shared_out})
         if self.saved_metrics:
             self._emit({"kind": "restored", "step": pl_module.step, "metrics": self.saved_metrics})
 

@@ -38,6 +38,7 @@ RUNTIME_FIELDS = {
         "harness.batch_size",
     ),
     *(f"training.{name}" for name in ("micro_batch_size", "val_interval_steps", "val_batches", "log_interval_steps")),
+    *("sample", "worker"),
     *("dry_run", "force", "keep_going", "only", "pipeline.name"),
     *(
         "training.compile",

@@ -71,3 +71,15 @@ def test_fingerprint_of_a_run_without_a_name_is_that_of_the_earlier_version(begu
     made = training_recipe(PretrainConfig.model_validate(asked), recipe["data"])
     assert made == recipe
     assert fingerprint(made) == "e8b7f72283b46383"
+
+
+def test_run_of_an_earlier_version_tells_what_its_steps_saw_but_for_the_rows(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(("batch", "run.name=begun", "step=10", "worker=0")) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("step 10: samples 72 to 79, clm")
+    assert said.count("worker 0, position") == 8
+    assert "files and rows are not known: an earlier version has prepared this data" in said
+    assert main(("batch", "run.name=begun", "step=11")) == 2
+    assert "it has reached step 10" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What a user sees: plain lines in a file, a live bar on a terminal, tables and samples."""
 
 import io
+import os
 
 import pytest
 from rich.console import Console
@@ -85,3 +86,17 @@ def test_texts_and_their_progress_go_to_different_streams(
         "generate  2,000/3,000 prompts  20 tok/s",
         "generate  3,000/3,000 prompts  26.2 tok/s",
     ]
+
+
+def test_skipped_step_is_told_with_the_command_that_shows_it_and_a_root_of_ones_own() -> None:
+    command = "orchestrator batch run.name=tiny sample=80-87"
+    skip = {"kind": "skip", "step": 10, "reason": "spike", "samples": [80, 87], "command": command}
+    for root, field in (
+        ("s3://bucket/my runs", " 'storage.root=s3://bucket/my runs'"),
+        (os.path.abspath("outputs"), ""),
+    ):
+        console = Console(file=io.StringIO(), width=200)
+        with ProgressDisplay(console) as display:
+            display({"kind": "start", "run": "tiny", "num_steps": 100, "root": root})
+            display(skip)
+        assert console.file.getvalue().endswith(f"skipped: spike (samples 80 to 87; {command}{field})\n")  # type: ignore[attr-defined]
