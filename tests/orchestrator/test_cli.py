@@ -259,7 +259,7 @@ def test_all_mistakes_are_reported_in_one_message(capsys: pytest.CaptureFixture[
         (["pretrain", "--cfg=https://host/a.txt?sig=SECRET"], "invalid choice: 'https://host/a.txt?***'"),
         (["pretrain", "data.path=[https://host/a.txt?sig=SECRET]"], "put each item in quotes of its own"),
         (["pretrain", "--multirun", "training.num_steps=5,0"], "training.num_steps=0: must be above 0"),
-        (["prepare", "+experiment=quickstart"], "prepare has no such group; it has data, task, tokenizer"),
+        (["prepare", "+experiment=quickstart"], "prepare has no such group; it has cluster, data, task, tokenizer"),
         (["evaluate", "model=outputs/model"], "did you mean model.path=outputs/model?"),
         (["evaluate"], "model.path: must be given, as model.path=VALUE"),
         (["runs", "show"], "name: must be given, as name=VALUE"),
