@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,8 @@ from orchestrator.runs.step_rows import PartRow, SampleRow, StepRow
 _SHOWN_CHARS = 200
 """Of a text; the table cuts it further, to the width of the terminal."""
 _UNKNOWN = "-"
+_GAP, _FILE_WIDTH, _LEAST_TEXT_WIDTH = 2, 28, 16
+"""Columns of the terminal: between two columns of the table, for a name at most, for a text at least."""
 
 
 def show_step(step: StepRow, samples: Sequence[SampleRow]) -> None:
@@ -51,17 +54,25 @@ def _where(sample: SampleRow) -> str:
 
 
 def _table(console: Console, parts: Sequence[PartRow], losses: Sequence[str]) -> Table:
-    # without borders, so that file, row and some of the text fit into 80 columns
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("file", overflow="fold", max_width=28)
-    for title in ("row", "tokens", *losses):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
-    for part in parts:
-        figures = [loss(part.losses[name]) if name in part.losses else _UNKNOWN for name in losses]
-        row = _UNKNOWN if part.row is None else str(part.row)
-        table.add_row(part.file or _UNKNOWN, row, str(part.num_tokens), *figures, _text(console, part))
+    titles = ["row", "tokens", *losses]
+    cells = [[part.file or _UNKNOWN, *_figures(part, losses)] for part in parts]
+    widths = [max(map(cell_len, column)) for column in zip(["file", *titles], *cells, strict=True)]
+    widths[0] = min(widths[0], _FILE_WIDTH)
+    # without borders, and the text alone is cut: to what the other columns leave of the line
+    left = console.width - sum(widths) - _GAP * len(widths)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    table.add_column("file", overflow="fold", width=widths[0])
+    for title, width in zip(titles, widths[1:], strict=True):
+        table.add_column(title, justify="right", no_wrap=True, width=width)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", width=max(left, _LEAST_TEXT_WIDTH))
+    for part, row in zip(parts, cells, strict=True):
+        table.add_row(*row, _text(console, part))
     return table
+
+
+def _figures(part: PartRow, losses: Sequence[str]) -> list[str]:
+    of_losses = [loss(part.losses[name]) if name in part.losses else _UNKNOWN for name in losses]
+    return [_UNKNOWN if part.row is None else str(part.row), str(part.num_tokens), *of_losses]
 
 
 def _text(console: Console, part: PartRow) -> Text:
