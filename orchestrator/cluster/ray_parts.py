@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from orchestrator.storage.input_files import find_files
 
 _MOST_LOST = 10
 """A task whose node or process is lost this often fails: it may be what ends them, by its use of memory."""
-_WAITING = 4
-"""Tasks for each CPU that wait or run, so that a slow one lets none of the others wait."""
+_WAITING = 2
+"""Tasks for each CPU that wait or run, so that a slow one lets no other wait; after a mistake all of them are waited for."""
 _makers: list[PartMaker] = []
 """The one of this process, if it is a worker; it keeps the tokenizer between tasks."""
 
@@ -48,10 +48,10 @@ class RayCrew:
                     yield _result(pending[0][0]), pending.popleft()[1]
             while pending:
                 yield _result(pending[0][0]), pending.popleft()[1]
-        finally:
-            for call, _ in pending:
-                with suppress(Exception):  # it has ended, or the cluster is gone
-                    ray.cancel(call, force=True)
+        except (InputError, OrchestratorError):
+            # they would write parts after all are removed; ray.cancel ends this process if a task is just done (2.60)
+            ray.wait([call for call, _ in pending], num_returns=len(pending))
+            raise
 
 
 def _answer(request: Any) -> Any:
