@@ -23,7 +23,7 @@ from orchestrator.storage.input_files import find_files
 _MOST_LOST = 10
 """A task whose node or process is lost this often fails: it may be what ends them, by its use of memory."""
 _WAITING = 2
-"""Tasks for each CPU that wait or run, so that a slow one lets no other wait; after a mistake all of them are waited for."""
+"""Tasks for each CPU that wait or run, so that a slow one lets no other wait; a mistake waits for all of them."""
 _makers: list[PartMaker] = []
 """The one of this process, if it is a worker; it keeps the tokenizer between tasks."""
 
