@@ -23,6 +23,9 @@ class Terminal:
 
     def __init__(self, arguments: Sequence[str], folder: Path, **environment: str) -> None:
         self._main, side = pty.openpty()
+        settings = termios.tcgetattr(side)
+        settings[3] |= termios.NOFLSH  # otherwise the kernel drops at Ctrl-C what is not read here yet
+        termios.tcsetattr(side, termios.TCSANOW, settings)
         self.settings: list[Any] = termios.tcgetattr(side)
         root = str(Path(__file__).resolve().parents[2])
         self.process = subprocess.Popen(
