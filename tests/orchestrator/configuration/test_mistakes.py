@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from modules.tasks.settings import DialogueConfig
+from orchestrator.configuration.batch import BatchConfig
 from orchestrator.configuration.commands import (
     CompareConfig,
     EvaluateConfig,
@@ -123,6 +124,7 @@ def test_a_rule_between_groups_reads_no_others(groups: frozenset[str], rule: Any
         EvaluateConfig.model_validate({"model": {"path": "x"}, "harness": {"tasks": ["x"]}}),
         PredictConfig.model_validate({"model": {"path": "x"}, "output": "x.jsonl", "pair": "b"}),
         CompareConfig.model_validate({"model": {"path": "x"}, "task": {"name": "dialogue"}}),
+        BatchConfig.model_validate({"run": {"name": "x"}, "step": 1}),
     )
     everything = next(config for config in every_kind if groups <= set(type(config).model_fields))
 

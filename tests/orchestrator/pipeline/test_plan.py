@@ -9,6 +9,7 @@ from pipelines import PlainComposer, SmallPipeline
 
 from orchestrator.artifacts import artifact
 from orchestrator.configuration.pipeline import RunPipelineConfig
+from orchestrator.configuration.schema import shown
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline.graph import checked_stages, with_needed
 from orchestrator.pipeline.plan import recipes_of
@@ -113,7 +114,7 @@ def test_a_changed_text_is_named_by_its_setting(small: SmallPipeline) -> None:
     small.run()
     (small.folder / "right.txt").write_text("another text", encoding="utf-8")
     text = small.folder / "right.txt"
-    assert small.plan()["right"] == ("run", (f"input data: other content in {text}",))
+    assert small.plan()["right"] == ("run", (f"input data: other content in {shown(str(text))}",))
     assert small.plan()["both"] == ("done", ()), "it only follows, and reads nothing of it"
 
 
@@ -170,7 +171,7 @@ def test_a_text_of_another_name_is_told_by_both_names_and_no_key_is_stored(small
     stages = {name: stage.model_dump() for name, stage in config.pipeline.stages.items()}
     stages["right"]["overrides"] = ("data.source=files", f"data.path={small.folder}/moved.txt", "run.seed=3")
     judged = small.plan(pipeline={"name": "small", "stages": stages})["right"]
-    assert judged == ("run", (f"input data.path: was {text}, now {small.folder}/moved.txt",))
+    assert judged == ("run", (f"input data.path: was {shown(str(text))}, now {shown(f'{small.folder}/moved.txt')}",))
     (stored,) = (small.folder / "out/runs/small").glob("right-*/stage.json")
     assert json.loads(stored.read_text())["inputs"] == {"data.path": [str(text)], "model.path": ["base"]}
 

@@ -10,7 +10,7 @@ from orchestrator.configuration.batch import BatchConfig
 from orchestrator.errors import DamagedFileError, UserError
 from orchestrator.runs.asked_steps import AskedStep, Course
 from orchestrator.runs.data_steps import DataSteps, read_data_steps
-from orchestrator.runs.events import DRIVER_KINDS, EventLog
+from orchestrator.runs.events import DRIVER_KINDS, WORKER_KINDS, EventLog
 from orchestrator.runs.run import Run
 from orchestrator.storage.store import Storage
 
@@ -138,7 +138,7 @@ def test_event_that_is_missing_is_noticed_by_the_newest_checkpoint(
     tmp_path: Path, events: list[dict[str, Any]], is_whole: bool
 ) -> None:
     storage, run = Storage(str(tmp_path)), Run("tiny", {}, "")
-    log, driver = (EventLog(storage, run.folder, *kinds) for kinds in ((), (DRIVER_KINDS,)))
+    log, driver = (EventLog(storage, run.folder, kinds) for kinds in (WORKER_KINDS, DRIVER_KINDS))
     driver.record(LAUNCH)
     for event in events:
         log.record(event)

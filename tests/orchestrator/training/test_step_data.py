@@ -15,7 +15,7 @@ from orchestrator.artifacts.prepared_data import DataRequirements, prepared_data
 from orchestrator.cli import main
 from orchestrator.configuration.commands import PretrainConfig
 from orchestrator.runs import run as runs
-from orchestrator.runs.events import EventLog
+from orchestrator.runs.events import WORKER_KINDS, EventLog
 from orchestrator.runs.run import Run
 from orchestrator.storage.store import Storage
 
@@ -53,7 +53,7 @@ def begun(root: str, text: Path) -> None:
     name = prepared_data(storage, data, tokenizer, DataRequirements(), lambda total: lambda *done: None)
     run = Run("long", runs.training_recipe(config, name), "0")
     runs.begin(storage, run, config)
-    log = EventLog(storage, run.folder)
+    log = EventLog(storage, run.folder, WORKER_KINDS)
     log.record({"kind": "begin", "step": 0, "world_size": 2, "micro_batch_size": 1})
     log.record({"kind": "stop", "step": 130_000, "signal": 15, "text": "stopped"})
 
