@@ -2,20 +2,18 @@
 
 import logging
 import threading
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from orchestrator.distributed.runtime import Event
 from orchestrator.errors import StorageError
 from orchestrator.runs.event_files import EventFiles, event_id
 from orchestrator.runs.events import WORKER_KINDS, Clock
+from orchestrator.runs.recorder import BackgroundRecorder
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0
 
 
-class EventWriter:
+class EventWriter(BackgroundRecorder):
     """Records the events of one attempt. A failure to write is logged and tried again, and does not stop the run.
 
     What is recorded while a write goes on is written by the next one, as one file; if the process is killed before,
@@ -27,36 +25,14 @@ class EventWriter:
     """
 
     def __init__(self, files: EventFiles, retry_seconds: float = RETRY_SECONDS) -> None:
+        super().__init__("events")
         self._files, self._retry_seconds = files, retry_seconds
         self._clock = Clock()
         self._recorded: list[tuple[float, Event]] = []
         """Each with the clock's reading when it happened."""
         self._num_written = 0
-        self._is_opened = self._is_closed = False
-        self._changed, self._writing = threading.Condition(), threading.RLock()
-        self._thread = threading.Thread(target=self._write_all, name="events", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
-        self._thread.join()
-        self._write()
-
-    def and_then(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
-        """Return a function that records an event and passes it on."""
-
-        def record_and_emit(event: Event) -> None:
-            self.record(event)
-            emit(event)
-
-        return record_and_emit
+        self._is_opened = False
+        self._writing = threading.RLock()
 
     def record(self, event: Event) -> None:
         """Record an event of a worker's kinds; return at once, unless it is the last one of this attempt."""
@@ -84,7 +60,7 @@ class EventWriter:
             self._files.merge(into_one=True)
         return found
 
-    def _write_all(self) -> None:
+    def _write_until_closed(self) -> None:
         is_written = self._write()
         while not self._is_closed:
             with self._changed:

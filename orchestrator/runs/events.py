@@ -23,11 +23,11 @@ The rank on which a fault is injected records
 
 import logging
 import time
-from collections.abc import Callable
 
 from orchestrator.distributed.runtime import Event
 from orchestrator.errors import StorageError
 from orchestrator.runs.event_files import EventFiles, event_id, newest_seconds
+from orchestrator.runs.recorder import Recorder
 from orchestrator.storage.store import Storage
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ WORKER_KINDS = frozenset({"begin", "skip", "rollback", "checkpoint", "save_faile
 INJECTED = "fault_injected"
 
 
-class EventLog:
+class EventLog(Recorder):
     """The events of one run, each written at once. A failure to write one is logged and does not stop the run.
 
     Rank 0 of the workers uses `EventWriter`, for which no step waits.
@@ -62,15 +62,6 @@ class EventLog:
             log.warning("an event was not written: %s", error)
             return False
         return True
-
-    def and_then(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
-        """Return a function that records an event and passes it on."""
-
-        def record_and_emit(event: Event) -> None:
-            self.record(event)
-            emit(event)
-
-        return record_and_emit
 
     def read(self, *kinds: str) -> list[Event]:
         """Return the events in order of time, all or only those of some kinds."""

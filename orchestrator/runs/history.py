@@ -22,14 +22,14 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from orchestrator.distributed.runtime import Event
 from orchestrator.errors import StorageError
+from orchestrator.runs.recorder import BackgroundRecorder
 from orchestrator.storage.errors import NotFoundError
 from orchestrator.storage.store import Storage
 
@@ -59,7 +59,7 @@ class Entry:
     """Texts that the model generated after the validation."""
 
 
-class History:
+class History(BackgroundRecorder):
     """Keeps the events `begin`, `restored`, `step` and `validation` of one attempt; a failure to write stops no run.
 
     It writes every 15 s, and at once at a validation, a save, a stop and the end.
@@ -72,34 +72,12 @@ class History:
     def __init__(
         self, storage: Storage, run_folder: str, lease_number: int = 0, interval_seconds: float = INTERVAL_SECONDS
     ) -> None:
+        super().__init__("history")
         self._parts = _Parts(storage, f"{run_folder}/history", lease_number)
         self._interval_seconds = interval_seconds
         self._pending: list[Line] = []
-        self._changed, self._writing = threading.Condition(), threading.Lock()
-        self._is_due = self._is_closed = False
-        self._thread = threading.Thread(target=self._write_at_intervals, name="history", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
-        self._thread.join()
-        self._write()
-
-    def and_then(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
-        """Return a function that records an event and passes it on."""
-
-        def record_and_emit(event: Event) -> None:
-            self.record(event)
-            emit(event)
-
-        return record_and_emit
+        self._writing = threading.Lock()
+        self._is_due = False
 
     def record(self, event: Event) -> None:
         """Keep an event; return at once, unless it is the last one of this attempt."""
@@ -114,7 +92,7 @@ class History:
         elif kind in ("stop", "end"):
             self._write()
 
-    def _write_at_intervals(self) -> None:
+    def _write_until_closed(self) -> None:
         while not self._is_closed:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_due or self._is_closed, self._interval_seconds)
