@@ -1,5 +1,6 @@
 """Parts of a text that are tokens already: kept until they are joined, and found again after a kill."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,6 @@ from typing import Any, Protocol
 import xxhash
 
 RECORD = "record.json"
-_CHUNK_BYTES = 2**22
 Note = dict[str, Any]
 """Plain data."""
 
@@ -137,8 +137,5 @@ def is_whole(folder: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()

@@ -15,7 +15,7 @@ from modules.config import DataConfig, TokenizerConfig
 from modules.cores import num_cores
 from modules.data.encoder_pool import EncoderPool
 from modules.data.encoding import CannotEncodeError, Passage
-from modules.data.file_groups import FileGroup, GroupReader, file_groups
+from modules.data.file_groups import FileGroup, GroupReader
 from modules.data.learned_text import LearnedText, Work, learned_text
 from modules.data.part_store import LocalParts, Note, PartStore
 from modules.data.parts import (
@@ -30,7 +30,7 @@ from modules.data.parts import (
     part_batches,
 )
 from modules.data.quality.findings import told
-from modules.data.quality.sieve import NO_OTHERS, Others, Sieve, is_on
+from modules.data.quality.sieve import NO_OTHERS, Others, Sieve
 from modules.data.rows import TextField
 from modules.data.shard_writer import SplitWriter
 from modules.data.shards import DATA_FILE, TOKENIZER_FILE
@@ -101,8 +101,7 @@ def preview(files: Sequence[SourceFile], data: DataConfig, others: Others) -> Pr
     """
     check_formats(files)
     with tempfile.TemporaryDirectory() as folder:
-        (group,) = file_groups(files, data) if is_on(data) else [FileGroup(0, tuple(files))]
-        sieve = Sieve(data, others, GroupReader(group, data).whole, Path(folder))
+        sieve = Sieve(data, others, GroupReader(FileGroup(0, tuple(files)), data).whole, Path(folder))
         filtered = sieve.scan(lambda _: None)
     return Prepared(told(filtered), filtered)
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from modules.data.part_store import RECORD, LocalParts, Note, PartStore, is_whole, noted, parsed_note
@@ -14,6 +14,7 @@ from modules.errors import InputError
 from orchestrator.artifacts.artifact import is_committed
 from orchestrator.errors import ArtifactError, OrchestratorError, UserError
 from orchestrator.storage.errors import NotFoundError
+from orchestrator.storage.local import locked
 from orchestrator.storage.store import Storage
 
 log = logging.getLogger(__name__)
@@ -137,10 +138,5 @@ def _in_use(place: Path | None) -> Iterator[None]:
         yield
         return
     place.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+    with locked(place, shared=True):
         yield
-    finally:
-        os.close(descriptor)

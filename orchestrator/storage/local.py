@@ -101,12 +101,12 @@ def use_cache_folder(path: str | None) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a local folder for this process alone, as far as its file system knows locks."""
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a local folder for this process alone, or `shared` with others, as far as its file system knows locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
