@@ -34,11 +34,10 @@ def show_step(step: StepRow, samples: Sequence[SampleRow]) -> None:
 
 
 def _title(step: StepRow) -> str:
-    number = "data that no step has used" if step.step is None else f"step {step.step:,}"
     objective = ", ".join(name if weight == 1 else f"{name} x {weight:g}" for name, weight in step.weights.items())
     phase = f" (phase {step.phase[0]} of {step.phase[1]})" if step.phase and step.phase[1] > 1 else ""
-    workers = "" if step.world_size is None else f", {step.world_size} worker{'s' * (step.world_size != 1)}"
-    return f"{number}: samples {step.first_sample} to {step.last_sample}, {objective}{phase}{workers}"
+    workers = f"{step.world_size} worker{'s' * (step.world_size != 1)}"
+    return f"step {step.step:,}: samples {step.first_sample} to {step.last_sample}, {objective}{phase}, {workers}"
 
 
 def _heading(sample: SampleRow) -> str:

@@ -24,8 +24,8 @@ def source_plans(config: PlanPretrainConfig, tokens_per_step: int) -> list[Sourc
     ends = phase_ends(config.objective, config.training.num_steps)
     lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     taken = {source.name: 0.0 for source in config.data.sources}
+    own = {source.name: source.weight for source in config.data.sources}
     for phase, length in zip(config.objective.phases, lengths, strict=True):
-        own = {source.name: source.weight for source in config.data.sources}
         weights = own if phase.data_weights is None else phase.data_weights
         for name, weight in weights.items():
             taken[name] += length * tokens_per_step * weight / sum(weights.values())

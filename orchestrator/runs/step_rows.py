@@ -65,10 +65,10 @@ def weighted(losses: Losses, weights: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True)
 class StepRow:
-    """A step, or data that no step has lasted with."""
+    """A step."""
 
-    step: int | None
-    """Counted from 1; None for data that no step of the run has used."""
+    step: int
+    """Counted from 1."""
     data_step: int
     """Counted from 0."""
     first_sample: int
@@ -77,6 +77,6 @@ class StepRow:
     """Of the losses, in this step."""
     phase: tuple[int, int] | None
     """The number of the phase, from 1, and how many there are; None where there are no phases."""
-    world_size: int | None
+    world_size: int
     notes: Sequence[str] = ()
     """Lines about what has become of the step."""
