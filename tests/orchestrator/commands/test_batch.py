@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mixture_texts import write_texts
 from planted_faults import PlantedLoss, before_each_micro_batch
 from task_models import write_rows, write_task_model
 
@@ -51,14 +52,6 @@ BAD_DATA = PlantedLoss((4, 5), factor=math.nan, with_data=True)
 """Steps 5 and 6 are bad: the run goes back to step 4, and on with data step 6."""
 Seen = dict[int, dict[int, list[int]]]
 """By the step, counted from 1, and the sample: the tokens that the model has read."""
-
-
-def write_texts(folder: Path) -> None:
-    rng = random.Random(0)
-    for name, field, letters in (("web", "text", "abcde"), ("law", "body", "fghij")):
-        rows = [{field: "".join(rng.choices(letters + " ", k=50))} for _ in range(50)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "code.txt").write_text("".join(rng.choices("klmno\n", k=2500)))
 
 
 def recorded(seen: Seen) -> Any:

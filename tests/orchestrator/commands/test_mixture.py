@@ -1,12 +1,12 @@
 """A model is trained on three texts in proportions, from the command line to its figures and its card."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from mixture_texts import write_texts
 from tiny_run import go_back
 
 from orchestrator.cli import main
@@ -28,14 +28,6 @@ TINY = (
 )
 COMMAND = ("pretrain", SOURCES, PHASES, *TINY)
 FIGURES = ("loss_clm", "perplexity", "bits_per_byte", "loss_mlm", "mlm_accuracy")
-
-
-def write_texts(folder: Path) -> None:
-    rng = random.Random(0)
-    for name, field, letters in (("web", "text", "abcde"), ("law", "body", "fghij")):
-        rows = [{field: "".join(rng.choices(letters + " ", k=50))} for _ in range(50)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "code.txt").write_text("".join(rng.choices("klmno\n", k=2500)))
 
 
 @pytest.fixture(scope="module")
