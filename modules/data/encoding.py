@@ -1,38 +1,22 @@
 """Texts to token ids, with the same result as the `tokenizers` library, but faster.
 
-This module imports only numpy and tokenizers, because every tokenising process pays for the imports again.
+This module imports only numpy, tokenizers and tiktoken, because every tokenising process pays for the imports again.
 """
 
 import json
 import re
-import struct
-from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import groupby
+from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
-from unicodedata import category, ucd_3_2_0
 
 import numpy as np
 import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from modules.data import traits
+from modules.data.gpt2_words import WordEncoder, merge_ranks
 from modules.data.source_text import Losses, SourceText
 from modules.errors import InputError
-
-_ASCII_OTHERS = r"!-/:-@\[-`{-~\x00-\x08\x0e-\x1f\x7f"
-_WORD = r"[{0}]+| [{0}]+|'(?:[stmd]|re|ve|ll)| ?[{1}]+| ?[{2}]+|\s+(?!\S)|\s+"
-"""Pattern by which GPT-2 and every byte-level BPE of `tokenizers` split text before merging.
-
-The most frequent cases come first, which makes it faster by a sixth and changes nothing, since none of them can match
-where one before it does. Source: `self.pat` in openai/gpt-2, src/encoder.py.
-"""
-ASCII_WORD = re.compile(_WORD.format("A-Za-z", "0-9", _ASCII_OTHERS), re.ASCII)
-_VISIBLE = r"[^\x00-\x20\x7f-\xa0\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]"
-GAP = re.compile(rf"(?<={_VISIBLE}) (?={_VISIBLE})")
-"""A single space between characters that no library takes for spaces, where a word always starts."""
-CACHE_CHARS = 2**24
-_ALPHABET = dict(enumerate(traits.byte_alphabet()))
 
 
 class Passage(NamedTuple):
@@ -104,25 +88,35 @@ def spells(encoder: tokenizers.Tokenizer, name: str, number: int) -> bool:
 class TextEncoder:
     """Encoder of many texts.
 
-    Words repeat: if a tokenizer splits text into words as GPT-2 does, each distinct word is encoded once by
-    `tokenizers` and then looked up. On English text and code that is three times as fast as `tokenizers` alone
-    (tests/benchmarks/bench_prepare.py). Rare characters are passed to `tokenizers` together with the text around them,
-    because libraries disagree on what is a letter.
+    Those of a tokenizer that splits text into words as GPT-2 does are encoded by tiktoken, if that gives the same
+    tokens, several times as fast (tests/benchmarks/bench_prepare.py).
     """
 
     def __init__(self, serialised: str, dtype: np.dtype):
         """Load the text of a tokenizer.json; `dtype` is that of the tokens."""
-        self._encoder = load_encoder(serialised)
-        self._encoder.post_processor = None  # a ByteLevel one moves the places of tokens
+        self._serialised = serialised
         self._dtype = dtype
         description = json.loads(serialised)
         self._has_table = traits.keeps_bytes(description)
         self._loses_nothing = traits.loses_nothing(description)
         self._is_per_character = traits.is_per_character(description)
-        self._source = SourceText(self._encoder, traits.unknown_id(description))
-        self._cut: Callable[[str], list[str]] | None = words if traits.cuts_like_gpt2(description) else None
-        self.cache = _Words(self._encoder, dtype)
-        """Tokens of the words encoded so far; emptied when their characters exceed `CACHE_CHARS`."""
+        self._unknown_id = traits.unknown_id(description)
+        ranks = merge_ranks(description) if self._has_table and traits.cuts_like_gpt2(description) else None
+        self._words = None if ranks is None else WordEncoder(ranks, self._plain)
+
+    @cached_property
+    def _encoder(self) -> tokenizers.Tokenizer:
+        """What is loaded when it is first needed, which takes a quarter of a second."""
+        encoder = load_encoder(self._serialised)
+        encoder.post_processor = None  # a ByteLevel one moves the places of tokens
+        return encoder
+
+    @cached_property
+    def _source(self) -> SourceText:
+        return SourceText(self._encoder, self._unknown_id)
+
+    def _plain(self, texts: list[str]) -> list[list[int]]:
+        return [encoded.ids for encoded in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode(self, passages: Sequence[Passage]) -> Encoded:
         """Return the tokens of all passages.
@@ -130,10 +124,9 @@ class TextEncoder:
         Raises:
             CannotEncodeError: A text holds what the tokenizer has no token for.
         """
-        if self._has_table and self._cut is not None and not any(passage.lead or passage.trail for passage in passages):
-            encoded = [self._encode_words(self._cut(passage.text)) for passage in passages]
-            counts = np.array([len(part) for part in encoded], dtype=np.int64) // self._dtype.itemsize
-            return Encoded(np.frombuffer(b"".join(encoded), dtype=self._dtype), counts, None, Losses())
+        if self._words is not None and not any(passage.lead or passage.trail for passage in passages):
+            tokens, counts = self._words([passage.text for passage in passages])
+            return Encoded(tokens.astype(self._dtype), counts, None, Losses())
         try:
             encoded = [self._encode_passage(passage) for passage in passages]
         except Exception as error:  # `tokenizers` raises a bare Exception
@@ -169,88 +162,3 @@ class TextEncoder:
             return np.arange(len(passage.text))[:, None] + np.array([0, 1])
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[kept]
         return np.clip(offsets - len(passage.lead), 0, len(passage.text))
-
-    def _encode_words(self, text_words: list[str]) -> bytes:
-        if self.cache.num_chars > CACHE_CHARS:
-            self.cache.clear()
-            self.cache.num_chars = 0
-        return b"".join(map(self.cache.__getitem__, text_words))
-
-
-class _Words(dict[str, bytes]):
-    """Tokens of words; those of a new word are found when it is asked for, faster than if new ones were looked for."""
-
-    def __init__(self, encoder: tokenizers.Tokenizer, dtype: np.dtype):
-        self.num_chars = 0
-        self._encoder = encoder
-        self._model = encoder.model
-        self._letter = "H" if dtype.itemsize == 2 else "I"
-        # a cut that `load_encoder` has added must be made
-        self._only_merges = isinstance(encoder.pre_tokenizer, pre_tokenizers.ByteLevel)
-
-    def __missing__(self, word: str) -> bytes:
-        if self._only_merges and (word.isascii() or not patterns().unknown.search(word)):
-            # one word, so nothing is left to do but to merge
-            spelt = word if word.isascii() else word.encode().decode("latin-1")
-            ids = [token.id for token in self._model.tokenize(spelt.translate(_ALPHABET))]
-        else:
-            ids = self._encoder.encode(word, add_special_tokens=False).ids
-        found = self[word] = struct.pack(f"<{len(ids)}{self._letter}", *ids)
-        self.num_chars += len(word)
-        return found
-
-
-class Patterns(NamedTuple):
-    """How text beyond ASCII is split."""
-
-    word: re.Pattern[str]
-    """As ASCII_WORD, for all known characters."""
-    unknown: re.Pattern[str]
-    """A character of which libraries may disagree on whether it is a letter."""
-
-
-@cache
-def patterns() -> Patterns:
-    """Return the patterns for text beyond ASCII; making them takes a twentieth of a second.
-
-    Known are those of the first 65,536 characters that are what they were in Unicode 3.2, of 2002.
-    """
-    found = {"L": ["A-Za-z"], "N": ["0-9"], "O": [_ASCII_OTHERS]}
-    for kind, run in groupby(range(0x80, 0x10000), key=_kind):
-        if kind in found:
-            codes = list(run)
-            found[kind].append(rf"\u{codes[0]:04x}-\u{codes[-1]:04x}")
-    letters, numbers, others = ("".join(found[kind]) for kind in "LNO")
-    word = re.compile(_WORD.format(letters, numbers, others), re.ASCII)
-    return Patterns(word, re.compile(rf"[^\x00-\x7f{letters}{numbers}{others}]"))
-
-
-def _kind(code: int) -> str:
-    """Return L for a letter, N for a number, O for a mark, sign or symbol; empty for others and what was another."""
-    kinds = {"L": "L", "N": "N", "M": "O", "P": "O", "S": "O"}
-    now = kinds.get(category(chr(code))[0], "")
-    return now if kinds.get(ucd_3_2_0.category(chr(code))[0]) == now else ""
-
-
-def words(text: str) -> list[str]:
-    """Split `text` where GPT-2's pattern does, except inside the parts around characters of unknown kind."""
-    if text.isascii():
-        return ASCII_WORD.findall(text)
-    word, unknown = patterns()
-    found: list[str] = []
-    start = 0
-    while other := unknown.search(text, start):
-        left = _last_gap(text, start, other.start())
-        gap = GAP.search(text, other.end())
-        right = gap.start() if gap else len(text)
-        found += word.findall(text[start:left])
-        found.append(text[left:right])
-        start = right
-    return (found + word.findall(text[start:])) if found else word.findall(text)
-
-
-def _last_gap(text: str, start: int, stop: int) -> int:
-    space = text.rfind(" ", start + 1, stop)
-    while space > start and not GAP.match(text, space):
-        space = text.rfind(" ", start + 1, space)
-    return max(space, start)
