@@ -20,6 +20,8 @@ from modules.objective import Objective
 from modules.optimizer import build_optimizer, parameter_groups
 from modules.schedule import learning_rate
 
+_PLAIN_TYPES = frozenset({str, int, float, type(None)})
+
 
 class GPTModule(LightningModule):
     """Train one GPT on the losses of an objective.
@@ -59,6 +61,13 @@ class GPTModule(LightningModule):
         self.num_targets: dict[str, tuple[float, float]] = {}
         """By loss: targets counted in this worker's last step, and the objective's number for the global batch."""
         self._micro_losses: list[dict[str, Tensor]] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch looks at whether it is a parameter, which takes 3 µs, and Lightning sets fifty names in a step
+        if type(value) in _PLAIN_TYPES and name in self.__dict__:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def configure_model(self) -> None:
         """Build the model in this hook, where ZeRO-3 shards new parameters. Their values come from `initial_values`."""

@@ -86,8 +86,8 @@ def build_strategy(
         return SingleDeviceStrategy(device)
     environment = RuntimeEnvironment(runtime)
     if config.name == "ddp":
-        # gradients are views of the buckets, which saves a copy; the graph is the same in every step of a phase
-        return _DDP(device, cluster_environment=environment, gradient_as_bucket_view=True)
+        # gradients are views of the buckets, which saves a copy; buffers are equal on all ranks and never change
+        return _DDP(device, cluster_environment=environment, gradient_as_bucket_view=True, broadcast_buffers=False)
     # our strategies compile nothing; DeepSpeed's own settings may (offload to NVMe, quantized weights, ZenFlow)
     prepare_to_compile(lambda text: runtime.emit({"kind": "note", "text": text}))
     return _deepspeed_strategy(config, device, environment, gradient_clip_norm, precision)
@@ -243,36 +243,66 @@ def _without_compiled_collectives() -> None:
 def gradient_norm(trainer: Trainer) -> Tensor | float | None:
     """Return the norm of the whole gradient if DeepSpeed measured it in this step or the last, else None.
 
-    It is infinite or negative if the gradient is not finite.
+    It is infinite or no number if the gradient is not finite.
     """
-    return getattr(_zero_optimizer(trainer), "_global_grad_norm", None)
+    norm = getattr(_zero_optimizer(trainer), "_global_grad_norm", None)
+    # DeepSpeed reports -1 then, and tensors or floats
+    return norm if norm is None else torch.where(torch.as_tensor(norm) < 0, torch.inf, norm)
 
 
-def guard_steps(trainer: Trainer, admits: Callable[[], bool]) -> None:
-    """Update weights and moments only if `admits()` is true; it is called when the gradient and its norm are known.
+def guard_steps(trainer: Trainer, is_bad: Callable[[], Tensor], on_device: bool) -> list[str]:
+    """Update weights and moments only if not `is_bad()`; it is called when the gradient and its norm are known.
 
     With ZeRO it is called for each group of parameters, but not if ZeRO skips a step by itself, as it does on all
     ranks when the gradient is not finite.
+
+    Args:
+        is_bad: Returns bool [], whether the step must be skipped.
+        on_device: Leave the decision to the optimizer's kernels where it has such; else this process waits for it.
+
+    Returns:
+        The optimizers, by class, that have none although `on_device` asks for it.
     """
     zero = _zero_optimizer(trainer)
     # the backup updates the part that a partly offloaded optimizer leaves on the GPU
     inner = [zero.optimizer, getattr(zero, "backup_optimizer", None)] if zero else trainer.strategy.optimizers
-    for optimizer in inner:
-        if optimizer is not None:
-            _guard_optimizer(optimizer, admits)
+    optimizers = [optimizer for optimizer in inner if optimizer is not None]
+    for optimizer in optimizers:
+        _guard_optimizer(optimizer, is_bad, on_device and _takes_found_inf(optimizer))
+    waiting = {type(optimizer).__name__ for optimizer in optimizers if on_device and not _takes_found_inf(optimizer)}
+    return sorted(waiting)
 
 
-def _guard_optimizer(optimizer: Any, admits: Callable[[], bool]) -> None:
+def _takes_found_inf(optimizer: Any) -> bool:
+    """Return whether it skips a step by `found_inf`, as torch's fused ones do for their gradient scaler."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def _guard_optimizer(optimizer: Any, is_bad: Callable[[], Tensor], on_device: bool) -> None:
     update = optimizer.step
 
     def step(closure: Callable[[], Any] | None = None) -> Any:
         # Lightning's closure runs forward and backward, and computes the norm of the gradient
         result = closure() if closure else None
-        if admits():
+        if on_device:
+            _update_unless(is_bad(), optimizer, update)
+        elif not is_bad():
             update()
         return result
 
     optimizer.step = step
+
+
+def _update_unless(is_bad: Tensor, optimizer: Any, update: Callable[[], Any]) -> None:
+    scalers = getattr(optimizer, "found_inf", None)  # set by torch's gradient scaler for this step
+    optimizer.found_inf = is_bad.float() if scalers is None else torch.maximum(is_bad.float(), scalers)
+    try:
+        update()
+    finally:
+        if scalers is None:
+            del optimizer.found_inf
+        else:
+            optimizer.found_inf = scalers
 
 
 def _zero_optimizer(trainer: Trainer) -> Any:

@@ -22,7 +22,7 @@ from orchestrator.storage.store import Storage
 from orchestrator.training.callbacks.bad_steps import SkipBadSteps
 from orchestrator.training.callbacks.checkpoints import Checkpoints
 from orchestrator.training.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
-from orchestrator.training.callbacks.metrics import Metrics
+from orchestrator.training.callbacks.metrics import Metrics, is_reported
 from orchestrator.training.callbacks.order import in_order
 from orchestrator.training.callbacks.preemption import Preemption, StopNotices
 from orchestrator.training.callbacks.throughput import Throughput
@@ -30,6 +30,7 @@ from orchestrator.training.callbacks.validation import Samples, Validation
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.guard import Rollback, StepGuard
 from orchestrator.training.save_schedule import SaveSchedule, seen_mtbf_seconds
+from orchestrator.training.verdicts import Verdicts
 
 _LONGEST_SAMPLE_TOKENS = 64
 
@@ -110,7 +111,7 @@ def _build_module(parts: Parts) -> GPTModule:
     )
 
 
-def _build_trainer(parts: Parts, callbacks: list[Callback]) -> Trainer:
+def _build_trainer(parts: Parts, callbacks: Callback) -> Trainer:
     config, runtime, precision = parts.config, parts.runtime, parts.config.training.precision
     trainer = Trainer(
         accelerator="gpu" if runtime.device.startswith("cuda") else "cpu",
@@ -130,6 +131,8 @@ def _build_trainer(parts: Parts, callbacks: list[Callback]) -> Trainer:
     )
     # Lightning's SIGTERM handler broadcasts inside the signal handler, which aborts during another collective
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    # and its loop broadcasts before each micro-batch, and waits for it, whether there was one
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
@@ -167,15 +170,20 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
             "faults/rollbacks": guard.state.num_rollbacks,
         }
 
+    def is_looked_at(step: int) -> bool:
+        reports = is_reported(step, config.training.log_interval_steps, config.training.num_steps)
+        return reports or checkpoints.is_due(step) or _validates_after(parts, step)
+
+    verdicts = Verdicts(guard, parts.notices.asked, runtime.world_size)
     deepspeed_clips = config.strategy.zero_stage > 0
     return [
         DeepSpeedGradientNorm() if deepspeed_clips else ClipGradients(config.optimizer.gradient_clip_norm),
-        SkipBadSteps(guard, runtime, parts.objective.global_batch_size, run.name),
+        SkipBadSteps(verdicts, runtime, parts.objective.global_batch_size, run.name, is_looked_at),
         throughput,
         checkpoints,
         Metrics(config.training.log_interval_steps, own_figures, lambda: checkpoints.saved_metrics, parts.results.step),
         *_validation(parts, throughput, checkpoints),
-        Preemption(checkpoints, parts.notices, runtime),
+        Preemption(checkpoints, verdicts),
         Watchdog(parts.storage, run.folder, runtime, config.cluster.hang_timeout_seconds),
         *_ordered_fault(parts),
     ]

@@ -2,7 +2,11 @@
 
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from orchestrator.checkpoints.progress import GuardState
 from orchestrator.configuration.groups import LEAST_NORMS, GuardConfig
@@ -59,7 +63,10 @@ class RollbackError(Exception):
 
 
 class StepGuard:
-    """Judges each step. The same losses and norms after the same state give the same decisions."""
+    """Judges each step. The same losses and norms after the same state give the same decisions.
+
+    The decision is made where the loss is, by `judge`, and counted here by `count`, perhaps some steps later.
+    """
 
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
@@ -70,9 +77,11 @@ class StepGuard:
         self._norms = deque(state.grad_norms, maxlen=self._config.window_steps)
         self._num_skipped, self._num_in_a_row = state.num_skipped, state.num_in_a_row
         self._num_rollbacks = state.num_rollbacks
+        self._window: _NormWindow | None = None
 
     @property
     def state(self) -> GuardState:
+        """The state after the steps that are counted."""
         return GuardState(tuple(self._norms), self._num_skipped, self._num_in_a_row, self._num_rollbacks)
 
     @property
@@ -89,13 +98,27 @@ class StepGuard:
         """Whether too many steps in a row were bad."""
         return self._num_in_a_row >= self._config.max_consecutive
 
-    def judge(self, loss: float, grad_norm: float | None) -> str | None:
-        """Return why the step must be skipped, or None for a good one; each step is judged once.
+    def judge(self, figures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Judge a step where it is computed; waits for nothing.
 
         Args:
-            grad_norm: None if it is not measured; the decision then depends on the loss alone.
+            figures: float32 [2], loss and norm of the gradient, infinite where they are not finite; [1] without norm.
+
+        Returns:
+            Whether the step is bad, bool [], and the highest norm of a good one, float64 []; None if there is no limit.
         """
-        reason = self._reason_to_skip(loss, grad_norm)
+        is_bad = figures.amax().isinf()
+        if self._config.spike_sigma is None or len(figures) == 1:
+            return is_bad, None
+        self._window = self._window or _NormWindow(self._norms, self._config.window_steps, figures.device)
+        limit = self._window.limit(self._config.spike_sigma)
+        is_bad |= figures[1] > limit
+        self._window.add(figures[1], ~is_bad)
+        return is_bad, limit
+
+    def count(self, loss: float, grad_norm: float | None, limit: float = math.inf) -> str | None:
+        """Count a step that was judged, each once and in order; return why it was skipped, or None for a good one."""
+        reason = _reason_to_skip(loss, grad_norm, limit)
         if reason is not None:
             self._num_skipped += 1
             self._num_in_a_row += 1
@@ -105,22 +128,32 @@ class StepGuard:
             self._norms.append(grad_norm)
         return None
 
-    def _reason_to_skip(self, loss: float, grad_norm: float | None) -> str | None:
-        if not math.isfinite(loss):
-            return "the loss is not finite"
-        if grad_norm is None:
-            return None
-        if not math.isfinite(grad_norm):
-            return "the gradient is not finite"
-        if grad_norm > self._limit():
-            return f"gradient norm {grad_norm:.3g}, limit {self._limit():.3g}"
-        return None
 
-    def _limit(self) -> float:
-        sigma, count = self._config.spike_sigma, len(self._norms)
-        if sigma is None or count < LEAST_NORMS:
-            return math.inf
+def _reason_to_skip(loss: float, grad_norm: float | None, limit: float) -> str | None:
+    if not math.isfinite(loss):
+        return "the loss is not finite"
+    if grad_norm is None:
+        return None
+    if not math.isfinite(grad_norm):
+        return "the gradient is not finite"
+    return f"gradient norm {grad_norm:.3g}, limit {limit:.3g}" if grad_norm > limit else None
+
+
+class _NormWindow:
+    """The norms of the newest good steps, where the steps are computed."""
+
+    def __init__(self, norms: Collection[float], num_steps: int, device: torch.device) -> None:
+        missing = [math.nan] * (num_steps - len(norms))
+        self._norms = torch.tensor([*missing, *norms], dtype=torch.float64, device=device)
+
+    def limit(self, sigma: float) -> Tensor:
+        """Return the highest norm that is no spike, float64 []."""
         # computed from the whole window each time, since running sums would differ after a resume
-        mean = math.fsum(self._norms) / count
-        variance = math.fsum((norm - mean) ** 2 for norm in self._norms) / count
-        return mean + sigma * math.sqrt(variance)
+        mean = self._norms.nanmean()
+        deviation = (self._norms - mean).square().nanmean().sqrt()
+        has_enough = (~self._norms.isnan()).sum() >= LEAST_NORMS
+        return torch.where(has_enough, mean + sigma * deviation, math.inf)
+
+    def add(self, grad_norm: Tensor, is_good: Tensor) -> None:
+        """Add the norm of a good step."""
+        self._norms = torch.where(is_good, torch.cat([self._norms[1:], grad_norm[None]]), self._norms)

@@ -5,7 +5,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from planted_faults import LivingModels, PlantedCrash, PlantedLoss, PlantedNotice, SeenSamples, ShiftedData
+from planted_faults import (
+    LateVerdicts,
+    LivingModels,
+    PlantedCrash,
+    PlantedLoss,
+    PlantedNotice,
+    SeenSamples,
+    ShiftedData,
+)
 from pool_run import BATCH, STEPS, PoolRun
 from tiny_run import write_text
 from worker_pool import Outcome, Pools, WorkerPool
@@ -184,3 +192,40 @@ def test_notice_in_the_step_that_ends_the_patience_is_not_lost(pool_of, gone_bac
     assert outcome.error is None, outcome.error
     assert (steps_of(outcome, "begin"), steps_of(outcome, "rollback")) == ([5], [])
     assert run.weights().read_bytes() == gone_back["ddp"][3]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [name if name in ("ddp", "zero2") else pytest.param(name, marks=pytest.mark.long) for name in STRATEGIES],
+)
+def test_verdicts_that_are_read_a_step_later_change_nothing(pool_of, text, tmp_path: Path, strategy: str) -> None:
+    outcomes, weights, states = [], [], []
+    for plants in ((), (LateVerdicts(),)):
+        run = PoolRun(
+            pool_of[strategy],
+            text,
+            tmp_path / str(len(plants)),
+            strategy,
+            SAVED_EVERY_FOUR,
+            {"log_interval_steps": 10},  # most steps are looked at by nobody
+            spike_sigma=8.0,
+            **THREE_IN_A_ROW,
+        )
+        outcomes.append(run.train(BAD_DATA, PlantedLoss((25,), factor=100.0), *plants))
+        weights.append(run.weights().read_bytes())
+        states.append(run.state(28))
+    at_once, late = outcomes
+    assert (at_once.error, late.error) == (None, None)
+    assert len(steps_of(at_once, "rollback")) == 1
+    assert steps_of(at_once, "skip") == [6, 7, 8, 25]
+    for kind in ("skip", "rollback", "checkpoint"):
+        assert [known(event) for event in late.events if event["kind"] == kind] == [
+            known(event) for event in at_once.events if event["kind"] == kind
+        ]
+    assert weights[0] == weights[1]
+    assert states[0] == states[1]
+
+
+def known(event: dict) -> str:
+    """Return what an event says besides times, as text, in which one NaN equals another."""
+    return str({name: value for name, value in event.items() if not name.endswith("seconds")})

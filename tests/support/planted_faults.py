@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -94,6 +95,18 @@ class PlantedNotice:
                 os.kill(os.getpid(), self.signal)
 
         with before_each_micro_batch(send):
+            yield
+
+
+@dataclass(frozen=True)
+class LateVerdicts:
+    """Uses verdicts where the step is computed and reads them a step later, as on a GPU."""
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        from orchestrator.training.callbacks.bad_steps import SkipBadSteps
+
+        with patch.object(SkipBadSteps, "__init__", partialmethod(SkipBadSteps.__init__, reads_late=True)):
             yield
 
 

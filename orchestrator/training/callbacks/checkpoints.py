@@ -137,8 +137,12 @@ class Checkpoints(Callback):
             return
         self._report_when_committed()
         is_last = pl_module.step == trainer.max_steps
-        if is_last or self._schedule.is_due(pl_module.step):
+        if is_last or self.is_due(pl_module.step):
             self.save_now(trainer, pl_module, must_last=is_last)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether `step` is saved for another reason than being the last one."""
+        return self._schedule.is_due(step)
 
     def save_now(self, trainer: Trainer, module: GPTModule, must_last: bool) -> None:
         """Save after the step that has just finished, unless it is saved already; all ranks call this together.

@@ -36,14 +36,16 @@ class Metrics(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Report when it is due; all ranks take part in the mean of the losses."""
-        if not pl_module.ends_step(index) or not self._is_due(pl_module.step, trainer.max_steps):
+        if not pl_module.ends_step(index) or not is_reported(pl_module.step, self._interval_steps, trainer.max_steps):
             return
         metrics = step_metrics(trainer, pl_module)
         if trainer.is_global_zero:
             self._report(pl_module.step, {**metrics, **self._extra()})
 
-    def _is_due(self, step: int, num_steps: int) -> bool:
-        return step % self._interval_steps == 0 or step in (1, num_steps)
+
+def is_reported(step: int, interval_steps: int, num_steps: int) -> bool:
+    """Return whether the metrics of a step are reported."""
+    return step % interval_steps == 0 or step in (1, num_steps)
 
 
 def step_metrics(trainer: Trainer, module: GPTModule) -> dict[str, float]:

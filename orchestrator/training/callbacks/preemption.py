@@ -5,13 +5,13 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import torch
 from pytorch_lightning import Callback, Trainer
 
 from modules.gpt_module import GPTModule
-from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Runtime, request_of_strength, strength
+from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Runtime
 from orchestrator.errors import MovedError, StoppedError, exit_code
 from orchestrator.training.callbacks.checkpoints import Checkpoints
+from orchestrator.training.verdicts import Verdicts
 
 
 class StopNotices:
@@ -55,22 +55,14 @@ class StopNotices:
 class Preemption(Callback):
     """Ends a fit with `StoppedError` or `MovedError` on every rank, after the same step and a last checkpoint."""
 
-    def __init__(self, checkpoints: Checkpoints, notices: StopNotices, runtime: Runtime) -> None:
-        self._checkpoints, self._notices, self._runtime = checkpoints, notices, runtime
+    def __init__(self, checkpoints: Checkpoints, verdicts: Verdicts) -> None:
+        self._checkpoints, self._verdicts = checkpoints, verdicts
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
-        """Agree with all ranks after every step on whether one of them has received a notice."""
+        """End after this step if all ranks know that one of them has received a notice."""
         if not pl_module.ends_step(index) or pl_module.step >= trainer.max_steps:
             return
-        asked = self._agreed(trainer)
+        asked = self._verdicts.asked
         if asked:
             self._checkpoints.save_now(trainer, pl_module, must_last=True)
             raise MovedError(pl_module.step) if asked == MOVE else StoppedError(asked, pl_module.step)
-
-    def _agreed(self, trainer: Trainer) -> int:
-        asked = self._notices.asked()
-        if self._runtime.world_size == 1:
-            return asked
-        highest = torch.tensor(strength(asked), device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
-        return request_of_strength(int(highest))

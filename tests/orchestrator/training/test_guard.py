@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from orchestrator.checkpoints.progress import GuardState, Progress
 from orchestrator.configuration.groups import GuardConfig
@@ -12,42 +13,51 @@ from orchestrator.training.guard import Rollback, StepGuard
 NORMS = [1.0 + 0.1 * (-1) ** i for i in range(20)]  # mean 1, standard deviation 0.1
 
 
+def judged(judge: StepGuard, loss: float, grad_norm: float | None) -> str | None:
+    """Judge a step as the device does, and count it."""
+    figures = torch.tensor([loss] if grad_norm is None else [loss, grad_norm], dtype=torch.float64)
+    is_bad, limit = judge.judge(figures.nan_to_num(math.inf, math.inf, math.inf))
+    reason = judge.count(loss, grad_norm, math.inf if limit is None else float(limit))
+    assert bool(is_bad) == (reason is not None)
+    return reason
+
+
 def guard(norms: list[float], **settings: float) -> StepGuard:
     made = StepGuard(GuardConfig.model_validate(settings))
     for norm in norms:
-        assert made.judge(1.0, norm) is None
+        assert judged(made, 1.0, norm) is None
     return made
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_is_always_skipped(value: float) -> None:
-    assert guard([]).judge(value, 1.0) == "the loss is not finite"
-    assert guard([]).judge(1.0, value) == "the gradient is not finite"
-    assert guard([]).judge(value, None) == "the loss is not finite"
+    assert judged(guard([]), value, 1.0) == "the loss is not finite"
+    assert judged(guard([]), 1.0, value) == "the gradient is not finite"
+    assert judged(guard([]), value, None) == "the loss is not finite"
 
 
 def test_a_spike_lies_beyond_the_configured_number_of_deviations() -> None:
-    assert guard(NORMS, spike_sigma=3).judge(1.0, 1.31) == "gradient norm 1.31, limit 1.3"
-    assert guard(NORMS, spike_sigma=3).judge(1.0, 1.29) is None
-    assert guard(NORMS, spike_sigma=4).judge(1.0, 1.31) is None
+    assert judged(guard(NORMS, spike_sigma=3), 1.0, 1.31) == "gradient norm 1.31, limit 1.3"
+    assert judged(guard(NORMS, spike_sigma=3), 1.0, 1.29) is None
+    assert judged(guard(NORMS, spike_sigma=4), 1.0, 1.31) is None
 
 
 def test_without_sigma_no_finite_norm_is_a_spike() -> None:
-    assert guard(NORMS).judge(1.0, 1e30) is None
+    assert judged(guard(NORMS), 1.0, 1e30) is None
 
 
 def test_nothing_is_a_spike_before_twenty_norms() -> None:
-    assert guard(NORMS[:19], spike_sigma=1).judge(1.0, 1e9) is None
+    assert judged(guard(NORMS[:19], spike_sigma=1), 1.0, 1e9) is None
 
 
 def test_a_small_norm_is_no_spike() -> None:
-    assert guard(NORMS, spike_sigma=1).judge(1.0, 0.0) is None
+    assert judged(guard(NORMS, spike_sigma=1), 1.0, 0.0) is None
 
 
 def test_skipped_norms_stay_out_of_the_window() -> None:
     judge = guard(NORMS, spike_sigma=3)
     for norm in (100.0, math.inf, 100.0):
-        assert judge.judge(1.0, norm) is not None
+        assert judged(judge, 1.0, norm) is not None
     assert judge.state == GuardState(tuple(NORMS), num_skipped=3, num_in_a_row=3)
 
 
@@ -58,21 +68,21 @@ def test_the_window_holds_the_newest_norms() -> None:
 def test_a_good_step_ends_a_row_of_bad_ones_and_the_total_is_kept() -> None:
     judge = guard([], max_consecutive=2)
     for loss in (math.nan, 1.0, math.nan):
-        judge.judge(loss, 1.0)
+        judged(judge, loss, 1.0)
     assert (judge.state.num_skipped, judge.state.num_in_a_row, judge.is_exhausted) == (2, 1, False)
-    judge.judge(math.nan, 1.0)
+    judged(judge, math.nan, 1.0)
     assert judge.is_exhausted
 
 
 def test_a_guard_restored_from_a_checkpoint_decides_like_one_that_never_stopped() -> None:
     norms = [1.0 + math.sin(i) / 3 + (i % 17 == 0) * 5 for i in range(200)]
     whole, resumed = (StepGuard(GuardConfig(spike_sigma=2, window_steps=30)) for _ in range(2))
-    verdicts = [whole.judge(1.0, norm) for norm in norms[:90]]
+    verdicts = [judged(whole, 1.0, norm) for norm in norms[:90]]
     resumed.restore(Progress.from_json(Progress(90, 90, guard=whole.state).to_json()).guard)
-    after = [whole.judge(1.0, norm) for norm in norms[90:]]
+    after = [judged(whole, 1.0, norm) for norm in norms[90:]]
     assert any(verdicts)
     assert any(after)
-    assert [resumed.judge(1.0, norm) for norm in norms[90:]] == after
+    assert [judged(resumed, 1.0, norm) for norm in norms[90:]] == after
     assert resumed.state == whole.state
 
 

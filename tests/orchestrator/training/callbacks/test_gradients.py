@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from orchestrator.distributed.strategy import guard_steps
@@ -11,7 +12,9 @@ from orchestrator.training.callbacks.gradients import ClipGradients
 GRADIENT = torch.tensor([3.0, 4.0])
 
 
-def clipped(scaler: torch.amp.GradScaler | None, admits: bool = True) -> tuple[float, torch.Tensor]:
+def clipped(
+    scaler: torch.amp.GradScaler | None, admits: bool = True, on_device: bool = False
+) -> tuple[float, torch.Tensor]:
     """Return the norm that was measured, and the weights after a step with the clipped gradient."""
     model: Any = torch.nn.Module()
     model.weight, model.last_metrics = torch.nn.Parameter(torch.zeros(2)), {}
@@ -20,7 +23,7 @@ def clipped(scaler: torch.amp.GradScaler | None, admits: bool = True) -> tuple[f
         precision_plugin=SimpleNamespace(scaler=scaler),
         strategy=SimpleNamespace(model=model, optimizers=[optimizer]),
     )
-    guard_steps(trainer, lambda: admits)
+    guard_steps(trainer, lambda: torch.tensor(not admits), on_device)
     loss = (model.weight * GRADIENT).sum()
     (scaler.scale(loss) if scaler else loss).backward()
     callback = ClipGradients(1.0)
@@ -41,6 +44,8 @@ def test_a_scaled_gradient_is_measured_and_clipped_without_its_scale() -> None:
     torch.testing.assert_close(weights, expected_weights)
 
 
-def test_a_step_that_is_not_admitted_moves_nothing_under_a_scaler_too() -> None:
-    assert not clipped(torch.amp.GradScaler("cpu"), admits=False)[1].any()
-    assert not clipped(None, admits=False)[1].any()
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_step_that_is_not_admitted_moves_nothing_under_a_scaler_too(on_device: bool) -> None:
+    assert not clipped(torch.amp.GradScaler("cpu"), admits=False, on_device=on_device)[1].any()
+    assert not clipped(None, admits=False, on_device=on_device)[1].any()
+    assert clipped(torch.amp.GradScaler("cpu"), on_device=on_device)[1].any()
