@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from modules.config import OptimizerConfig, TrainingConfig
+from modules.data.ahead import Packed
 from modules.data.batches import Batch, Share
 from modules.generation.sampler import sample
 from modules.generation.sampling import Sampling
@@ -82,6 +83,12 @@ class GPTModule(LightningModule):
     def ends_step(self, batch_idx: int) -> bool:
         """Return whether this micro-batch, counted from 0 through the whole fit, is the last one of its step."""
         return (batch_idx + 1) % self.accumulation_steps == 0
+
+    def transfer_batch_to_device(self, batch: Batch | Packed, device: torch.device, dataloader_idx: int) -> Batch:
+        """Take a batch to the device, a packed one in one copy."""
+        if isinstance(batch, Packed):
+            return batch.to(device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         micro = batch_idx % self.accumulation_steps

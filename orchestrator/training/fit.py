@@ -1,10 +1,12 @@
 """One fit with a new module, callbacks and trainer: a model that DeepSpeed has prepared cannot be filled again."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from pytorch_lightning import Callback, Trainer
 
+from modules.data.ahead import MadeAhead, Packed
 from modules.data.batches import Batch, Share
 from modules.generation.sampling import Sampling
 from modules.gpt_module import GPTModule
@@ -82,9 +84,14 @@ def fit(parts: Parts, rollback: Rollback | None) -> Fitted:
     throughput = Throughput(parts.objective.sequence_length)
     checkpoints = _checkpoints(parts, throughput, rollback)
     trainer = _build_trainer(parts, in_order(_callbacks(parts, throughput, checkpoints)))
-    trainer.fit(module, throughput.watch(_BatchesFromStep(module)))
+    trainer.fit(module, throughput.watch(MadeAhead(_BatchesFromStep(module), _for_device(parts.runtime))))
     exported = parts.choice.exported_step(checkpoints.scores, module.step)
     return Fitted(module.step, exported, throughput.meter.training_seconds())
+
+
+def _for_device(runtime: Runtime) -> Callable[[Batch], Batch | Packed]:
+    """Return what is done to each batch in memory, so that its way to the device costs this process no wait."""
+    return partial(Packed.of, pinned=True) if runtime.device.startswith("cuda") else lambda batch: batch
 
 
 class _BatchesFromStep(Iterable[Batch]):
