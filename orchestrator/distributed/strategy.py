@@ -20,6 +20,7 @@ from orchestrator.configuration.groups import StrategyConfig
 from orchestrator.distributed.compile_folder import prepare_to_compile
 from orchestrator.distributed.precision import deepspeed_precision
 from orchestrator.distributed.runtime import Runtime
+from orchestrator.planning.memory import ZERO_ON_GPU
 
 _ANY_PORT = 0
 """For a worker without peers: the system chooses a free port."""
@@ -93,9 +94,13 @@ def build_strategy(
     return _deepspeed_strategy(config, device, environment, gradient_clip_norm, precision)
 
 
-def deepspeed_config(config: StrategyConfig, gradient_clip_norm: float | None, precision: Precision) -> dict[str, Any]:
+def deepspeed_config(
+    config: StrategyConfig, gradient_clip_norm: float | None, precision: Precision, device: torch.device
+) -> dict[str, Any]:
     """Return DeepSpeed's configuration; the user's own settings take precedence, group by group."""
     zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    if device.type == "cuda":  # with streams to reduce gradients on while others are computed
+        zero |= ZERO_ON_GPU
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     ours: dict[str, Any] = {
@@ -163,7 +168,7 @@ def _deepspeed_strategy(
             """Do nothing: everything is on the CPU already."""
 
     settings: dict[str, Any] = {
-        "config": deepspeed_config(config, gradient_clip_norm, precision),
+        "config": deepspeed_config(config, gradient_clip_norm, precision, device),
         "cluster_environment": environment,
         # we report skipped steps ourselves
         "logging_level": logging.ERROR,

@@ -39,6 +39,8 @@ _DEEPSPEED_DEFAULTS = {
     "stage3_param_persistence_threshold": 1e5,
 }
 """Elements, as deepspeed 0.19.8 sets them (`runtime/zero/config.py`)."""
+ZERO_ON_GPU: Mapping[str, Any] = {"overlap_comm": True, "reduce_bucket_size": 200_000_000}
+"""What ours are on a GPU: one bucket of gradients is reduced while another is filled, so there are two, but smaller."""
 
 
 _MOST_ELEMENTS = 1e15
@@ -138,7 +140,8 @@ class Setting:
     @property
     def _zero(self) -> Mapping[str, Any]:
         zero = self.deepspeed.get("zero_optimization")
-        return zero if isinstance(zero, dict) else {}
+        given = zero if isinstance(zero, dict) else {}
+        return {**ZERO_ON_GPU, **given} if self.device == "cuda" else given
 
     @property
     def sequences(self) -> int:

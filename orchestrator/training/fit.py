@@ -35,6 +35,7 @@ from orchestrator.training.save_schedule import SaveSchedule, seen_mtbf_seconds
 from orchestrator.training.verdicts import Verdicts
 
 _LONGEST_SAMPLE_TOKENS = 64
+_LONGEST_COMPILE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,13 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
         Metrics(config.training.log_interval_steps, own_figures, lambda: checkpoints.saved_metrics, parts.results.step),
         *_validation(parts, throughput, checkpoints),
         Preemption(checkpoints, verdicts),
-        Watchdog(parts.storage, run.folder, runtime, config.cluster.hang_timeout_seconds),
+        Watchdog(
+            parts.storage,
+            run.folder,
+            runtime,
+            config.cluster.hang_timeout_seconds,
+            _LONGEST_COMPILE_SECONDS if config.training.compile else 0.0,
+        ),
         *_ordered_fault(parts),
     ]
 

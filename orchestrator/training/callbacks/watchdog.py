@@ -30,17 +30,27 @@ class Watchdog(Callback):
 
     A rank that waits for a stopped one hangs as well, so each rank stores its own stacks below `runs/NAME/stacks`. A
     process that was stopped by a signal is continued, so that it stores its stacks, too.
+
+    Args:
+        compile_seconds: The first step may take so much longer, because the model is compiled in it.
     """
 
-    def __init__(self, storage: Storage, run_folder: str, runtime: Runtime, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        run_folder: str,
+        runtime: Runtime,
+        timeout_seconds: float,
+        compile_seconds: float = 0.0,
+    ) -> None:
         self._storage, self._folder, self._runtime = storage, f"{run_folder}/stacks", runtime
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds, self._compile_seconds = timeout_seconds, compile_seconds
         self._beat = 0.0
         self._done = threading.Event()
 
     def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Begin to watch."""
-        self.beat()
+        self._beat = time.monotonic() + self._compile_seconds
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, *args: Any) -> None:

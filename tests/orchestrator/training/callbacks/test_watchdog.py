@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,16 @@ def test_single_worker_that_hangs_ends_with_the_documented_code_and_leaves_its_s
     assert "_watch" in stacks.read_text(encoding="utf-8")
     assert [event["kind"] for event in events] == ["hang"]
     assert str(stacks) in events[0]["text"]
+
+
+def test_the_first_step_may_take_the_time_to_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(Watchdog, "_end", lambda _: ended.set())
+    watchdog: Any = Watchdog(Storage(str(tmp_path)), "runs/a", Runtime(), timeout_seconds=0.01, compile_seconds=3600)
+    watchdog.on_train_start(None, None)
+    try:
+        assert not ended.wait(timeout=0.2)
+        watchdog.on_train_batch_end(None, None)
+        assert ended.wait(timeout=60)
+    finally:
+        watchdog.teardown(None, None, "fit")
