@@ -96,10 +96,18 @@ def test_adapters_need_less_than_the_whole_model() -> None:
 
 
 def test_settings_of_deepspeed_that_are_not_known_are_named() -> None:
-    given = {"zero_optimization": {"reduce_bucket_size": 1000, "offload_param": {}}, "zenflow": {}}
+    given = {"zero_optimization": {"reduce_bucket_size": 1e9, "offload_param": {}}, "zenflow": {}}
     assert not_reckoned(given) == ["zenflow", "zero_optimization.offload_param"]
-    smaller = memory(replace(SETTING, micro_batch=1, deepspeed=given), "zero2")
-    assert smaller.on_device < memory(replace(SETTING, micro_batch=1), "zero2").on_device
+    larger = memory(replace(SETTING, micro_batch=1, deepspeed=given), "zero2")
+    assert larger.on_device > memory(replace(SETTING, micro_batch=1), "zero2").on_device
+
+
+def test_a_gpu_reduces_one_bucket_of_gradients_while_another_is_filled() -> None:
+    alone = replace(
+        SETTING, micro_batch=1, deepspeed={"zero_optimization": {"overlap_comm": False, "reduce_bucket_size": 1e9}}
+    )
+    both = replace(SETTING, micro_batch=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 1e9}})
+    assert memory(both, "zero2").buffers - memory(alone, "zero2").buffers == 4 * 10**9
 
 
 def test_a_copy_of_a_save_lies_on_the_host_unless_saves_wait_for_the_store() -> None:
