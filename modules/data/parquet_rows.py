@@ -23,7 +23,8 @@ def rows_of_parquet(stream: BinaryIO, name: str, fields: Fields) -> Iterator[Row
     with seekable(stream) as table_stream:
         num_before = 0
         try:
-            table = ParquetFile(table_stream, buffer_size=CHUNK_BYTES)  # a buffer makes it stream within a row group
+            # as long as nothing is read beforehand, a buffer makes it stream within a row group
+            table = ParquetFile(table_stream, buffer_size=CHUNK_BYTES, pre_buffer=False)
             places = _places(table.schema_arrow, fields, name)
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=list(places)):
                 yield from _rows(batch, places, name, num_before)

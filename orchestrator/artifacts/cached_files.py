@@ -7,13 +7,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from modules.data.number_files import Numbers
-from orchestrator.artifacts.chunk_cache import ChunkCache, explained, touch
+from orchestrator.artifacts.chunk_cache import ChunkCache, explained, note_used
 from orchestrator.artifacts.chunk_digests import ChunkDigests
 from orchestrator.artifacts.chunk_record import ChunkRecord
 from orchestrator.artifacts.chunked_numbers import ChunkedNumbers
@@ -31,6 +31,8 @@ _HELD_CHUNKS, _HELD_SHARE, _LEAST_SHARE = 512, 4, 16
 """Chunks that a process holds mapped: more than a group has; and parts of the cache that they are at most."""
 _DESCRIPTORS_SHARE = 4
 """Part of the files that a process may have open, of which each held chunk is one."""
+_KNOWN_PATHS = 4096
+"""Paths of a file's chunks that are kept, since making one takes as long as opening it."""
 _Key = tuple["_CachedFile", int]
 
 
@@ -64,7 +66,8 @@ class CachedFiles:
         self._most_held = min(_HELD_CHUNKS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTORS_SHARE)
         self._held_bytes, self._most_held_bytes = 0, limit // _HELD_SHARE
         self._lock = threading.Lock()
-        self._ahead: FetchAhead[_Key] = FetchAhead(self._fetch_ahead, _size, min(_AHEAD_BYTES, limit // _AHEAD_SHARE))
+        most_ahead = min(_AHEAD_BYTES, limit // _AHEAD_SHARE)
+        self._ahead: FetchAhead[_Key] = FetchAhead(self._fetch_ahead, self._is_there, _size, most_ahead)
 
     def open(self, name: str, dtype: np.dtype) -> Numbers:
         """Return the numbers in a file.
@@ -102,7 +105,7 @@ class CachedFiles:
         while len(self._held) > 1 and (len(self._held) > self._most_held or self._held_bytes > self._most_held_bytes):
             (file, number), dropped = self._held.popitem(last=False)
             self._held_bytes -= len(dropped)
-            touch(file.path(number))  # it was last used now, however long ago it was mapped
+            note_used(file.path(number))  # it was last used now, however long ago it was mapped
 
     def _loaded(self, file: "_CachedFile", number: int) -> np.ndarray:
         for _ in range(3):  # somebody may empty the cache between the two
@@ -118,7 +121,11 @@ class CachedFiles:
     def _fetch_ahead(self, key: _Key) -> None:
         file, number = key
         self._fetch(file, number, waits=False)
-        touch(file.path(number))
+        note_used(file.path(number))
+
+    def _is_there(self, key: _Key) -> bool:
+        """Return whether a chunk is held, or in the cache, where others remove it later than what is not planned."""
+        return key in self._held or note_used(key[0].path(key[1]))
 
     def _fetch(self, file: "_CachedFile", number: int, waits: bool) -> None:
         """Fetch a chunk, and with it the neighbours that are planned; if `waits` is false, not what another fetches."""
@@ -150,6 +157,8 @@ class _CachedFile:
         self._files, self.name = files, name
         self.entry = files.entries[name]
         self._inodes: dict[int, int] = {}
+        self.path = lru_cache(_KNOWN_PATHS)(self._path)
+        """Returns where a chunk is kept."""
 
     @cached_property
     def digests(self) -> ChunkDigests:
@@ -163,8 +172,7 @@ class _CachedFile:
     def chunk(self, number: int) -> np.ndarray:
         return self._files.chunk(self, number)
 
-    def path(self, number: int) -> Path:
-        """Return where a chunk is kept."""
+    def _path(self, number: int) -> Path:
         return self._files.folder / self.name / f"{number:06d}"
 
     def verified(self, number: int) -> np.ndarray | None:

@@ -76,8 +76,7 @@ class ChunkCache:
             content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
-        if time.time() - state.st_mtime > _TOUCHED_SECONDS:
-            touch(path)
+        _touch(path, state)
         return np.frombuffer(content, dtype=np.uint8), state
 
     def put(self, chunks: Mapping[Path, bytes], needed: Callable[[], Collection[Path]]) -> None:
@@ -140,10 +139,20 @@ class ChunkCache:
         return total
 
 
-def touch(path: Path) -> None:
-    """Note that a chunk is used now."""
-    with suppress(OSError):  # it was removed, or the folder is for reading alone
-        os.utime(path)
+def note_used(path: Path) -> bool:
+    """Note that a chunk is used now, and return whether it is there."""
+    try:
+        state = os.stat(path)
+    except OSError:  # it was removed, or cannot be read, of which its reader tells
+        return False
+    _touch(path, state)
+    return True
+
+
+def _touch(path: Path, state: os.stat_result) -> None:
+    if time.time() - state.st_mtime > _TOUCHED_SECONDS:
+        with suppress(OSError):  # it was removed, or the folder is for reading alone
+            os.utime(path)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
 NUM_THREADS = 4
+_ROOM_SHARE = 4
+"""A thread is started when this part of the bytes is free; one for each key that is read would slow the reader down."""
 Key = TypeVar("Key")
 
 
@@ -16,15 +18,18 @@ class FetchAhead(Generic[Key]):
     The threads end when there is nothing to fetch, so that none waits for work.
     """
 
-    def __init__(self, fetch: Callable[[Key], None], size: Callable[[Key], int], max_bytes: int) -> None:
+    def __init__(
+        self, fetch: Callable[[Key], None], is_there: Callable[[Key], bool], size: Callable[[Key], int], max_bytes: int
+    ) -> None:
         """Set up without a plan.
 
         Args:
             fetch: Fetches what belongs to a key, if it is not there.
+            is_there: Returns whether it need not be fetched; asked once, when a key is planned.
             size: Returns the bytes of a key.
             max_bytes: Bytes that are fetched before they are read, but at least one key.
         """
-        self._fetch, self._size, self._max_bytes = fetch, size, max_bytes
+        self._fetch, self._is_there, self._size, self._max_bytes = fetch, is_there, size, max_bytes
         self._lock, self._pulling = threading.Lock(), threading.Lock()
         self._plans: dict[int, Iterator[Key]] = {}
         self._ahead: dict[Key, int] = {}
@@ -45,6 +50,9 @@ class FetchAhead(Generic[Key]):
             return
         with self._lock:
             self._drop(key)
+            has_room = self._plans and self._max_bytes - self._num_bytes >= self._max_bytes // _ROOM_SHARE
+            if not has_room and not self._waiting:
+                return
         self._start()
 
     def planned(self) -> set[Key]:
@@ -91,10 +99,13 @@ class FetchAhead(Generic[Key]):
         while self._plans and self._num_bytes < self._max_bytes:
             reader, keys = next(iter(self._plans.items()))
             key = next(keys, None)
+            is_there = key is not None and key not in self._ahead and self._is_there(key)
             with self._lock:
                 if key is None:
                     if self._plans.get(reader) is keys:
                         del self._plans[reader]
                 elif key not in self._ahead:
-                    self._ahead[key], self._waiting[key] = reader, None
+                    self._ahead[key] = reader
+                    if not is_there:
+                        self._waiting[key] = None
                     self._num_bytes += self._size(key)
