@@ -57,6 +57,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
         {"optimizer": {"matrix_learning_rate": 0.01}},
         "optimizer.matrix_learning_rate=0.01: belongs to optimizer=muon; leave it out, or choose that",
     ),
+    (
+        {"optimizer": {"name": "muon"}, "model": {"lora": {}}},
+        "optimizer.name=muon: orthogonalises the updates of whole matrices, and method=lora trains factors of them; "
+        "choose optimizer=adamw",
+    ),
     ({"optimizer": {"name": "moun"}}, "optimizer.name=moun: must be one of adamw, muon; did you mean muon?"),
     (
         {"optimizer": {"name": "muon"}, "strategy": {"name": "zero2", "deepspeed": {"gradient_clipping": 1.0}}},
