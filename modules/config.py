@@ -273,8 +273,8 @@ class ObjectiveConfig(Config):
 class OptimizerConfig(Config):
     """How the weights are updated."""
 
-    name: Identity[Literal["adamw"]] = "adamw"
-    """AdamW (Loshchilov and Hutter 2019)."""
+    name: Identity[Literal["adamw", "muon"]] = "adamw"
+    """`adamw` (Loshchilov and Hutter 2019); `muon` (Jordan 2024) for the matrices of the blocks, AdamW for the rest."""
     learning_rate: Identity[Annotated[float, Field(gt=0, le=1e6)]] = 1e-3
     """Highest learning rate."""
     min_learning_rate: Identity[Factor] = 1e-4
@@ -292,7 +292,11 @@ class OptimizerConfig(Config):
     weight_decay: Identity[Factor] = 0.1
     """Decoupled weight decay, on matrices only."""
     gradient_clip_norm: Identity[Annotated[float, Field(gt=0, le=1e30)] | None] = 1.0
-    """Largest norm of the gradient over all parameters; null never clips."""
+    """Largest norm of the gradient over all parameters; null never clips. Muon's part is measured, but not clipped."""
+    matrix_learning_rate: LaterIdentity[Annotated[float, Field(gt=0, le=1e6)] | None] = None
+    """`muon`: highest learning rate of its matrices, which falls in proportion; null takes `learning_rate`."""
+    momentum: LaterIdentity[Annotated[float, Field(ge=0, lt=1)]] = 0.95
+    """`muon`: decay rate of the mean of its gradients (Nesterov momentum)."""
 
     @model_validator(mode="after")
     def _minimum_is_below_maximum(self) -> Self:
@@ -300,6 +304,13 @@ class OptimizerConfig(Config):
             raise ValueError(
                 f"min_learning_rate {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_are_its_own(self) -> Self:
+        for name in ("matrix_learning_rate", "momentum"):
+            if self.name != "muon" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: belongs to optimizer=muon; leave it out, or choose that")
         return self
 
 

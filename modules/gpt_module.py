@@ -18,7 +18,7 @@ from modules.losses import weighted_sum
 from modules.model import GPT
 from modules.model_config import ModelConfig
 from modules.objective import Objective
-from modules.optimizer import build_optimizer, parameter_groups
+from modules.optimizer import build_optimizer, parameter_groups, set_learning_rate
 from modules.schedule import learning_rate
 
 _PLAIN_TYPES = frozenset({str, int, float, type(None)})
@@ -97,8 +97,7 @@ class GPTModule(LightningModule):
             torch.manual_seed(hash((hash((self.seed, self.share.rank)), self.step, micro)))
         if micro == 0:
             rate = learning_rate(self.optimizer_config, self.step, self.training_config.num_steps)
-            for group in self.trainer.strategy.optimizers[0].param_groups:
-                group["lr"] = rate
+            set_learning_rate(self.trainer.strategy.optimizers[0].param_groups, rate)
             self.last_metrics, self.num_targets = {"optimizer/lr": rate}, {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -207,6 +207,11 @@ def padded_vocab_size(vocab_size: int) -> int:
     return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
+def is_in_a_block(parameter: str) -> bool:
+    """Return whether a parameter of that name belongs to a block, not to the embeddings, the last norm or a head."""
+    return parameter.startswith("blocks.")
+
+
 def _not_dividing(name: str, value: int, whole_name: str, whole: int) -> str:
     nearest = sorted(sorted(divisors(whole), key=lambda n: abs(n - value))[:2])
     return f"{name} {value} does not divide {whole_name} {whole}; nearest: {' or '.join(map(str, nearest))}"

@@ -35,6 +35,7 @@ NEEDS = {
     ("tokenizer", "file"): ["tokenizer.path=tokenizer.json"],
     ("method", "lora"): ["model.path=gpt2"],
     ("experiment", "shakespeare_char"): ["data.path=text.txt"],
+    ("experiment", "shakespeare_char_muon"): ["data.path=text.txt"],
     ("experiment", "gpt2_124m"): ["data.path=text.txt"],
     ("experiment", "packages"): ["model.path=x"],
     **{("task", name): ["model.path=x"] for name in ("classification", "translation", "dialogue", "text_generation")},
@@ -206,6 +207,20 @@ def test_shakespeare_is_the_published_setting() -> None:
     assert (optimizer.learning_rate, optimizer.min_learning_rate, optimizer.warmup_steps) == (1e-3, 1e-4, 100)
     assert optimizer.betas == (0.9, 0.99)
     assert (made.data.split, made.data.val_fraction, made.tokenizer.kind) == ("position", 0.1, "char")
+
+
+def test_shakespeare_by_muon_has_the_same_model_data_and_batches() -> None:
+    by_adamw, by_muon = (
+        composed("pretrain", f"experiment={name}", "data.path=text.txt")
+        for name in ("shakespeare_char", "shakespeare_char_muon")
+    )
+    assert isinstance(by_adamw, PretrainConfig)
+    assert isinstance(by_muon, PretrainConfig)
+    assert by_muon.optimizer.name == "muon"
+    for group in ("model", "data", "tokenizer", "objective"):
+        assert getattr(by_muon, group) == getattr(by_adamw, group)
+    for field in ("sequence_length", "global_batch_size", "val_batches"):
+        assert getattr(by_muon.training, field) == getattr(by_adamw.training, field)
 
 
 def test_gpt2_recipe_fits_its_eight_workers() -> None:

@@ -114,6 +114,24 @@ class StrategyConfig(Config):
         return isinstance(zero, dict) and bool(zero.get("zero_quantized_weights"))
 
     @property
+    def against_muon(self) -> list[tuple[str, str]]:
+        """DeepSpeed's settings that would clip what Muon orthogonalises or put AdamW in its place, each with why."""
+        zero = self.deepspeed.get("zero_optimization")
+        zero = zero if isinstance(zero, dict) else {}
+        offload = zero.get("offload_optimizer")
+        offload = offload if isinstance(offload, dict) else {}
+        found = [(name, "replaces") for name in ("optimizer", "zenflow") if name in self.deepspeed]
+        found += [("gradient_clipping", "would clip the matrices of")] if "gradient_clipping" in self.deepspeed else []
+        found += [("zero_optimization.zenflow", "replaces")] if zero.get("zenflow") else []
+        if offload.get("ratio", 1) != 1:
+            found.append(("zero_optimization.offload_optimizer.ratio", "lets AdamW take a part of the place of"))
+        if offload.get("super_offload"):
+            found.append(("zero_optimization.offload_optimizer.super_offload", "replaces"))
+        if offload.get("device") == "nvme":
+            found.append(("zero_optimization.offload_optimizer.device=nvme", "knows only the moments of AdamW, not"))
+        return found
+
+    @property
     def offload(self) -> bool:
         return self.name.endswith("_offload")
 

@@ -180,6 +180,24 @@ def _precision_suits_the_strategy(config: TrainingRunConfig) -> list[str]:
     return []
 
 
+def _muon_trains_whole_matrices(config: TrainingRunConfig) -> list[str]:
+    if config.optimizer.name != "muon" or config.model.lora is None:
+        return []
+    return [
+        "optimizer.name=muon: orthogonalises the updates of whole matrices, and method=lora trains factors of them; "
+        "choose optimizer=adamw"
+    ]
+
+
+def _deepspeed_leaves_muon_alone(config: TrainingRunConfig) -> list[str]:
+    if config.optimizer.name != "muon":
+        return []
+    return [
+        f"strategy.deepspeed.{path}: {rule} optimizer.name=muon; leave it out, or choose optimizer=adamw"
+        for path, rule in config.strategy.against_muon
+    ]
+
+
 def _splits_belong_to_a_task(config: Any) -> list[str]:
     data = config.data
     # without data, evaluate takes that of the model; and predict knows the task of a model itself
@@ -280,6 +298,8 @@ RULES_BETWEEN_GROUPS: tuple[tuple[frozenset[str], Callable[[Any], list[str]]], .
     (frozenset({"model", "training"}), _classifier_comes_from_its_task),
     (frozenset({"strategy", "cluster"}), _single_has_one_worker),
     (frozenset({"training", "strategy"}), _precision_suits_the_strategy),
+    (frozenset({"optimizer", "model"}), _muon_trains_whole_matrices),
+    (frozenset({"optimizer", "strategy"}), _deepspeed_leaves_muon_alone),
     (frozenset({"model", "tokenizer", "objective"}), _tokenizer_is_the_models),
     (frozenset({"training", "objective"}), _phases_cover_the_steps),
     (frozenset({"training", "finetune"}), _epochs_or_steps),

@@ -121,13 +121,16 @@ def _most(found: StrategyPlan) -> str:
 def _traffic_table(plan: Plan) -> Table:
     table = _tight(new_table(f"Between {plan.setting.num_workers:,} workers in a step"))
     table.add_column("strategy", no_wrap=True)
-    for head in ("all-reduce", "all-gather", "reduce-scatter", "each sends", "takes"):
+    kinds = ["all_reduce", "all_gather", "reduce_scatter"]
+    if any(found.traffic.all_to_all for found in plan.strategies):  # of Muon under ZeRO-3
+        kinds.append("all_to_all")
+    for head in (*(kind.replace("_", "-") for kind in kinds), "each sends", "takes"):
         table.add_column(head, justify="right", no_wrap=True)
     for found in plan.strategies:
         moved = found.traffic
         table.add_row(
             _marked(found, plan),
-            *(size(part) if part else "-" for part in (moved.all_reduce, moved.all_gather, moved.reduce_scatter)),
+            *(size(part) if part else "-" for part in (getattr(moved, kind) for kind in kinds)),
             size(moved.sent(plan.setting.num_workers)),
             "?" if found.traffic_seconds is None else duration(found.traffic_seconds),
             style="bold" if found.name == plan.chosen else "",

@@ -1,6 +1,6 @@
 """The Lightning strategy for each strategy name, on CPU and on GPU.
 
-Only this module and `training_state` use DeepSpeed.
+Only this module, `training_state` and `zero_muon` use DeepSpeed.
 """
 
 import logging
@@ -15,11 +15,12 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
-from modules.config import Precision
+from modules.config import OptimizerConfig, Precision
 from orchestrator.configuration.groups import StrategyConfig
 from orchestrator.distributed.compile_folder import prepare_to_compile
 from orchestrator.distributed.precision import deepspeed_precision
 from orchestrator.distributed.runtime import Runtime
+from orchestrator.distributed.zero_muon import prepare_muon
 from orchestrator.planning.memory import ZERO_ON_GPU
 
 _ANY_PORT = 0
@@ -79,7 +80,7 @@ class _DDP(DDPStrategy):
 
 
 def build_strategy(
-    config: StrategyConfig, runtime: Runtime, gradient_clip_norm: float | None, precision: Precision
+    config: StrategyConfig, runtime: Runtime, optimizer: OptimizerConfig, precision: Precision
 ) -> Strategy:
     """Return the Lightning strategy of this worker."""
     device = torch.device(runtime.device)
@@ -91,13 +92,14 @@ def build_strategy(
         return _DDP(device, cluster_environment=environment, gradient_as_bucket_view=True, broadcast_buffers=False)
     # our strategies compile nothing; DeepSpeed's own settings may (offload to NVMe, quantized weights, ZenFlow)
     prepare_to_compile(lambda text: runtime.emit({"kind": "note", "text": text}))
-    return _deepspeed_strategy(config, device, environment, gradient_clip_norm, precision)
+    return _deepspeed_strategy(config, device, environment, optimizer, precision)
 
 
 def deepspeed_config(
-    config: StrategyConfig, gradient_clip_norm: float | None, precision: Precision, device: torch.device
+    config: StrategyConfig, optimizer: OptimizerConfig, precision: Precision, device: torch.device
 ) -> dict[str, Any]:
     """Return DeepSpeed's configuration; the user's own settings take precedence, group by group."""
+    clip_norm = None if optimizer.name == "muon" else optimizer.gradient_clip_norm  # see `zero_muon`
     zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
     if device.type == "cuda":  # with streams to reduce gradients on while others are computed
         zero |= ZERO_ON_GPU
@@ -105,7 +107,7 @@ def deepspeed_config(
         zero["offload_optimizer"] = {"device": "cpu"}
     ours: dict[str, Any] = {
         "zero_optimization": zero,
-        "gradient_clipping": gradient_clip_norm or 0.0,
+        "gradient_clipping": clip_norm or 0.0,
         "zero_allow_untested_optimizer": True,
         # torch's fused AdamW on the CPU needs no compiler, DeepSpeed's own does
         "zero_force_ds_cpu_optimizer": False,
@@ -122,7 +124,7 @@ def _deepspeed_strategy(
     config: StrategyConfig,
     device: torch.device,
     environment: ClusterEnvironment,
-    gradient_clip_norm: float | None,
+    optimizer: OptimizerConfig,
     precision: Precision,
 ) -> Strategy:
     if device.type == "cpu":
@@ -139,8 +141,7 @@ def _deepspeed_strategy(
 
         def init_deepspeed(self) -> None:
             super().init_deepspeed()
-            if precision == "16":
-                _scale_loss(self.model)
+            _complete(self.model, config, device, optimizer, precision)
 
         def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             # Lightning has divided by the number of accumulated micro-batches; the engine would divide again
@@ -168,7 +169,7 @@ def _deepspeed_strategy(
             """Do nothing: everything is on the CPU already."""
 
     settings: dict[str, Any] = {
-        "config": deepspeed_config(config, gradient_clip_norm, precision, device),
+        "config": deepspeed_config(config, optimizer, precision, device),
         "cluster_environment": environment,
         # we report skipped steps ourselves
         "logging_level": logging.ERROR,
@@ -204,6 +205,16 @@ def _release_sharded_models() -> None:
     method: Any = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
     for cell in method.__closure__:
         cell.cell_contents.cache_clear()
+
+
+def _complete(
+    engine: Any, config: StrategyConfig, device: torch.device, optimizer: OptimizerConfig, precision: Precision
+) -> None:
+    """Give DeepSpeed's engine what it lacks for float16 and for Muon."""
+    if precision == "16":
+        _scale_loss(engine)
+    if optimizer.name == "muon":
+        prepare_muon(engine.optimizer, config.zero_stage, device, optimizer.gradient_clip_norm)
 
 
 def _scale_loss(engine: Any) -> None:

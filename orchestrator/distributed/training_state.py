@@ -2,11 +2,11 @@
 
 The form is the same for one process, DDP and every ZeRO stage; checkpoints and initial weights use nothing else. Frozen
 parameters have no state: they have no master weight, and are filled at every start. Only this module and `strategy` use
-DeepSpeed.
+DeepSpeed, and `zero_muon`.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -104,7 +104,8 @@ class _WholeState:
 
     def __init__(self, model: nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
         self._parameters, self._frozen = _trained_and_frozen(model)
-        self._state = getattr(optimizer, "optimizer", optimizer).state
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._state = self._optimizer.state
         self._rank, self._world_size = rank, world_size
         self._sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
         self._group = end_to_end(self._sizes, world_size)
@@ -125,11 +126,8 @@ class _WholeState:
         return {MASTER: parameter, **{kind: state[kind] for kind in MOMENTS if kind in state}}
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        self._state.clear()
-        for parameter in self._parameters.values():
-            if optimizer_steps:
-                # all of it is filled by `complete`; zeroing it first would touch fresh memory twice
-                self._state[parameter] = _fresh_moments(parameter, optimizer_steps, torch.empty_like)
+        # all of it is filled by `complete`; zeroing it first would touch fresh memory twice
+        _begin_moments(self._optimizer, _groups(self._optimizer), optimizer_steps, torch.empty_like)
         reader.fill(self.owned())
 
     def complete(self) -> None:
@@ -177,7 +175,9 @@ class _Zero12State:
         ]
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        _begin_moments(self._zero.optimizer, self._zero.single_partition_of_fp32_groups, optimizer_steps)
+        groups = self._zero.optimizer.param_groups
+        partitions = zip(groups, self._zero.single_partition_of_fp32_groups, strict=True)
+        _begin_moments(self._zero.optimizer, partitions, optimizer_steps)
         reader.fill(self.owned())
 
     def complete(self) -> None:
@@ -206,8 +206,9 @@ class _Zero3State:
             if start == stop:
                 continue
             views = {MASTER: safe_get_local_fp32_param(parameter)}
-            with suppress(KeyError, ValueError):  # no moments before the first step
-                views |= {kind: safe_get_local_optimizer_state(parameter, kind) for kind in MOMENTS}
+            for kind in MOMENTS:
+                with suppress(KeyError, ValueError):  # before the first step none, and Muon has but one
+                    views[kind] = safe_get_local_optimizer_state(parameter, kind)
             for kind, view in views.items():
                 if view is not None:
                     yield Fragment(name, kind, start, stop, view.detach().view(-1)[: stop - start])
@@ -222,7 +223,10 @@ class _Zero3State:
         return [Group({name: 0}, max(1, held.ds_tensor.ds_numel)) for name, held in self._parameters.items()]
 
     def load(self, reader: StateReader, optimizer_steps: int) -> None:
-        _begin_moments(self._zero.optimizer, self._zero.fp32_partitioned_groups_flat, optimizer_steps)
+        zero = self._zero
+        groups = (zero.optimizer.param_groups[zero.sub_group_to_group_id[i]] for i in range(len(zero.fp16_groups)))
+        partitions = zip(groups, zero.fp32_partitioned_groups_flat, strict=True)
+        _begin_moments(zero.optimizer, partitions, optimizer_steps)
         reader.fill(itertools.chain(self.owned(), self._working_weights(self._parameters)))
 
     def complete(self) -> None:
@@ -237,17 +241,29 @@ class _Zero3State:
             yield Fragment(name, MASTER, start, stop, parameter.ds_tensor.data.view(-1)[: stop - start])
 
 
-def _begin_moments(optimizer: Any, partitions: Iterable[Tensor], optimizer_steps: int) -> None:
-    """Create the moments of ZeRO's flat partitions for `load` to fill; before the first step there are none."""
+def _groups(optimizer: Any) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Yield each parameter of an optimizer with its group."""
+    return ((group, parameter) for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _begin_moments(
+    optimizer: Any,
+    weights: Iterable[tuple[dict[str, Any], Tensor]],
+    optimizer_steps: int,
+    like: Callable[..., Tensor] = torch.zeros_like,
+) -> None:
+    """Create the moments of weights, given with their groups, for `load` to fill; before the first step there are none.
+
+    By default they are zeros, because `load` does not fill the padding of ZeRO's flat partitions.
+    """
     optimizer.state.clear()
-    if optimizer_steps:
-        # zeros, because `load` does not fill the padding
-        optimizer.state.update({flat: _fresh_moments(flat, optimizer_steps) for flat in partitions})
+    for group, weight in weights if optimizer_steps else ():
+        moments = {kind: like(weight, requires_grad=False) for kind in _moments_of(group)}
+        if not group.get("muon"):  # as torch's AdamW creates it before a first step
+            moments["step"] = torch.tensor(float(optimizer_steps), dtype=torch.float32, device=weight.device)
+        optimizer.state[weight] = moments
 
 
-def _fresh_moments(
-    parameter: Tensor, optimizer_steps: int, like: Callable[..., Tensor] = torch.zeros_like
-) -> dict[str, Tensor]:
-    """Return AdamW's state as torch creates it before a first step, with the step counter set."""
-    step = torch.tensor(float(optimizer_steps), dtype=torch.float32, device=parameter.device)
-    return {"step": step, **{kind: like(parameter, requires_grad=False) for kind in MOMENTS}}
+def _moments_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the kinds of moments that an optimizer keeps for the parameters of a group."""
+    return MOMENTS[:1] if group.get("muon") else MOMENTS

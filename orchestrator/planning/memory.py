@@ -26,7 +26,7 @@ from orchestrator.planning.activations import (
     kept_by_checkpointing,
     passes,
 )
-from orchestrator.planning.weights import Weight, num_elements, weights
+from orchestrator.planning.weights import OptimizerName, Weight, num_elements, num_moments, weights
 
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 STRATEGIES: tuple[Strategy, ...] = tuple(name for name in get_args(StrategyName) if name != "auto")
@@ -90,6 +90,7 @@ class Setting:
     """Whether a save is copied into memory before it is written (`checkpoint.mode=async`)."""
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     """DeepSpeed's own settings."""
+    optimizer: OptimizerName = "adamw"
 
     @property
     def _parameters(self) -> _Parameters:
@@ -102,6 +103,11 @@ class Setting:
     @property
     def num_trained(self) -> int:
         return self._parameters.num_trained
+
+    @cached_property
+    def num_moments(self) -> int:
+        """Elements of the optimizer's moments."""
+        return num_moments(self.weights, self.optimizer)
 
     @property
     def num_frozen(self) -> int:
@@ -174,7 +180,7 @@ class Memory:
     """Of the device: working weights, and those that ZeRO-3 has gathered."""
     gradients: int = 0
     optimizer: int = 0
-    """float32 weights beside the working ones, and both moments."""
+    """float32 weights beside the working ones, and the moments."""
     activations: int = 0
     head: int = 0
     """Of the output head and the loss."""
@@ -194,7 +200,7 @@ def memory(of: Setting, strategy: Strategy) -> Memory:
     fullest = max(_moments(of, stage, strategy), key=lambda end: end.on_device)
     host = _offloaded(of, stage) if strategy.endswith("offload") else 0
     workers = 1 if strategy == "single" else of.num_workers
-    snapshot = 3 * _FLOAT32 * of.num_trained // workers if of.keeps_snapshot else 0
+    snapshot = _FLOAT32 * (of.num_trained + of.num_moments) // workers if of.keeps_snapshot else 0
     return replace(fullest, host=host + snapshot)
 
 
@@ -240,14 +246,14 @@ def _without_zero(of: Setting, strategy: Strategy) -> Memory:
     whole = _FLOAT32 * (of.num_trained + of.num_frozen)
     forward = _forward(of)
     # the gradients of the last step are freed only after the forward pass of the next one
-    return replace(forward, weights=whole, gradients=gradients, optimizer=2 * trained)
+    return replace(forward, weights=whole, gradients=gradients, optimizer=_FLOAT32 * of.num_moments)
 
 
 def _zero12(of: Setting, stage: int, strategy: Strategy) -> list[Memory]:
     width, trained, part = of.widths.weight, of.num_trained, of.num_trained // of.num_workers
     offloads = strategy.endswith("offload")
     weights_ = width * (trained + of.num_frozen)
-    optimizer = 0 if offloads else 3 * _FLOAT32 * part
+    optimizer = 0 if offloads else _FLOAT32 * (part + of.num_moments // of.num_workers)
     in_bucket = min(trained, of.elements("reduce_bucket_size"))
     bucket = width * (of.elements("reduce_bucket_size") if of.device == "cuda" else in_bucket)
     bucket *= 2 if of.overlaps_communication else 1
@@ -279,7 +285,7 @@ def _zero3(of: Setting, strategy: Strategy) -> list[Memory]:
     gathered = min(whole, reused, max(of.elements("stage3_max_live_parameters"), largest))
     shard = width * (whole // of.num_workers)
     has_master = width != _FLOAT32
-    optimizer = 0 if offloads else (2 + has_master) * _FLOAT32 * part
+    optimizer = 0 if offloads else _FLOAT32 * (has_master * part + of.num_moments // of.num_workers)
     in_bucket = min(trained, of.elements("reduce_bucket_size"))
     bucket = width * (of.elements("reduce_bucket_size") if of.device == "cuda" else in_bucket)
     gradients = 0 if offloads else width * part
@@ -298,7 +304,7 @@ def _offloaded(of: Setting, stage: int) -> int:
     """Return what the host holds: float32 weights, moments and gradients, and what is copied to the device."""
     width, part = of.widths.weight, of.num_trained // of.num_workers
     largest = of.largest
-    held = (3 * _FLOAT32 + _FLOAT32 + width) * part
+    held = (_FLOAT32 + _FLOAT32 + width) * part + _FLOAT32 * (of.num_moments // of.num_workers)
     if stage == 2:  # a buffer for one gradient, and the sums over micro-batches
         held += width * (largest + (part if of.accumulation > 1 else 0))
     return held

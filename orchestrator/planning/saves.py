@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from orchestrator.planning.memory import Setting, Strategy
 from orchestrator.planning.save_interval import goodput_bound, young_seconds
 
-_BYTES_PER_PARAMETER = 12
-"""A float32 weight and its two moments, whatever the precision of the training."""
+_BYTES_PER_ELEMENT = 4
+"""Of weights and moments, whatever the precision of the training."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Saves:
 
 def checkpoint_bytes(of: Setting) -> int:
     """Return the bytes of the tensors in a checkpoint; headers and the manifest add some thousandths."""
-    return _BYTES_PER_PARAMETER * of.num_trained
+    return _BYTES_PER_ELEMENT * (of.num_trained + of.num_moments)
 
 
 def saves(

@@ -33,4 +33,5 @@ def setting_of(config: TrainingRunConfig, vocab_size: int, device: Literal["cpu"
         device=device,
         keeps_snapshot=config.checkpoint.mode == "async",
         deepspeed=settings,
+        optimizer=config.optimizer.name,
     )

@@ -7,7 +7,7 @@ from orchestrator.configuration.planning import DeviceConfig, LinkConfig
 from orchestrator.planning.memory import Setting, Strategy
 from orchestrator.planning.weights import Weight, optimizer_groups
 
-Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
+Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
 _FLOAT32 = 4
 
 
@@ -18,15 +18,17 @@ class Traffic:
     all_reduce: int = 0
     all_gather: int = 0
     reduce_scatter: int = 0
+    all_to_all: int = 0
+    """Of Muon's matrices under ZeRO-3, which brings each together on one worker and takes it apart again."""
 
     @property
     def total(self) -> int:
-        return self.all_reduce + self.all_gather + self.reduce_scatter
+        return self.all_reduce + self.all_gather + self.reduce_scatter + self.all_to_all
 
     def sent(self, num_workers: int) -> float:
         """Return the bytes that each worker sends, in rings, which send the least."""
         share = (num_workers - 1) / num_workers
-        return share * (2 * self.all_reduce + self.all_gather + self.reduce_scatter)
+        return share * (2 * self.all_reduce + self.all_gather + self.reduce_scatter + self.all_to_all / num_workers)
 
 
 def traffic(of: Setting, strategy: Strategy) -> Traffic:
@@ -57,7 +59,9 @@ def seconds(moved: Traffic, num_workers: int, device: DeviceConfig | None, link:
 def _padded_groups(of: Setting) -> int:
     """Return the elements of all weights as stages 1 and 2 gather them: each of the optimizer's groups padded."""
     unit = 2 * of.num_workers
-    return sum(-(-sum(weight.numel for weight in group) // unit) * unit for group in optimizer_groups(of.weights))
+    return sum(
+        -(-sum(weight.numel for weight in group) // unit) * unit for group in optimizer_groups(of.weights, of.optimizer)
+    )
 
 
 def _zero3(of: Setting) -> Traffic:
@@ -72,7 +76,13 @@ def _zero3(of: Setting) -> Traffic:
     again = max(0, large - of.elements("stage3_max_reuse_distance") // 2)
     gathered = of.accumulation * (large + again) + sum(_padded(weight, of) for weight in small)
     reduced = sum(_padded(weight, of) for weight in of.weights if weight.is_trained)
-    return Traffic(all_gather=width * gathered, reduce_scatter=width * of.accumulation * reduced)
+    orthogonalized = 2 * of.num_trained - of.num_moments
+    product = 2 if of.device == "cuda" else _FLOAT32
+    return Traffic(
+        all_gather=width * gathered,
+        reduce_scatter=width * of.accumulation * reduced,
+        all_to_all=2 * product * orthogonalized,
+    )
 
 
 def _padded(weight: Weight, of: Setting) -> int:

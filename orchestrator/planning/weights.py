@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modules.huggingface.folder import stored
-from modules.model_config import ModelConfig, padded_vocab_size
+from modules.model_config import ModelConfig, is_in_a_block, padded_vocab_size
 
+OptimizerName = Literal["adamw", "muon"]
 Part = Literal["vocabulary", "positions", "attention", "feed-forward", "norms", "output head", "classifier", "adapters"]
 
 
@@ -108,11 +109,22 @@ def by_part(found: Iterable[Weight]) -> dict[Part, int]:
     return counts
 
 
-def optimizer_groups(found: Iterable[Weight]) -> list[list[Weight]]:
-    """Return the trained parameters of each of the optimizer's groups: matrices, and all others."""
-    trained = [weight for weight in found if weight.is_trained]
-    groups = [[weight for weight in trained if weight.is_matrix == is_matrix] for is_matrix in (True, False)]
-    return [group for group in groups if group]
+def optimizer_groups(found: Iterable[Weight], optimizer: OptimizerName) -> list[list[Weight]]:
+    """Return the trained parameters of each of the optimizer's groups: those of Muon, other matrices, all others."""
+    groups: dict[tuple[bool, bool], list[Weight]] = {(True, True): [], (False, True): [], (False, False): []}
+    for weight in found:
+        if weight.is_trained:
+            groups[_has_one_moment(weight, optimizer), weight.is_matrix].append(weight)
+    return [group for group in groups.values() if group]
+
+
+def num_moments(found: Iterable[Weight], optimizer: OptimizerName) -> int:
+    """Return the elements of the optimizer's moments: two for each trained element, of Muon's matrices one."""
+    return sum((1 if _has_one_moment(each, optimizer) else 2) * each.numel for each in found if each.is_trained)
+
+
+def _has_one_moment(weight: Weight, optimizer: OptimizerName) -> bool:
+    return optimizer == "muon" and weight.is_matrix and is_in_a_block(weight.name)
 
 
 def _block(config: ModelConfig, prefix: str) -> Iterator[Weight]:

@@ -124,7 +124,7 @@ def _build_trainer(parts: Parts, callbacks: Callback) -> Trainer:
     trainer = Trainer(
         accelerator="gpu" if runtime.device.startswith("cuda") else "cpu",
         devices=1,
-        strategy=build_strategy(config.strategy, runtime, config.optimizer.gradient_clip_norm, precision),
+        strategy=build_strategy(config.strategy, runtime, config.optimizer, precision),
         precision=lightning_precision(precision, config.strategy.zero_stage),  # type: ignore[arg-type]
         max_steps=config.training.num_steps,
         max_epochs=-1,

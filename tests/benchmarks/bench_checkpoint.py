@@ -130,7 +130,7 @@ def trained_model(config: ModelConfig = MODEL) -> tuple[GPT, torch.optim.Optimiz
 
 def state_of(model: GPT, optimizer: torch.optim.Optimizer) -> TrainingState:
     """The state as a fit on one process has it; of the trainer nothing but its strategy is asked for."""
-    strategy = build_strategy(StrategyConfig(), Runtime(), None, "32")
+    strategy = build_strategy(StrategyConfig(), Runtime(), OptimizerConfig(), "32")
     strategy.optimizers = [optimizer]
     return training_state(SimpleNamespace(strategy=strategy), model)
 

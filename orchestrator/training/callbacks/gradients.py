@@ -9,19 +9,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from modules.gpt_module import GPTModule
+from modules.optimizer import clipped_parameters
 from orchestrator.distributed.strategy import gradient_norm
 
 
 class ClipGradients(Callback):
-    """Clips the gradient to `max_norm` (None only measures it); for one process and DDP."""
+    """Clips the gradient to `max_norm` (None only measures it), without Muon's part; for one process and DDP."""
 
     def __init__(self, max_norm: float | None) -> None:
         self._max_norm = math.inf if max_norm is None else max_norm
         self._parameters: list[Tensor] = []
+        self._clipped: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Collect the parameters once: for a small model that costs more than the norm."""
         self._parameters = list(pl_module.parameters())
+        self._clipped = clipped_parameters(trainer.strategy.optimizers[0])
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: GPTModule, optimizer: Optimizer) -> None:
         """Clip after accumulation and unscaling, just before the optimizer step."""
@@ -29,7 +32,8 @@ class ClipGradients(Callback):
         if scaler is not None:
             # Lightning leaves the unscaling to a fused optimizer, which would do it after clipping
             scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        norm = torch.nn.utils.get_total_norm(weight.grad for weight in self._parameters if weight.grad is not None)
+        torch.nn.utils.clip_grads_with_norm_(self._clipped, self._max_norm, norm)
         pl_module.last_metrics["optimizer/grad_norm"] = norm
 
 

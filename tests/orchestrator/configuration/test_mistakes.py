@@ -49,6 +49,43 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "model.classifier: follows from the task that a model is fine-tuned for; leave it out",
     ),
     ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate=nan: must be a finite number"),
+    (
+        {"optimizer": {"momentum": 0.9}},
+        "optimizer.momentum=0.9: belongs to optimizer=muon; leave it out, or choose that",
+    ),
+    (
+        {"optimizer": {"matrix_learning_rate": 0.01}},
+        "optimizer.matrix_learning_rate=0.01: belongs to optimizer=muon; leave it out, or choose that",
+    ),
+    (
+        {"optimizer": {"name": "muon"}, "model": {"lora": {}}},
+        "optimizer.name=muon: orthogonalises the updates of whole matrices, and method=lora trains factors of them; "
+        "choose optimizer=adamw",
+    ),
+    ({"optimizer": {"name": "moun"}}, "optimizer.name=moun: must be one of adamw, muon; did you mean muon?"),
+    (
+        {"optimizer": {"name": "muon"}, "strategy": {"name": "zero2", "deepspeed": {"gradient_clipping": 1.0}}},
+        "strategy.deepspeed.gradient_clipping: would clip the matrices of optimizer.name=muon; leave it out, or choose "
+        "optimizer=adamw",
+    ),
+    *[
+        (
+            {
+                "optimizer": {"name": "muon"},
+                "strategy": {
+                    "name": "zero3_offload",
+                    "deepspeed": {"zero_optimization": {"offload_optimizer": {name: value}}},
+                },
+            },
+            f"strategy.deepspeed.zero_optimization.offload_optimizer.{shown}: {rule} optimizer.name=muon; leave it "
+            "out, or choose optimizer=adamw",
+        )
+        for name, value, shown, rule in [
+            ("ratio", 0.5, "ratio", "lets AdamW take a part of the place of"),
+            ("super_offload", True, "super_offload", "replaces"),
+            ("device", "nvme", "device=nvme", "knows only the moments of AdamW, not"),
+        ]
+    ],
     ({"optimizer": {"betas": [0.9, 0.9, 0.9]}}, "optimizer.betas=[0.9,0.9,0.9]: must have 2 or fewer values"),
     ({"cluster": {"num_workers": "abc"}}, "cluster.num_workers=abc: must be a whole number"),
     ({"cluster": {"num_workers": 0}}, "cluster.num_workers=0: must be above 0"),

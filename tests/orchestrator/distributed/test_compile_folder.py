@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
+from modules.config import OptimizerConfig
 from orchestrator.configuration.groups import StrategyConfig
 from orchestrator.distributed import compile_folder
 from orchestrator.distributed.compile_folder import (
@@ -191,7 +192,7 @@ def test_every_strategy_of_deepspeed_starts_without_stale_locks_and_says_so(
     path = left_behind(own_folder(), "build.ninja")
     told: list[Event] = []
     emit: Callable[[Event], None] = told.append
-    build_strategy(StrategyConfig.model_validate({"name": name}), Runtime(emit=emit), 1.0, "32")
+    build_strategy(StrategyConfig.model_validate({"name": name}), Runtime(emit=emit), OptimizerConfig(), "32")
     assert path.exists() == left
     said = {"kind": "note", "text": f"removed the lock of a compile that was killed: {path}"}
     assert told == ([] if left else [said])

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from modules.model_config import ModelConfig
-from orchestrator.planning.memory import Setting
+from orchestrator.planning.memory import Setting, memory
 from orchestrator.planning.save_interval import young_seconds
-from orchestrator.planning.saves import saves
+from orchestrator.planning.saves import checkpoint_bytes, saves
 
 SETTING = Setting(ModelConfig(), 8192, "bf16", 256, 4, num_workers=4)
 
@@ -18,6 +18,16 @@ def test_the_interval_is_youngs_unless_writing_takes_longer() -> None:
     assert quick.interval_seconds == pytest.approx(young_seconds(quick.cost_seconds or 0, 86400.0))
     slow = saves(SETTING, "ddp", 86400.0, 10.0, 1e-6)
     assert slow.interval_seconds == slow.write_seconds
+
+
+def test_muon_keeps_one_moment_of_each_matrix_in_the_blocks() -> None:
+    muon = replace(SETTING, optimizer="muon")
+    matrices = sum(each.numel for each in SETTING.weights if each.name.startswith("blocks.") and each.is_matrix)
+    assert checkpoint_bytes(SETTING) - checkpoint_bytes(muon) == 4 * matrices
+    for strategy in ("single", "ddp", "zero1", "zero3"):
+        holders = SETTING.num_workers if strategy.startswith("zero") else 1
+        less = memory(SETTING, strategy).optimizer - memory(muon, strategy).optimizer
+        assert less == pytest.approx(4 * matrices / holders, abs=4)
 
 
 def test_without_a_copy_training_waits_for_the_store() -> None:

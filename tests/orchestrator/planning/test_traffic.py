@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,14 @@ def stored_tensor_bytes(files: list[Path]) -> int:
         total += sum(stop - start for start, stop in (entry["data_offsets"] for entry in header.values()))
         assert len(data) == 8 + length + max(entry["data_offsets"][1] for entry in header.values())
     return total
+
+
+def test_under_zero3_each_of_muons_matrices_goes_to_one_worker_and_back() -> None:
+    of = replace(setting(num_workers=4), optimizer="muon", device="cpu")
+    matrices = sum(each.numel for each in of.weights if each.name.startswith("blocks.") and each.is_matrix)
+    assert traffic(of, "zero3") == replace(traffic(replace(of, optimizer="adamw"), "zero3"), all_to_all=8 * matrices)
+    # a worker has a quarter of each matrix, of which three quarters go to others
+    assert Traffic(all_to_all=8 * matrices).sent(4) == pytest.approx(8 * matrices / 4 * 3 / 4)
 
 
 def test_one_worker_sends_nothing() -> None:

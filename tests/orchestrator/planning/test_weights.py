@@ -7,10 +7,12 @@ import pytest
 import torch
 import yaml
 
-from modules.model import GPT, decayed_parameter_names
+from modules.config import OptimizerConfig
+from modules.model import GPT, decayed_parameter_names, initialize
 from modules.model_config import ClassifierConfig, LoraConfig, ModelConfig
+from modules.optimizer import build_optimizer, parameter_groups
 from orchestrator.cli.command import conf_folder
-from orchestrator.planning.weights import by_part, num_elements, optimizer_groups, weights
+from orchestrator.planning.weights import OptimizerName, by_part, num_elements, num_moments, optimizer_groups, weights
 
 FILES = sorted((conf_folder() / "model").glob("*.yaml"))
 CLASSIFIER = ClassifierConfig(labels=("a", "b", "c"))
@@ -57,9 +59,31 @@ def test_names_shapes_and_what_is_trained_are_those_of_the_built_model(name: str
     ]
 
 
-def test_parts_and_groups_hold_every_parameter_once() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_parts_and_groups_hold_every_parameter_once(optimizer: OptimizerName) -> None:
     found = weights(ModelConfig(), 1000)
     assert sum(by_part(found).values()) == num_elements(found)
-    assert sorted(weight.name for group in optimizer_groups(found) for weight in group) == sorted(
+    assert sorted(weight.name for group in optimizer_groups(found, optimizer) for weight in group) == sorted(
         weight.name for weight in found
     )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["gpt2_124m", "llama3_8b"])
+def test_groups_and_moments_are_those_that_the_optimizer_has_after_a_step(name: str, optimizer: OptimizerName) -> None:
+    shape = shape_of(conf_folder() / "model" / f"{name}.yaml", num_layers=2)
+    small = shape.model_copy(update={"hidden_dim": 32, "num_heads": 2, "num_kv_heads": None, "mlp_dim": None})
+    config = OptimizerConfig(name=optimizer)
+    model = GPT(small, 100)
+    initialize(model, seed=1)
+    built_optimizer = build_optimizer(parameter_groups(model, config), config)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built_optimizer.step()
+    found = weights(small, 100)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [[weight.name for weight in group] for group in optimizer_groups(found, optimizer)] == [
+        [names[id(parameter)] for parameter in group["params"]] for group in built_optimizer.param_groups
+    ]
+    moments = [tensor for state in built_optimizer.state.values() for kind, tensor in state.items() if kind != "step"]
+    assert num_moments(found, optimizer) == sum(moment.numel() for moment in moments)

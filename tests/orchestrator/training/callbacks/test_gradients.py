@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from modules.muon import Muon
 from orchestrator.distributed.strategy import guard_steps
 from orchestrator.training.callbacks.gradients import ClipGradients
 
@@ -42,6 +43,24 @@ def test_a_scaled_gradient_is_measured_and_clipped_without_its_scale() -> None:
     expected_norm, expected_weights = clipped(None)
     assert norm == expected_norm == 5.0
     torch.testing.assert_close(weights, expected_weights)
+
+
+def test_muons_part_is_measured_but_not_clipped() -> None:
+    model: Any = torch.nn.ParameterDict({"matrix": torch.nn.Parameter(torch.zeros(1, 2)), "rest": torch.zeros(2)})
+    model.last_metrics = {}
+    groups = [{"params": [model["matrix"]], "muon": True, "momentum": 0.9}, {"params": [model["rest"]]}]
+    trainer: Any = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=None),
+        strategy=SimpleNamespace(model=model, optimizers=[Muon(groups)]),
+    )
+    model["matrix"].grad, model["rest"].grad = GRADIENT.clone().view(1, 2), 0.5 * GRADIENT
+    callback = ClipGradients(1.0)
+    callback.on_fit_start(trainer, model)
+    callback.on_before_optimizer_step(trainer, model, trainer.strategy.optimizers[0])
+    norm = float(model.last_metrics["optimizer/grad_norm"])
+    assert norm == pytest.approx(5 * 1.25**0.5)
+    assert torch.equal(model["matrix"].grad, GRADIENT.view(1, 2))
+    torch.testing.assert_close(model["rest"].grad, 0.5 * GRADIENT / norm)
 
 
 @pytest.mark.parametrize("on_device", [False, True])
