@@ -13,6 +13,7 @@ _LONG_IN_BFLOAT16 = 384
 """Positions from which attention in bfloat16 is trained in it on CPU; see `modules.attention`."""
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 _MIN_CHUNK_ROWS = 256
+_FEW_LOGITS = 2**20
 """Logits that the head holds at once; see `modules.cross_entropy`."""
 
 
@@ -136,10 +137,18 @@ def _kept_attention(model: ModelConfig, of: Pass, widths: Widths, device: str) -
 
 
 def head_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precision) -> int:
-    """Return the bytes that the head keeps: the gradients of its inputs and its weight, which it computes forward."""
+    """Return the bytes that the head keeps: the gradients of its inputs and its weight, or of few logits its inputs."""
     widths = Widths.of(precision)
     if model.classifier is not None:
         return 0
+    if (
+        precision == "32"
+        and of.head_tokens * vocab_size <= _FEW_LOGITS
+        and not (model.lora and model.lora.trained_tokens)
+    ):
+        # of torch's own operations: inputs, a copy of the tokens' rows, logarithms of probabilities, and their number
+        inputs = 0 if model.lora else of.head_tokens * model.hidden_dim
+        return _FLOAT32 * (inputs + vocab_size * model.hidden_dim + of.head_tokens * vocab_size + 1)
     return of.head_tokens * model.hidden_dim * widths.compute + head_weight_bytes(model, vocab_size)
 
 
