@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from modules.config_fields import (
     DERIVED,
     MOST_STEPS,
+    ActivationCheckpointing,
     Config,
     Count,
     CountOrZero,
@@ -337,3 +338,14 @@ class TrainingConfig(Config):
     """Log and refresh the progress line every this many steps."""
     compile: Runtime[bool] = False
     """Compile the model with torch.compile."""
+    activation_checkpointing: Runtime[ActivationCheckpointing] = "none"
+    """Computed again in the backward pass, to keep less: `blocks` whole blocks, `selective` all but their products."""
+
+    @model_validator(mode="after")
+    def _compiler_selects_itself(self) -> Self:
+        if self.compile and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "activation_checkpointing=selective: with compile=true torch.compile chooses what is cheap enough to "
+                "be computed again; set none, or blocks"
+            )
+        return self

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from modules.linear import product
+from modules.linear import linear, product
 from modules.token_rows import TokenRows
 
 # On CPU, the logits of a chunk must fit in the cache and stay below the size from which malloc maps fresh pages each
@@ -18,6 +19,10 @@ from modules.token_rows import TokenRows
 _CHUNK_ELEMENTS = {"cpu": 2**22}
 _CHUNK_ELEMENTS_ELSEWHERE = 2**26
 _MIN_CHUNK_ROWS = 256
+_FEW_LOGITS = 2**20
+"""Logits up to which torch's own operations compute all of them at once, and faster (torch 2.13.0)."""
+_MOST_PADDING = 1 / 16
+"""Share of the weight's rows up to which padding is computed, too, because it makes the rows an even number."""
 
 
 def linear_cross_entropy(
@@ -47,6 +52,8 @@ def linear_cross_entropy(
 
     Source: the chunking follows Apple's Cut Cross-Entropy, arXiv 2411.09009, and Liger Kernel, arXiv 2410.10989.
     """
+    if chunk_size is None and own is None and suits_plain(len(hidden), vocab_size, _compute_dtype(hidden)):
+        return _plain_cross_entropy(hidden, weight, targets, vocab_size)
     rows = chunk_size or chunk_rows(len(weight), weight.device.type)
     if not torch.is_grad_enabled():
         return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows, own)[0]
@@ -74,6 +81,7 @@ def linear_cross_entropy_stats(
     num_correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         own = _converted(own, dtype)
+        weight = _without_padding(weight, vocab_size)
         for chunk, _, log_probs in _chunks(hidden.to(dtype), weight.to(dtype), own, vocab_size, rows):
             index = targets[chunk, None]
             sum_loss -= log_probs.gather(1, index).sum()
@@ -84,6 +92,29 @@ def linear_cross_entropy_stats(
 def chunk_rows(num_columns: int, device_type: str) -> int:
     """Return the tokens in a chunk for `num_columns` of vocabulary: bounded logits, but enough rows to be fast."""
     return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device_type, _CHUNK_ELEMENTS_ELSEWHERE) // num_columns)
+
+
+def suits_plain(num_tokens: int, vocab_size: int, dtype: torch.dtype) -> bool:
+    """Return whether the logits are so few that chunks and gradients in the forward pass cost more than they save.
+
+    Not in half precision, whose gradients are to be scaled in float32.
+    """
+    return num_tokens * vocab_size <= _FEW_LOGITS and dtype in (torch.float32, torch.float64)
+
+
+def _plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    # a copy, because the backward pass must not need the weight, which ZeRO-3 has let go; it is small
+    rows = weight[:vocab_size].clone()
+    return F.cross_entropy(linear(hidden, rows, None), targets, reduction="sum")
+
+
+def _without_padding(weight: Tensor, vocab_size: int) -> Tensor:
+    """Return the rows [vocab_size, D] of tokens alone, where the others would cost more than they gain.
+
+    With 65 tokens in 128 rows the products took twice as long. A GPU multiplies quickly by multiples of 64 alone.
+    """
+    is_wasteful = len(weight) - vocab_size > _MOST_PADDING * len(weight)
+    return weight[:vocab_size] if is_wasteful and weight.device.type == "cpu" else weight
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -110,15 +141,17 @@ def _chunks(
         return
     num_chunks = -(-len(hidden) // rows)
     rows = -(-len(hidden) // num_chunks)
-    buffer = hidden.new_empty(rows, len(weight), dtype=_sum_dtype(hidden.dtype))
+    dtype = _sum_dtype(hidden.dtype)
+    buffer = hidden.new_empty(rows, len(weight), dtype=dtype) if num_chunks > 1 else None
     for start in range(0, len(hidden), rows):
         chunk = slice(start, min(start + rows, len(hidden)))
         logits = product(hidden[chunk], weight.t())
         if own is not None:
             logits[:, own.tokens] = product(hidden[chunk], own.rows.t())
-        logits[:, vocab_size:] = float("-inf")
-        log_probs = buffer[: len(logits)]
-        torch.log_softmax(logits, -1, dtype=log_probs.dtype, out=log_probs)
+        if vocab_size < len(weight):
+            logits[:, vocab_size:] = float("-inf")
+        log_probs = None if buffer is None else buffer[: len(logits)]
+        log_probs = torch.log_softmax(logits, -1, dtype=dtype, out=log_probs)
         yield chunk, logits, log_probs
 
 
@@ -140,7 +173,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             loss, *grads = _loss_and_gradients(
                 hidden.to(dtype),
-                weight.to(dtype),
+                _without_padding(weight, vocab_size).to(dtype),
                 _converted(own, dtype),
                 targets,
                 vocab_size,
@@ -148,16 +181,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 *ctx.needs_input_grad[:2],
             )
         ctx.save_for_backward(*grads)
+        ctx.num_padding = len(weight) - len(_without_padding(weight, vocab_size))
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads = (
+        hidden_grad, weight_grad, own_grad = (
             None if grad is None else (grad.to(loss_grad.dtype) * loss_grad).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *grads, None, None, None, None, None
+        if weight_grad is not None and ctx.num_padding:
+            weight_grad = F.pad(weight_grad, (0, 0, 0, ctx.num_padding))
+        return hidden_grad, weight_grad, own_grad, None, None, None, None, None
 
 
 def _loss_and_gradients(
@@ -175,7 +211,8 @@ def _loss_and_gradients(
     The gradients are scaled only in the backward pass: scaling here would lose small values in half precision.
     """
     sum_loss = torch.zeros((), dtype=_sum_dtype(hidden.dtype), device=hidden.device)
-    hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+    is_whole = 0 < len(hidden) <= rows  # then the gradient of a chunk is that of all, and need not be copied
+    hidden_grad = torch.empty_like(hidden) if wants_hidden and not is_whole else None
     weight_grad = weight.new_zeros(weight.shape) if wants_weight and not len(hidden) else None
     own_grad = None if own is None else own.rows.new_zeros(own.rows.shape, dtype=sum_loss.dtype)
     for chunk, logits, log_probs in _chunks(hidden, weight, own, vocab_size, rows):
@@ -188,10 +225,14 @@ def _loss_and_gradients(
             outer = grad[:, own.tokens]
             own_grad = _add_product(own_grad, outer.t(), hidden[chunk])
             grad[:, own.tokens] = 0  # the rows in the weight are not used
-        if hidden_grad is not None:
-            hidden_grad[chunk] = product(grad, weight)
+        if wants_hidden:
+            of_chunk = product(grad, weight)
             if own is not None:
-                hidden_grad[chunk] += product(outer, own.rows)
+                of_chunk += product(outer, own.rows)
+            if hidden_grad is None:
+                hidden_grad = of_chunk
+            else:
+                hidden_grad[chunk] = of_chunk
         if wants_weight:
             weight_grad = _add_product(weight_grad, grad.t(), hidden[chunk])
     return sum_loss, hidden_grad, weight_grad, own_grad

@@ -74,6 +74,7 @@ class GPTModule(LightningModule):
         """Build the model in this hook, where ZeRO-3 shards new parameters. Their values come from `initial_values`."""
         if not hasattr(self, "model"):
             self.model = GPT(self.model_config, self.vocab_size)
+            self.model.activation_checkpointing = self.training_config.activation_checkpointing
             if self.training_config.compile:
                 self.model.compile()
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modules.activation_checkpointing import runner
 from modules.attention import Attention, Examples, KeyValueCache, Rotations, attention_mask
+from modules.config_fields import ActivationCheckpointing
 from modules.cross_entropy import linear_cross_entropy, linear_cross_entropy_stats
 from modules.initial_values import initial_values
 from modules.layers import Embedding, Linear, dropout, feed_forward, norm
@@ -101,6 +103,8 @@ class GPT(nn.Module):
             tied: Any = self.token_embedding.weight
             weight = tied if config.tie_embeddings else nn.Parameter(torch.empty(num_rows, config.hidden_dim))
             self.head = OutputHead(weight, vocab_size)
+        self.activation_checkpointing: ActivationCheckpointing = "none"
+        """What training computes again in the backward pass; see `modules.activation_checkpointing`."""
         if config.lora is not None:
             add_adapters(self, config, config.lora)
 
@@ -161,8 +165,10 @@ class GPT(nn.Module):
         rotations = self.rotary.rotations(positions) if self.rotary is not None else None
         mask = attention_mask(length, past, causal, document_ids, padding_mask, input_ids.device)
         fused_causal = causal and mask is None and length > 1
+        trains = self.training and torch.is_grad_enabled() and cache is None
+        run = runner(self.activation_checkpointing if trains else "none", self.config.draws_masks)
         for block in self.blocks:
-            x = block(x, rotations, mask, fused_causal, cache, examples)
+            x = run(block, x, rotations, mask, fused_causal, cache, examples)
         if cache is not None:
             cache.length += length
         return self.final_norm(x)

@@ -1,16 +1,18 @@
 """What `orchestrator plan` shows: tables that fit into 80 columns, and a line for everything that is not known."""
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from modules.config import ActivationCheckpointing
 from orchestrator.display.terminal import new_console, new_table, print_line
 from orchestrator.display.units import count, duration, percent, size
 from orchestrator.planning.advice import nothing_fits
 from orchestrator.planning.flops import Flops, six_n
-from orchestrator.planning.memory import checkpointed_activations, not_reckoned
+from orchestrator.planning.memory import activations_with, not_reckoned
 from orchestrator.planning.plan import Plan, Range, StrategyPlan
 from orchestrator.planning.speed import flops_per_token
 from orchestrator.planning.weights import by_part, num_elements
@@ -216,12 +218,18 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield f"note: {nothing_fits(plan.setting, plan.device_bytes)}"
     if len(plan.setting.phases) > 1:
         yield "note: operations and times are those of the mean step over all phases"
-    yield (
-        "note: activations are kept, none is computed again: activation checkpointing is not in this program (with it "
-        f"they would be {size(checkpointed_activations(plan.setting))})"
-    )
+    yield _on_activations(plan)
     yield from _beside(plan)
     yield from _unknown(plan)
+
+
+def _on_activations(plan: Plan) -> str:
+    """Return what the other settings of activation checkpointing would keep."""
+    modes = get_args(ActivationCheckpointing)
+    others = [mode for mode in modes if mode != plan.setting.activation_checkpointing]
+    sizes = [f"{size(activations_with(plan.setting, mode))} with {mode}" for mode in others]
+    chosen = plan.setting.activation_checkpointing
+    return f"note: training.activation_checkpointing={chosen}; activations would be {' and '.join(sizes)}"
 
 
 def _beside(plan: Plan) -> Iterator[str]:

@@ -1,12 +1,9 @@
-"""What the forward pass keeps for the backward pass, tensor by tensor, as the model's own code keeps it.
-
-Nothing is computed again in the backward pass: the program has no activation checkpointing.
-"""
+"""What the forward pass keeps for the backward pass, tensor by tensor, as the model's own code keeps it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from modules.config import ObjectiveConfig, Precision
+from modules.config import ActivationCheckpointing, ObjectiveConfig, Precision
 from modules.model_config import ModelConfig, padded_vocab_size
 from orchestrator.planning.weights import LinearLayer, linear_layers
 
@@ -16,6 +13,7 @@ _LONG_IN_BFLOAT16 = 384
 """Positions from which attention in bfloat16 is trained in it on CPU; see `modules.attention`."""
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 _MIN_CHUNK_ROWS = 256
+_FEW_LOGITS = 2**20
 """Logits that the head holds at once; see `modules.cross_entropy`."""
 
 
@@ -76,28 +74,89 @@ def activation_bytes(model: ModelConfig, of: Pass, precision: Precision, device:
     per_token = model.num_layers * _block_bytes(model, of, widths, device) + _norm_bytes(model, widths)
     shared = 2 * model.width_per_head * _FLOAT32 * of.length if model.family == "llama" else _INDEX * of.length
     outside = _INDEX + _dropout_bytes(model, widths.weight, device)
-    if model.lora is not None and not model.lora.trained_tokens:
+    if _is_frozen_before(model):
         # the vocabulary is frozen, so the first norm and what is before it keep nothing
         outside = -_norm_bytes(model, widths)
         shared -= _INDEX * of.length if model.family == "gpt2" else 0
     return of.num_tokens * (per_token + outside) + shared + model.num_layers * _adapter_copies(model, widths)
 
 
-def kept_by_checkpointing(model: ModelConfig, of: Pass, precision: Precision, device: str) -> int:
-    """Return the same if each block kept its input alone and computed the rest again, which the program cannot do."""
+def kept_bytes(
+    model: ModelConfig, of: Pass, precision: Precision, device: str, mode: ActivationCheckpointing = "none"
+) -> int:
+    """Return the same under `training.activation_checkpointing`, at the end of the forward pass."""
+    if mode == "none":
+        return activation_bytes(model, of, precision, device)
     widths = Widths.of(precision)
-    inputs = of.num_tokens * model.num_layers * model.hidden_dim * widths.weight
-    one = activation_bytes(model.model_copy(update={"num_layers": 1}), of, precision, device)
-    return inputs + one
+    outside = activation_bytes(model.model_copy(update={"num_layers": 0}), of, precision, device)
+    if _is_frozen_before(model):  # where the first norm keeps nothing; its block keeps its input all the same
+        outside += of.num_tokens * _norm_bytes(model, widths)
+    mask = of.num_tokens * of.length if of.has_mask else 0  # a byte each
+    return outside + mask + of.num_tokens * model.num_layers * _kept_of_block(model, of, widths, device, mode)
+
+
+def again_bytes(model: ModelConfig, of: Pass, precision: Precision, device: str, mode: ActivationCheckpointing) -> int:
+    """Return what the backward pass adds where it has computed a block again: the rest of it, and gradients."""
+    if mode == "none":
+        return 0
+    widths = Widths.of(precision)
+    rest = _block_bytes(model, of, widths, device) - _kept_of_block(model, of, widths, device, mode)
+    # of what GELU takes, once its result is let go, and of both that SwiGLU multiplies
+    inner = model.feed_forward_dim * (1 if model.family == "gpt2" else 2)
+    gradients = inner * widths.compute + model.hidden_dim * widths.weight
+    return of.num_tokens * (max(0, rest) + gradients)
+
+
+def _is_frozen_before(model: ModelConfig) -> bool:
+    """Return whether nothing before the first block is trained."""
+    return model.lora is not None and not model.lora.trained_tokens
+
+
+def _kept_of_block(model: ModelConfig, of: Pass, widths: Widths, device: str, mode: ActivationCheckpointing) -> int:
+    """Return what one block that is computed again keeps for each token: its input, and what `selective` adds."""
+    of_input = model.hidden_dim * widths.weight
+    if mode == "blocks":
+        return of_input
+    products = sum(layer.num_outputs + _kept_of_adapter(model, layer) for layer in linear_layers(model))
+    return of_input + products * widths.compute + _kept_attention(model, of, widths, device)
+
+
+def _kept_of_adapter(model: ModelConfig, layer: LinearLayer) -> int:
+    """Return the numbers of an adapter's two products that are kept; see `modules.activation_checkpointing`."""
+    hidden = _adapter_hidden(model, layer)
+    first = hidden if 8 * layer.num_inputs >= hidden else 0
+    return first + (layer.num_outputs if hidden and 8 * hidden >= layer.num_outputs else 0)
+
+
+def _kept_attention(model: ModelConfig, of: Pass, widths: Widths, device: str) -> int:
+    """Return the bytes of what attention gives, and of the sums of its softmax; with dropout it is computed again."""
+    if model.dropout:
+        return 0
+    width = _FLOAT32 if _attends_in_float32(of, widths, device) else widths.compute
+    return model.num_heads * (model.width_per_head * width + _FLOAT32)
 
 
 def head_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precision) -> int:
-    """Return the bytes that the head keeps: the gradients of its inputs and its weight, which it computes forward."""
+    """Return the bytes that the head keeps: the gradients of its inputs and its weight, or of few logits its inputs."""
     widths = Widths.of(precision)
     if model.classifier is not None:
         return 0
-    of_weight = 0 if model.lora else padded_vocab_size(vocab_size) * model.hidden_dim * _FLOAT32
-    return of.head_tokens * model.hidden_dim * widths.compute + of_weight
+    if (
+        precision == "32"
+        and of.head_tokens * vocab_size <= _FEW_LOGITS
+        and not (model.lora and model.lora.trained_tokens)
+    ):
+        # of torch's own operations: inputs, a copy of the tokens' rows, logarithms of probabilities, and their number
+        inputs = 0 if model.lora else of.head_tokens * model.hidden_dim
+        return _FLOAT32 * (inputs + vocab_size * model.hidden_dim + of.head_tokens * vocab_size + 1)
+    return of.head_tokens * model.hidden_dim * widths.compute + head_weight_bytes(model, vocab_size)
+
+
+def head_weight_bytes(model: ModelConfig, vocab_size: int) -> int:
+    """Return the bytes of the gradient of the head's weight, which waits for that of an embedding with tied weights."""
+    if model.classifier is not None or model.lora is not None:
+        return 0
+    return padded_vocab_size(vocab_size) * model.hidden_dim * _FLOAT32
 
 
 def head_buffer_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precision, device: str) -> int:
@@ -141,7 +200,7 @@ def _attention_bytes(model: ModelConfig, of: Pass, widths: Widths, device: str) 
     """Return what attention keeps but the input of its projection, which a linear layer keeps."""
     inner, kv = model.num_heads * model.width_per_head, model.kv_heads * model.width_per_head
     found = model.num_heads * _FLOAT32  # sums of the softmax
-    in_float32 = device == "cpu" and widths.compute == 2 and of.length < _LONG_IN_BFLOAT16
+    in_float32 = _attends_in_float32(of, widths, device)
     if in_float32:
         found += (inner + 2 * kv + inner) * _FLOAT32
     else:
@@ -156,6 +215,10 @@ def _attention_bytes(model: ModelConfig, of: Pass, widths: Widths, device: str) 
     if of.has_mask:
         found += of.length * (_FLOAT32 if in_float32 else widths.compute)
     return found
+
+
+def _attends_in_float32(of: Pass, widths: Widths, device: str) -> bool:
+    return device == "cpu" and widths.compute == 2 and of.length < _LONG_IN_BFLOAT16
 
 
 def _activation_function(model: ModelConfig, widths: Widths) -> int:

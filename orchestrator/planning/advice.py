@@ -1,6 +1,7 @@
 """The simplest strategy that fits, which `strategy=auto` takes, and what would fit where none does."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from modules.config import Precision, divisors
 from orchestrator.errors import ConfigError
@@ -55,7 +56,7 @@ def nothing_fits(of: Setting, device_bytes: float, host_bytes: float | None = No
     """Return what is lacking where no strategy fits, and what would fit."""
     least = min(needed(memory(of, name), of) for name in candidates(of.num_workers, of.precision))
     of_host = "" if host_bytes is None else f" and {host_bytes / 1e9:.3g} GB of the host"
-    changes = list(_changes(of, device_bytes, host_bytes))
+    changes = [*_changes(of, device_bytes, host_bytes), *_blocks_again(of, device_bytes, host_bytes)]
     would = f"what would fit: {'; or '.join(changes)}" if changes else _too_long(of)
     lacking = f"a worker needs {least / 1e9:.3g} GB at least and has {device_bytes / 1e9:.3g} GB{of_host}"
     return f"no strategy fits: {lacking}; {would}"
@@ -74,6 +75,13 @@ def _changes(of: Setting, device_bytes: float, host_bytes: float | None) -> Iter
         if found := simplest(of.among(number), device_bytes):
             yield f"cluster.num_workers={number} with training.micro_batch_size=1 ({found})"
             break
+
+
+def _blocks_again(of: Setting, device_bytes: float, host_bytes: float | None) -> Iterator[str]:
+    """Yield that blocks are computed again, if a strategy fits with that."""
+    again = replace(of, activation_checkpointing="blocks")
+    if of.activation_checkpointing != "blocks" and (found := simplest(again, device_bytes, host_bytes)):
+        yield f"training.activation_checkpointing=blocks ({found})"
 
 
 def _too_long(of: Setting) -> str:

@@ -5,13 +5,13 @@ stages 1 and 2, all weights and this worker's float32 copy of its part, also wit
 second copy of those. Its gradients pass through a bucket of 5e8 elements, which a GPU allocates as a whole.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from modules.config import ObjectiveConfig, Precision
+from modules.config import ActivationCheckpointing, ObjectiveConfig, Precision
 from modules.model_config import ModelConfig
 from modules.phases import phase_ends
 from orchestrator.configuration.groups import StrategyName
@@ -20,10 +20,11 @@ from orchestrator.errors import ConfigError
 from orchestrator.planning.activations import (
     Pass,
     Widths,
-    activation_bytes,
+    again_bytes,
     head_buffer_bytes,
     head_bytes,
-    kept_by_checkpointing,
+    head_weight_bytes,
+    kept_bytes,
     passes,
 )
 from orchestrator.planning.weights import OptimizerName, Weight, num_elements, num_moments, weights
@@ -85,6 +86,7 @@ class Setting:
     num_steps: int = 1000
     """Which the lengths of phases are shares of."""
     within_documents: bool = False
+    activation_checkpointing: ActivationCheckpointing = "none"
     device: Literal["cpu", "cuda"] = "cuda"
     keeps_snapshot: bool = True
     """Whether a save is copied into memory before it is written (`checkpoint.mode=async`)."""
@@ -220,23 +222,25 @@ def needed(found: Memory, of: Setting) -> int:
     return found.on_device if of.device == "cuda" else on_host_alone(found)
 
 
-def checkpointed_activations(of: Setting) -> int:
-    """Return the activations if blocks were computed again in the backward pass, which the program cannot do."""
-    return max(
-        sum(kept_by_checkpointing(of.model, each, of.precision, of.device) for each in phase) for phase in of.phases
-    )
+def activations_with(of: Setting, mode: ActivationCheckpointing) -> int:
+    """Return the activations at the fullest moment under another `training.activation_checkpointing`."""
+    return _forward(replace(of, activation_checkpointing=mode)).activations
 
 
 def _forward(of: Setting) -> Memory:
-    """Return what the end of the forward pass adds, in the phase that needs most."""
+    """Return what the end of the forward pass adds, or the first block computed again, in the fullest phase."""
+    model, mode = of.model, of.activation_checkpointing
+    common = (of.precision, of.device)
 
-    def of_phase(phase: list[Pass]) -> Memory:
-        kept = sum(activation_bytes(of.model, each, of.precision, of.device) for each in phase)
-        head = sum(head_bytes(of.model, of.vocab_size, each, of.precision) for each in phase)
-        last = head_buffer_bytes(of.model, of.vocab_size, phase[-1], of.precision, of.device)
-        return Memory(activations=kept, head=head + last)
+    def of_phase(phase: list[Pass]) -> Iterator[Memory]:
+        kept = sum(kept_bytes(model, each, *common, mode) for each in phase)
+        head = sum(head_bytes(model, of.vocab_size, each, of.precision) for each in phase)
+        yield Memory(activations=kept, head=head + head_buffer_bytes(model, of.vocab_size, phase[-1], *common))
+        if mode != "none":
+            again = max(again_bytes(model, each, *common, mode) for each in phase)
+            yield Memory(activations=kept + again, head=len(phase) * head_weight_bytes(model, of.vocab_size))
 
-    return max((of_phase(phase) for phase in of.phases), key=lambda end: end.on_device)
+    return max((moment for phase in of.phases for moment in of_phase(phase)), key=lambda moment: moment.on_device)
 
 
 def _without_zero(of: Setting, strategy: Strategy) -> Memory:

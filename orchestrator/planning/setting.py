@@ -30,6 +30,7 @@ def setting_of(config: TrainingRunConfig, vocab_size: int, device: Literal["cpu"
         objective=config.objective if isinstance(config, PretrainConfig) else None,
         num_steps=training.num_steps,
         within_documents=isinstance(config, PretrainConfig) and training.attention_scope == "document",
+        activation_checkpointing=training.activation_checkpointing,
         device=device,
         keeps_snapshot=config.checkpoint.mode == "async",
         deepspeed=settings,

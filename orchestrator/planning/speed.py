@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
 
+from modules.config import ActivationCheckpointing
 from orchestrator.configuration.planning import DeviceConfig
 from orchestrator.planning.activations import Pass, activation_bytes
 from orchestrator.planning.flops import Flops, pass_flops
@@ -50,8 +51,8 @@ class Work:
     """Blocks of layers, in all micro-batches."""
     link_seconds: float
     """Of its communication."""
-    recomputes: bool = False
-    """Whether the backward pass computes the forward pass again."""
+    recomputes: ActivationCheckpointing = "none"
+    """What of the forward pass the backward pass computes again."""
 
     @property
     def flops(self) -> float:
@@ -72,6 +73,7 @@ def work(of: Setting, strategy: Strategy, link_seconds: float) -> Work:
         num_parameters=of.num_trained / holders,
         num_blocks=times * num_passes * of.model.num_layers,
         link_seconds=link_seconds,
+        recomputes=of.activation_checkpointing,
     )
 
 
@@ -83,9 +85,10 @@ def step_seconds(done: Work, device: DeviceConfig, costs: Costs = COSTS) -> floa
     assert bandwidth is not None
     assert of_matmul is not None
     assert of_attention is not None
-    again = 4 / 3 if done.recomputes else 1.0
+    again = 4 / 3 if done.recomputes == "blocks" else 1.0
+    moved_again = 1.0 if done.recomputes == "none" else 4 / 3
     products = done.matmul_flops / of_matmul + done.attention_flops / of_attention
-    moved = again * costs.activation_passes * done.moved_bytes + costs.bytes_per_parameter * done.num_parameters
+    moved = moved_again * costs.activation_passes * done.moved_bytes + costs.bytes_per_parameter * done.num_parameters
     return (
         again * products / (1e12 * peak)
         + moved / (1e9 * bandwidth)

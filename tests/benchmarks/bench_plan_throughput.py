@@ -85,7 +85,7 @@ class PublishedRun:
         speed = 1e9 * (link("nvlink4" if self.device == "h100_80gb" else "nvlink3").gigabytes_per_second)
         if self.devices > 8:
             speed = 1e9 * link(LINKS[self.device]).gigabytes_per_second
-        return replace(work(setting, "zero3", sent / speed), recomputes=self.recomputes)
+        return replace(work(setting, "zero3", sent / speed), recomputes="blocks" if self.recomputes else "none")
 
     def predicted(self, costs: Costs = COSTS, matmul: float | None = None, attention: float | None = None) -> float:
         """Return tokens per second and device."""

@@ -1,35 +1,84 @@
-"""Runs every bench_*.py beside this file and prints one table of ratios; with --json FILE also writes it there."""
+"""Runs every bench_*.py beside this file and prints one table of ratios; with --json FILE also writes it there.
+
+A benchmark that fails is named in the table with its reason; the others run all the same, and the exit code is 1.
+"""
 
 import argparse
 import importlib
 import json
+import math
+import os
+import platform
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-Row = tuple[str, float, float, float]
-"""What, ours, the peer's, and the peer's over ours in time or memory, or ours over the peer's in throughput."""
+
+class Row(NamedTuple):
+    """One line of the table; a failed one has a reason and no figures."""
+
+    what: str
+    ours: float | None = None
+    peer: float | None = None
+    ratio: float | None = None
+    """The peer's over ours in time or memory, or ours over the peer's in throughput."""
+    failure: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmarks named in `argv`, or all of them."""
+    """Run the benchmarks named in `argv`, or all of them; return 1 if something has failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="bench_NAME.py to run; all when none is named")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args(argv)
+    _leave_clusters_alone()
     rows = [row for name in arguments.names or _all_names() for row in _rows(name)]
-    Console().print(_table(rows))
+    console = Console()
+    console.print(machine(), highlight=False)
+    console.print(_table(rows))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    return 0
+        figures = [row if row.failure else row[:4] for row in rows]
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return int(any(row.failure for row in rows))
 
 
 def better_by(what: str, ours: float, peer: float) -> float:
     """Return how many times better ours is: rates end in "/s)", all else is the better the smaller it is."""
     return ours / peer if what.endswith("/s)") else peer / ours
+
+
+def machine() -> str:
+    """Return what the figures were measured on: processor, cores, threads, GPUs and the version of torch."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(
+        [
+            _processor(),
+            f"{len(os.sched_getaffinity(0))} cores",
+            torch.backends.cpu.get_cpu_capability(),
+            f"torch {torch.__version__} with {torch.get_num_threads()} threads",
+            *gpus,
+        ]
+    )
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _leave_clusters_alone() -> None:
+    """Have every peer start a Ray of its own: `ray.init()` would join a cluster of this address or of a `ray start`."""
+    os.environ["RAY_ADDRESS"] = "local"
 
 
 def _all_names() -> list[str]:
@@ -38,8 +87,32 @@ def _all_names() -> list[str]:
 
 def _rows(name: str) -> list[Row]:
     print(f"running {name} ...", file=sys.stderr, flush=True)
-    found = importlib.import_module(f"bench_{name}").main()
-    return [(what, ours, peer, better_by(what, ours, peer)) for what, ours, peer, *_ in found]
+    rows: list[Row] = []
+    try:
+        # of a generator, the rows before its failure stay
+        rows.extend(_row(*row[:3]) for row in importlib.import_module(f"bench_{name}").main())
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        rows.append(Row(name, failure=_reason(error)))
+    return rows
+
+
+def _row(what: str, ours: float, peer: float) -> Row:
+    try:
+        ratio = better_by(what, ours, peer)
+    except ZeroDivisionError:
+        ratio = math.nan
+    if math.isfinite(ratio):
+        return Row(what, ours, peer, ratio)
+    return Row(what, failure=f"not a ratio: ours {ours:g}, the peer's {peer:g}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return the last line of what an error says, of a process that failed that of its output."""
+    said = getattr(error, "stderr", None) or getattr(error, "stdout", None) or str(error)
+    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -47,8 +120,11 @@ def _table(rows: Sequence[Row]) -> Table:
     table.add_column("what")
     for name in ("ours", "peer", "ratio"):
         table.add_column(name, justify="right")
-    for what, ours, peer, ratio in rows:
-        table.add_row(what, f"{ours:,.4g}", f"{peer:,.4g}", f"{ratio:.2f}")
+    for what, ours, peer, ratio, failure in rows:
+        if failure is not None:
+            table.add_row(f"{what}: {failure}", "", "", "failed", style="red")
+        else:
+            table.add_row(what, f"{ours:,.4g}", f"{peer:,.4g}", f"{ratio:.2f}")
     return table
 
 

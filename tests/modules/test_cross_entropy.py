@@ -1,8 +1,11 @@
 """Linear cross entropy beside the plain computation."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
+from live_bytes import LiveBytes
 from torch import Tensor
 
 from modules.cross_entropy import chunk_rows, linear_cross_entropy, linear_cross_entropy_stats
@@ -55,6 +58,31 @@ def test_padding_rows_get_no_probability_and_no_gradient() -> None:
     assert not weight.grad[VOCAB:].any()
     assert hidden.grad is not None
     assert hidden.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("chunk_size", [None, 8])
+def test_much_padding_is_not_computed(chunk_size: int | None) -> None:
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        weight[VOCAB:] = torch.nan
+    mean_loss(hidden, weight, targets, VOCAB, chunk_size).backward()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+    assert weight.grad is not None
+    assert not weight.grad[VOCAB:].any()
+
+
+def test_few_logits_take_no_more_memory_than_the_plain_computation() -> None:
+    def most(loss_of: Callable[..., Tensor]) -> int:
+        hidden, weight, targets = (
+            torch.cat([each] * 20) if index != 1 else each for index, each in enumerate(inputs())
+        )
+        with LiveBytes([hidden, weight, targets]) as live:
+            torch.autograd.grad(loss_of(hidden, weight, targets), (hidden, weight))
+        return live.most
+
+    copied = VOCAB * WIDTH * 4  # the rows of the tokens, which the backward pass needs without the weight
+    assert most(lambda *tensors: mean_loss(*tensors, VOCAB)) <= most(plain) + copied + 64
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])

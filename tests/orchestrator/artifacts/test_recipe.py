@@ -42,6 +42,7 @@ RUNTIME_FIELDS = {
     *("dry_run", "force", "keep_going", "only", "pipeline.name"),
     *(
         "training.compile",
+        "training.activation_checkpointing",
         "fix",
         "build",
         "name",

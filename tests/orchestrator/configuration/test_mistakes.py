@@ -35,6 +35,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"training": {"num_steps": 1.5}}, "training.num_steps=1.5: must be a whole number"),
     ({"training": {"num_steps": 0}}, "training.num_steps=0: must be above 0"),
     ({"training": {"compile": "maybe"}}, "training.compile=maybe: must be true or false"),
+    (
+        {"training": {"compile": True, "activation_checkpointing": "selective"}},
+        "training.activation_checkpointing=selective: with compile=true torch.compile chooses what is cheap enough to "
+        "be computed again; set none, or blocks",
+    ),
     ({"training": 5}, "training=5: must be fields and values, {field:value}"),
     ({"training": {"precision": 8}}, "training.precision=8: must be one of 32, bf16, 16, bf16-true, 16-true"),
     ({"data": {"val_fraction": 2}}, "data.val_fraction=2: must be below 1"),

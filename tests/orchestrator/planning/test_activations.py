@@ -1,17 +1,26 @@
 """The bytes that a forward pass is said to keep are those of the tensors that autograd keeps."""
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 
 from modules import linear
-from modules.config import ObjectiveConfig, PhaseConfig, Precision
+from modules.config import ActivationCheckpointing, ObjectiveConfig, PhaseConfig, Precision
 from modules.data.masking import num_masked
 from modules.model import GPT, initialize
 from modules.model_config import LoraConfig, ModelConfig
-from orchestrator.planning.activations import Pass, activation_bytes, head_bytes, kept_by_checkpointing, passes
+from orchestrator.planning.activations import (
+    Pass,
+    activation_bytes,
+    again_bytes,
+    head_bytes,
+    head_weight_bytes,
+    kept_bytes,
+    passes,
+)
 
 VOCAB = 256
 SHAPES: dict[str, dict[str, Any]] = {
@@ -32,6 +41,11 @@ PRECISIONS: tuple[Precision, ...] = ("32", "bf16", "bf16-true")
 def _products_as_with_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the same products on every processor; torch's own do not keep the weights of the first adapters."""
     monkeypatch.setattr(linear, "_onednn_is_faster", lambda: True)
+
+
+class Lived(NamedTuple):
+    kept: int
+    fullest: int
 
 
 def kept(config: ModelConfig, batch: int, length: int, precision: Precision, **inputs: torch.Tensor) -> int:
@@ -85,7 +99,37 @@ def test_each_loss_of_a_phase_has_a_pass_of_its_own() -> None:
     assert [each.head_tokens for each in second] == [3 * num_masked(config, 40)]
 
 
-def test_blocks_that_are_computed_again_keep_their_inputs_and_one_block() -> None:
-    config, of = ModelConfig(num_layers=10, hidden_dim=64), Pass(1000, 100, 1000)
-    less, whole = kept_by_checkpointing(config, of, "32", "cuda"), activation_bytes(config, of, "32", "cuda")
-    assert 10 * 1000 * 64 * 4 < less < 0.3 * whole
+@pytest.mark.parametrize("mode", ["blocks", "selective"])
+@pytest.mark.parametrize("precision", PRECISIONS[:2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blocks_that_are_computed_again_keep_what_is_said(
+    shape: str, precision: Precision, mode: ActivationCheckpointing
+) -> None:
+    config = ModelConfig(num_layers=4, num_heads=4, hidden_dim=64, mlp_dim=192, max_positions=512, **SHAPES[shape])
+    of = Pass(512, 512, 512)
+    seen = lived(config, 1, 512, precision, mode)
+    head = head_bytes(config, VOCAB, of, precision)
+    found = kept_bytes(config, of, precision, "cpu", mode)
+    assert found + head == pytest.approx(seen.kept, rel=0.01)
+    fullest = found + head_weight_bytes(config, VOCAB) + again_bytes(config, of, precision, "cpu", mode)
+    assert fullest == pytest.approx(seen.fullest, rel=0.1)
+
+
+def lived(config: ModelConfig, batch: int, length: int, precision: Precision, mode: ActivationCheckpointing) -> Lived:
+    """Return the bytes of all tensors beside the parameters and their gradients, at the end of the forward pass and at
+    the fullest moment of the backward pass."""
+    model = GPT(config, VOCAB)
+    initialize(model, 1)
+    model = model.bfloat16() if precision == "bf16-true" else model
+    model.activation_checkpointing = mode
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    ids = torch.randint(0, VOCAB, (batch, length))
+    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    with LiveBytes([*model.parameters(), *grads, ids]) as live:
+        with autocast:
+            loss = model.head(model(ids), ids)
+        kept = live.begin_anew()
+        loss.backward()
+    return Lived(kept, live.most)
