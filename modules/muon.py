@@ -46,17 +46,18 @@ class Muon(torch.optim.AdamW):
         """Set where a worker holds flat ranges of the matrices."""
         self.num_orthogonalized = 0
         """Matrices that this process has orthogonalised, over all steps."""
+        self._is_skipped: Tensor | None = None
+        """Whether the step leaves everything as it is, bool [] on the device; None if that was not asked."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update all weights, or none if the gradient overflowed under a scaler of float16."""
+        """Update all weights, or none if `found_inf` is set and not 0, for which this process does not wait."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():  # a wait for the device, in float16 alone
-            return loss
+        self._is_skipped = None if found_inf is None else found_inf != 0
         groups = self.param_groups
         for group in groups:
             if group.get("muon"):
@@ -75,7 +76,10 @@ class Muon(torch.optim.AdamW):
             weights = [trained[index] for index in indices]
             updates = self._scaled_updates(weights, [self._averaged(weight, momentum) for weight in weights])
             for weight, update in zip(weights, updates, strict=True):
-                weight.mul_(1 - rate * decay).add_(update, alpha=-rate)
+                moved = weight if self._is_skipped is None else weight.clone()
+                moved.mul_(1 - rate * decay).add_(update, alpha=-rate)
+                if moved is not weight:
+                    weight.copy_(self._unless_skipped(moved, weight))
 
     def _averaged(self, weight: Tensor, momentum: float) -> Tensor:
         """Return the mean of the gradients with Nesterov's momentum."""
@@ -83,8 +87,13 @@ class Muon(torch.optim.AdamW):
         assert gradient is not None
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(weight)
-        average = state["exp_avg"].lerp_(gradient, 1 - momentum)
+        average = state["exp_avg"]
+        gradient = self._unless_skipped(gradient, average)  # between equal numbers, the mean stays what it is
+        average.lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)
+
+    def _unless_skipped(self, value: Tensor, otherwise: Tensor) -> Tensor:
+        return value if self._is_skipped is None else torch.where(self._is_skipped, otherwise, value)
 
     def _scaled_updates(self, weights: Sequence[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
         if self.shards is None:

@@ -30,7 +30,7 @@ def tiny_model() -> GPT:
 def with_gradients(model: nn.Module, step: int = 0) -> None:
     generator = torch.Generator().manual_seed(step)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
 
 
 def exact_newton_schulz(matrix: Tensor) -> Tensor:
@@ -155,14 +155,20 @@ def test_only_adamws_part_is_clipped() -> None:
     assert clipped == {id(p) for name, p in model.named_parameters() if p.dim() < 2 or not name.startswith("blocks.")}
 
 
-def test_an_overflow_that_a_scaler_has_found_changes_nothing() -> None:
-    model = tiny_model()
-    optimizer: Any = build_optimizer(parameter_groups(model, CONFIG), CONFIG)
-    with_gradients(model)
-    optimizer.step()
-    before = [tensor.clone() for tensor in [*model.parameters(), *(s["exp_avg"] for s in optimizer.state.values())]]
-    optimizer.found_inf = torch.tensor(1.0)
-    with_gradients(model, 1)
-    optimizer.step()
-    after = [*model.parameters(), *(s["exp_avg"] for s in optimizer.state.values())]
-    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_the_device_alone_decides_whether_a_step_is_taken(is_bad: bool, dtype: torch.dtype, monkeypatch) -> None:
+    def trained(*verdicts: bool | None) -> list[Tensor]:
+        model = tiny_model().to(dtype)
+        optimizer: Any = build_optimizer(parameter_groups(model, CONFIG), CONFIG)
+        for step, verdict in enumerate(verdicts):
+            with_gradients(model, step)
+            for parameter in model.parameters():
+                parameter.grad *= torch.nan if verdict else 1.0
+            optimizer.found_inf = None if verdict is None else torch.tensor(float(verdict))
+            optimizer.step()
+        return [*model.parameters(), *(state["exp_avg"] for state in optimizer.state.values())]
+
+    expected = trained(None) if is_bad else trained(None, None)
+    monkeypatch.setattr(Tensor, "item", None)
+    assert all(torch.equal(*pair) for pair in zip(expected, trained(None, is_bad), strict=True))
