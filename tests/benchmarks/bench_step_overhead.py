@@ -43,7 +43,7 @@ WINDOW = 50
 """Steps between two looks at the clock."""
 NUM_STEPS = 7 * WINDOW
 """The first window warms up and does not count."""
-REPEATS = 3
+REPEATS = 7
 NEVER = 10**9
 
 

@@ -196,7 +196,7 @@ def test_notice_in_the_step_that_ends_the_patience_is_not_lost(pool_of, gone_bac
 
 @pytest.mark.parametrize(
     "strategy",
-    [name if name in ("ddp", "zero2") else pytest.param(name, marks=pytest.mark.long) for name in STRATEGIES],
+    [name if name == "ddp" else pytest.param(name, marks=pytest.mark.long) for name in STRATEGIES],
 )
 def test_verdicts_that_are_read_a_step_later_change_nothing(pool_of, text, tmp_path: Path, strategy: str) -> None:
     outcomes, weights, states = [], [], []

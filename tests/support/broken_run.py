@@ -166,9 +166,13 @@ def samples_of_steps(root: Path) -> dict[int, list[int]]:
     begins = [event["time"] for event in events(root, "begin")]
     attempts: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for file in (root / "samples").iterdir():
-        for line in file.read_text().splitlines():
-            seconds, step, *samples = line.split()
-            attempts[int(step)][bisect.bisect(begins, float(seconds))] += map(int, samples)
+        rows = [line.split() for line in file.read_text().splitlines()]
+        first = rows[0][1] if rows else None
+        # in its first step a rank may be ahead of rank 0, which says that it begins, but not in the next one
+        second_begun = next((float(seconds) for seconds, step, *_ in rows if step != first), 0.0)
+        for seconds, step, *samples in rows:
+            at = max(float(seconds), second_begun) if step == first else float(seconds)
+            attempts[int(step)][bisect.bisect(begins, at)] += map(int, samples)
     return {step: sorted(attempts[step][max(attempts[step])]) for step in sorted(attempts)}
 
 

@@ -18,7 +18,7 @@ from modules.data.tokenizer import build_tokenizer
 from orchestrator.cli import main
 from orchestrator.configuration.commands import PretrainConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 STEPS, BATCH = 8, 12
 Samples = dict[int, str]
 """The text of each sample by its number."""

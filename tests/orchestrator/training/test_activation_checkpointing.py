@@ -12,7 +12,10 @@ pytestmark = pytest.mark.slow
 
 STEPS, BEGUN = 3, 1
 MODEL = {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "max_positions": 32, "dropout": 0.1}
-CASES = [("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+CASES = [
+    *(("single", 1), ("ddp", 2), ("zero3", 2)),
+    *(pytest.param(name, 2, marks=pytest.mark.long) for name in ("zero1", "zero2")),
+]
 # weights are let go after each use, so that they are gathered in the middle of what is computed again
 AT_ONCE = {"zero_optimization": {"stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 0}}
 

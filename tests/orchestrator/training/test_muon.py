@@ -25,6 +25,7 @@ SINGLE: Way = ("single", 1)
 SHARDED: list[Way] = [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero2_offload", 2)]
 LATER = [("zero2", 2), ("zero2_offload", 2)]
 """Left to `make test-faults` where they differ from ZeRO-1 in nothing that a test can see."""
+WAYS = [pytest.param(way, marks=pytest.mark.long) if way in LATER else way for way in (SINGLE, *SHARDED)]
 RESIZED = [
     (SINGLE, ("ddp", 2)),
     (("zero1", 2), SINGLE),
@@ -119,7 +120,7 @@ def differences(outcome: Outcome, reference: Outcome, name: str = "train/loss") 
     return [abs(value - expected[step]) / expected[step] for step, value in found.items()]
 
 
-@pytest.mark.parametrize("way", SHARDED, ids=str)
+@pytest.mark.parametrize("way", WAYS[1:], ids=str)
 def test_losses_and_gradient_norms_are_those_of_one_process(workshop: Workshop, way: Way) -> None:
     _, reference = workshop.trained(SINGLE)
     _, outcome = workshop.trained(way)
@@ -129,14 +130,14 @@ def test_losses_and_gradient_norms_are_those_of_one_process(workshop: Workshop, 
         assert max(found) <= 1e-4
 
 
-@pytest.mark.parametrize("way", [SINGLE, *SHARDED], ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_skipped_step_leaves_weights_and_momentum_bit_for_bit(workshop: Workshop, way: Way) -> None:
     run, outcome = workshop.trained(way)
     assert [event["step"] for event in outcome.events if event["kind"] == "skip"] == [*BAD]
     assert run.state(BAD[1]) == run.state(BAD[1] + 1) != run.state(BAD[1] + 2)
 
 
-@pytest.mark.parametrize("way", [SINGLE, *SHARDED], ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_every_good_step_orthogonalises_every_matrix_once(workshop: Workshop, way: Way) -> None:
     workshop.trained(way)
     counts = Counted(workshop.folder / f"{way[0]}-{way[1]}").read()
@@ -146,9 +147,7 @@ def test_every_good_step_orthogonalises_every_matrix_once(workshop: Workshop, wa
     assert min(counts) > 0
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=pytest.mark.long) if way in LATER else way for way in (SINGLE, *SHARDED)], ids=str
-)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_continued_run_ends_in_the_same_weights_bit_for_bit(workshop: Workshop, way: Way) -> None:
     run, _ = workshop.trained(way)
     continued, _ = workshop.continued(way, way)
