@@ -52,8 +52,8 @@ def linear_cross_entropy(
 
     Source: the chunking follows Apple's Cut Cross-Entropy, arXiv 2411.09009, and Liger Kernel, arXiv 2410.10989.
     """
-    if chunk_size is None and own is None and suits_plain(len(hidden), vocab_size, _compute_dtype(hidden)):
-        return _plain_cross_entropy(hidden, weight, targets, vocab_size)
+    if chunk_size is None and suits_plain(len(hidden), vocab_size, _compute_dtype(hidden)):
+        return _plain_cross_entropy(hidden, weight, targets, vocab_size, own)
     rows = chunk_size or chunk_rows(len(weight), weight.device.type)
     if not torch.is_grad_enabled():
         return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows, own)[0]
@@ -102,9 +102,13 @@ def suits_plain(num_tokens: int, vocab_size: int, dtype: torch.dtype) -> bool:
     return num_tokens * vocab_size <= _FEW_LOGITS and dtype in (torch.float32, torch.float64)
 
 
-def _plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+def _plain_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, own: TokenRows | None
+) -> Tensor:
     # a copy, because the backward pass must not need the weight, which ZeRO-3 has let go; it is small
     rows = weight[:vocab_size].clone()
+    if own is not None:  # in one product, so that equal rows give equal bits
+        rows = rows.index_copy(0, own.tokens, own.rows.to(rows.dtype))
     return F.cross_entropy(linear(hidden, rows, None), targets, reduction="sum")
 
 

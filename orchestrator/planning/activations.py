@@ -141,14 +141,10 @@ def head_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precisi
     widths = Widths.of(precision)
     if model.classifier is not None:
         return 0
-    if (
-        precision == "32"
-        and of.head_tokens * vocab_size <= _FEW_LOGITS
-        and not (model.lora and model.lora.trained_tokens)
-    ):
+    if precision == "32" and of.head_tokens * vocab_size <= _FEW_LOGITS:
         # of torch's own operations: inputs, a copy of the tokens' rows, logarithms of probabilities, and their number;
         # targets lie with the token ids, which embeddings keep where they are trained
-        inputs = _INDEX * of.head_tokens if model.lora else _FLOAT32 * of.head_tokens * model.hidden_dim
+        inputs = _INDEX * of.head_tokens if _is_frozen_before(model) else _FLOAT32 * of.head_tokens * model.hidden_dim
         return inputs + _FLOAT32 * (vocab_size * model.hidden_dim + of.head_tokens * vocab_size + 1)
     return of.head_tokens * model.hidden_dim * widths.compute + head_weight_bytes(model, vocab_size)
 

@@ -37,13 +37,17 @@ def counted(config: ModelConfig, batch: int, length: int, head_tokens: int) -> t
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_operations_are_those_that_torch_counts(family: str, lora: LoraConfig | None) -> None:
+@pytest.mark.parametrize("are_few", [0, 2**20])
+def test_operations_are_those_that_torch_counts(
+    family: str, lora: LoraConfig | None, are_few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modules.cross_entropy._FEW_LOGITS", are_few)
     config = ModelConfig(num_heads=4, hidden_dim=64, mlp_dim=192, num_layers=3, lora=lora, **FAMILIES[family])
     for length, head_tokens in ((32, 64), (32, 10)):
         forward, backward = counted(config, 2, length, head_tokens)
         found = pass_flops(config, VOCAB, Pass(2 * length, length, head_tokens))
-        # the head computes its gradients in its forward pass
-        head_backward = (1 if lora else 2) * 2 * head_tokens * VOCAB * 64
+        # the head computes its gradients in its forward pass, but for few logits
+        head_backward = (1 if lora else 2) * 2 * head_tokens * VOCAB * 64 if are_few == 0 else 0
         assert found.forward == forward - head_backward
         assert found.backward == backward + head_backward
 

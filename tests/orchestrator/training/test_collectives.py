@@ -10,10 +10,8 @@ from tiny_run import write_text
 from worker_pool import Pools
 
 BATCH, WORKERS = 16, 2
-OURS = Counter({"allreduce float32": 1, "allreduce int64": 1})
-"""In each step: the loss and gradient norm that the guard judges, and requests to stop or to save."""
-LIGHTNING = Counter({"broadcast int64": 1})
-"""For each micro-batch: its own flag of SIGTERM, which nothing of ours uses."""
+OURS = Counter({"allreduce float32": 1})
+"""In each step: the loss and gradient norm that the guard judges, with requests to stop or to save."""
 NUM_PARAMETERS, NUM_GROUPS = 16, 2
 PER_STEP = {
     "ddp": Counter({"allreduce float32": 1}),
@@ -57,7 +55,7 @@ def test_a_step_waits_for_the_other_workers_as_often_as_stated(
     # float32 throughout, also under autocast
     expected = OURS + PER_STEP[strategy]
     for _ in range(num_micro_batches):
-        expected += LIGHTNING + PER_MICRO_BATCH.get(strategy, Counter())
+        expected += PER_MICRO_BATCH.get(strategy, Counter())
     assert counted(pools, tmp_path, strategy, "bf16", num_micro_batches).counts() == expected
 
 
