@@ -136,7 +136,7 @@ def test_a_frozen_layer_keeps_no_input_for_the_backward_pass(autocast: bool) -> 
         out = layer(x)
     out.float().sum().backward()
     assert x.grad is not None
-    assert set(kept) <= {layer.weight.shape}
+    assert {tuple(sorted(shape)) for shape in kept} <= {tuple(sorted(layer.weight.shape))}  # torch keeps it transposed
 
 
 TOKENS = (3, 41, 59)
