@@ -1,5 +1,6 @@
 """Count how often the host waits for values of a device, although these tests have no device but the CPU."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,14 +28,15 @@ class HostReads(TorchDispatchMode):
 
 @contextmanager
 def host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostReads]:
-    """Yield a counter of the reads within; `x.cpu().numpy()` and `x.cpu().tolist()` are one."""
-    reads = HostReads()
+    """Yield a counter of this thread's reads within; `x.cpu().numpy()` and `x.cpu().tolist()` are one."""
+    reads, thread = HostReads(), threading.get_ident()
 
     def counted(name: str) -> Any:
         method = getattr(torch.Tensor, name)
 
         def call(tensor: torch.Tensor, *args: Any) -> Any:
-            reads.number += name == "cpu" or not hasattr(tensor, "came_from_device")
+            if threading.get_ident() == thread:
+                reads.number += name == "cpu" or not hasattr(tensor, "came_from_device")
             result = method(tensor, *args)
             if name == "cpu":
                 result.came_from_device = True

@@ -22,7 +22,7 @@ class Collective(NamedTuple):
 
 @dataclass(frozen=True)
 class SeenCollectives:
-    """Records rank 0's collectives from the first micro-batch of `step` to that of the next one, in a file below it."""
+    """Records collectives from the first micro-batch of `step` to that of the next one; a file per rank in `folder`."""
 
     folder: Path
     step: int
@@ -40,23 +40,21 @@ class SeenCollectives:
                 recorder.enter_context(_recording(seen))
             elif module.step == self.step + 1:
                 recorder.close()
-                if rank == 0:
-                    self._file.write_text(json.dumps(seen), encoding="utf-8")
+                self._file(rank).write_text(json.dumps(seen), encoding="utf-8")
 
         with before_each_micro_batch(begin_or_end):
             yield
 
-    @property
-    def _file(self) -> Path:
-        return self.folder / "collectives.json"
+    def _file(self, rank: int) -> Path:
+        return self.folder / f"collectives-{rank}.json"
 
-    def read(self) -> list[Collective]:
-        """Return the collectives in their order."""
-        return [Collective(*each) for each in json.loads(self._file.read_text(encoding="utf-8"))]
+    def read(self, rank: int = 0) -> list[Collective]:
+        """Return a rank's collectives in their order."""
+        return [Collective(*each) for each in json.loads(self._file(rank).read_text(encoding="utf-8"))]
 
-    def counts(self) -> Counter[str]:
-        """Return how often each collective with each dtype happens in the step."""
-        return Counter(f"{each.name} {each.dtype}" for each in self.read())
+    def counts(self, rank: int = 0) -> Counter[str]:
+        """Return how often each collective with each dtype happens in a rank's step."""
+        return Counter(f"{each.name} {each.dtype}" for each in self.read(rank))
 
 
 @contextmanager

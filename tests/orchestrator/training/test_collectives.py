@@ -4,8 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from planted_faults import LateVerdicts
 from pool_run import PoolRun
 from seen_collectives import SeenCollectives
+from seen_reads import Reads, SeenReads
 from tiny_run import write_text
 from worker_pool import Pools
 
@@ -26,6 +28,10 @@ PER_MICRO_BATCH = {
     "zero2": Counter({"allreduce float32": 1}),
     "zero3": Counter({"reduce_scatter_base float32": 1}),
 }
+READS_OF_DEEPSPEED = {"zero1": 3, "zero2": 3, "zero3": 1}
+"""Values that DeepSpeed 0.19.8 waits for in a step: the norm of the gradient, and whether it overflowed."""
+QUIET_STEP = 14
+"""Counted from 0; nothing is saved, reported or validated after it or the one before."""
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +70,20 @@ def test_half_precision_weights_halve_what_is_sent(pools: Pools, tmp_path: Path,
     large = [each for each in counted(pools, tmp_path, strategy, "bf16-true", 2).read() if each.num_elements > 1000]
     assert {each.dtype for each in large} == {"bfloat16"}
     assert {each.name for each in large} > {"allgather_base"}
+
+
+@pytest.mark.parametrize("strategy", ["single", *PER_STEP])
+def test_verdicts_that_are_read_late_cost_one_collective_and_no_wait(
+    pools: Pools, tmp_path: Path, strategy: str
+) -> None:
+    pool = pools[1 if strategy == "single" else WORKERS]
+    training = {"log_interval_steps": 10, "micro_batch_size": 4 // pool.world_size}
+    run = PoolRun(pool, write_text(tmp_path / "text.txt"), tmp_path, strategy, {"interval_steps": 10}, training)
+    collectives, reads = SeenCollectives(tmp_path, QUIET_STEP), SeenReads(tmp_path, QUIET_STEP)
+    outcome = run.train(LateVerdicts(), reads, collectives)
+    assert outcome.error is None, outcome.error
+    of_micro_batch = PER_MICRO_BATCH.get(strategy, Counter())
+    expected = Counter() if strategy == "single" else OURS + PER_STEP[strategy] + of_micro_batch + of_micro_batch
+    for rank in range(pool.world_size):
+        assert reads.read(rank) == Reads(at_once=READS_OF_DEEPSPEED.get(strategy, 0), late=1)
+        assert collectives.counts(rank) == expected
