@@ -1,6 +1,6 @@
 """Text to tokens of a byte-level BPE that splits words as GPT-2 does, by `tiktoken`.
 
-This module imports only numpy, tokenizers and tiktoken, because every tokenising process pays for the imports again.
+This module imports only numpy and tiktoken, because every tokenising process pays for the imports again.
 """
 
 import re
@@ -12,13 +12,9 @@ from unicodedata import category, ucd_3_2_0
 import numpy as np
 import tiktoken
 
-from modules.data.traits import Description, byte_alphabet
+from modules.data.traits import Description, byte_alphabet, token_bytes
 
 _NUM_BYTES = 256
-_TO_BYTES = str.maketrans({character: chr(byte) for byte, character in enumerate(byte_alphabet())})
-_BETWEEN = "\uffff"
-"""Separates the names of tokens; no byte is written so."""
-
 _CUT, _END = "\x00", "\x01"
 """What is put into text: where white space is cut, and after each text. Text that has them is encoded otherwise."""
 _PATTERN = (
@@ -144,8 +140,7 @@ def merge_ranks(description: Description) -> dict[bytes, int] | None:
     pairs = np.fromiter(map(places.__getitem__, parts), np.int64).reshape(-1, 2)
     if np.any(np.diff(ids[_NUM_BYTES:]) <= 0) or not _merge_to_themselves(pairs):
         return None
-    spelt = _BETWEEN.join(names).translate(_TO_BYTES).split(_BETWEEN)
-    return dict(zip((name.encode("latin-1") for name in spelt), ids, strict=True))
+    return dict(zip(map(token_bytes, names), ids, strict=True))
 
 
 def _merge_to_themselves(pairs: np.ndarray) -> bool:

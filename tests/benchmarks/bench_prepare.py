@@ -29,7 +29,7 @@ from modules.config import DataConfig, TokenizerConfig
 from modules.cores import num_cores
 from modules.data.prepare import prepare_tokens
 from modules.data.stdlib import LocalFile, stdlib_files
-from modules.data.traits import byte_alphabet
+from modules.data.traits import token_bytes
 
 Row = tuple[str, float, float, float]
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2_tokenizer.json"
@@ -147,10 +147,9 @@ def _tiktoken_from(files: list[LocalFile], path: Path) -> None:
 
 @cache
 def _tiktoken_encoding() -> Encoding:
-    bytes_of = {character: byte for byte, character in enumerate(byte_alphabet())}
     vocabulary = json.loads(GPT2.read_bytes())["model"]["vocab"]
     end_of_text = vocabulary.pop("<|endoftext|>")
-    ranks = {bytes(bytes_of[character] for character in token): rank for token, rank in vocabulary.items()}
+    ranks = {token_bytes(token): rank for token, rank in vocabulary.items()}
     return Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": end_of_text})
 
 
