@@ -48,24 +48,28 @@ class Verdicts:
         self._judged: _Judged | None = None
         self._pending: deque[tuple[int, _Judged, HostCopy]] = deque()
 
+    @property
+    def is_bad(self) -> Tensor | None:
+        """Whether the step that is being computed must be skipped, bool [] on its device; None before it is judged."""
+        return None if self._judged is None else self._judged.is_bad
+
     def judge(self, loss: Tensor, grad_norm: Tensor | float | None) -> Tensor:
-        """Return, bool [] on the loss's device, whether the step must be skipped; all ranks call this together.
+        """Judge a step, each once, and return `is_bad`; all ranks call this together.
 
         Args:
             loss: float32 [], of this worker.
             grad_norm: Of the whole gradient; None if unknown.
         """
-        if self._judged is None:
-            norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=loss.dtype, device=loss.device)
-            worst = torch.stack([loss, norm, torch.full_like(loss, strength(self._own_asked()))])
-            # a maximum over ranks can drop a NaN
-            worst.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
-            if self._world_size > 1:
-                torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-            is_bad, limit = self.guard.judge(worst[:1] if grad_norm is None else worst[:2])
-            figures = worst if limit is None else torch.cat([worst, limit[None]])
-            self._judged = _Judged(is_bad, figures, grad_norm is not None)
-        return self._judged.is_bad
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=loss.dtype, device=loss.device)
+        worst = torch.stack([loss, norm, torch.full_like(loss, strength(self._own_asked()))])
+        # a maximum over ranks can drop a NaN
+        worst.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+        if self._world_size > 1:
+            torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        is_bad, limit = self.guard.judge(worst[:1] if grad_norm is None else worst[:2])
+        figures = worst if limit is None else torch.cat([worst, limit[None]])
+        self._judged = _Judged(is_bad, figures, grad_norm is not None)
+        return is_bad
 
     def end_step(self, step: int) -> None:
         """Begin to copy the figures of the step that has just finished into this process's memory."""

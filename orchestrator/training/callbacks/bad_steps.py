@@ -53,6 +53,8 @@ class SkipBadSteps(Callback):
             self._runtime.emit({"kind": "note", "text": text})
 
     def _is_bad(self, trainer: Trainer, module: GPTModule) -> Tensor:
+        if (known := self._verdicts.is_bad) is not None:  # ZeRO asks for every group of parameters
+            return known
         norm = gradient_norm(trainer)
         if norm is None:
             norm = module.last_metrics.get("optimizer/grad_norm")
