@@ -13,8 +13,9 @@ _LONG_IN_BFLOAT16 = 384
 """Positions from which attention in bfloat16 is trained in it on CPU; see `modules.attention`."""
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 _MIN_CHUNK_ROWS = 256
-_FEW_LOGITS = 2**20
 """Logits that the head holds at once; see `modules.cross_entropy`."""
+_FEW_LOGITS = 2**20
+"""Logits up to which it computes all at once."""
 
 
 @dataclass(frozen=True)

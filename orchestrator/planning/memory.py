@@ -2,7 +2,8 @@
 
 The layout is that of the strategies themselves: DDP's gradients are views of its buckets; DeepSpeed 0.19.8 keeps, in
 stages 1 and 2, all weights and this worker's float32 copy of its part, also with float32 weights, and in stage 3 no
-second copy of those. Its gradients pass through a bucket of 5e8 elements, which a GPU allocates as a whole.
+second copy of those. Its gradients pass through a bucket of 5e8 elements, on a GPU through two of 2e8, allocated as a
+whole.
 """
 
 from collections.abc import Iterator, Mapping
