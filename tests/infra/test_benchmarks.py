@@ -16,6 +16,8 @@ def main():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 """
 ZERO = 'def main(): return [("time (ms)", 0.0, 1.0)]'
+NOBODY = "nobody_has_this"
+MISSING = f"import {NOBODY}"
 ADDRESS = 'import os\ndef main(): return [(os.environ["RAY_ADDRESS"] + " (ms)", 1.0, 1.0)]'
 
 
@@ -31,10 +33,10 @@ def bench(folder: Path, **modules: str) -> tuple[int, str, list[list[object]]]:
 
 
 def test_a_benchmark_that_fails_loses_no_row_of_the_others_and_says_why(tmp_path: Path) -> None:
-    code, shown, rows = bench(tmp_path, a_half=HALF, b_child=CHILD, c_zero=ZERO, d_good=GOOD, e_missing="import nope")
+    code, shown, rows = bench(tmp_path, a_half=HALF, b_child=CHILD, c_zero=ZERO, d_good=GOOD, e_missing=MISSING)
     assert code == 1
     assert [row[3] for row in rows] == [2.0, None, None, None, 1.5, 2.0, None]
-    for reason in ("ValueError: the end of it", "last words", "not a ratio", "No module named 'nope'"):
+    for reason in ("ValueError: the end of it", "last words", "not a ratio", f"No module named {NOBODY!r}"):
         assert reason in shown
 
 

@@ -39,7 +39,6 @@ def model(request: pytest.FixtureRequest) -> GPT:
 def packs_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modules.linear, "_SMALL_PRODUCT", 0)
     monkeypatch.setattr(modules.linear, "_onednn_is_faster", lambda: True)
-    monkeypatch.setattr(modules.linear, "_onednn_has_bfloat16", lambda: True)
 
 
 @torch.no_grad()
@@ -75,7 +74,8 @@ def test_packed_weights_give_the_same_logits_within_rounding(
     packed = prepared(model, dtype, prepack=True)
     layers = [module for module in packed.modules() if isinstance(module, PreparedLinear)]
     assert len(layers) == 1 + 4 * 2
-    assert all(layer.is_packed for layer in layers)
+    can_pack = dtype is None or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not every processor can
+    assert [layer.is_packed for layer in layers] == [can_pack] * len(layers)
     found, expected = logits(packed).float(), logits(prepared(model, dtype)).float()
     assert (found - expected).abs().max() < tolerance * expected.abs().max()
 

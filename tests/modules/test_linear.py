@@ -104,9 +104,11 @@ def test_a_prepacked_weight_gives_the_product_of_the_plain_one(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(modules.linear, "_onednn_is_faster", lambda: True)
-    monkeypatch.setattr(modules.linear, "_onednn_has_bfloat16", lambda: True)
     weight, bias = torch.randn(640, 520).to(dtype), torch.randn(640).to(dtype)
     packed = prepacked(weight)
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert packed is None  # such a processor cannot make the layout
+        return
     assert packed is not None
     tolerance = 1e-4 if dtype == torch.float32 else 0.02
     for shape in ((520,), (1, 520), (3, 1, 520), (2, 300, 520)):

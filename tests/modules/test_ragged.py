@@ -22,6 +22,8 @@ ROWS = [
     [40],
     *([random.Random(n).choice((1, 2, 3, 9, 16)) for _ in range(6)] for n in range(3)),
 ]
+ROUNDING = 2e-6
+"""Relative, of float32: 16 units in the last place; kernels differ in their order of sums (1.02e-6 without AVX-512)."""
 both_families = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 both_directions = pytest.mark.parametrize("causal", [True, False])
 
@@ -58,10 +60,10 @@ def test_hidden_states_and_gradients_are_those_of_each_example_alone(
         loss = (hidden * hidden.detach().roll(1, -1)).mean()
         results.append((hidden, torch.autograd.grad(loss, list(model.blocks.parameters()))))
     (hidden, gradients), (expected, expected_gradients) = results
-    assert difference(hidden, expected) < 1e-6
+    assert difference(hidden, expected) < ROUNDING
     scale = max(gradient.abs().max() for gradient in expected_gradients)
     for gradient, other in zip(gradients, expected_gradients, strict=True):
-        assert (gradient - other).abs().max() / scale < 1e-6
+        assert (gradient - other).abs().max() / scale < ROUNDING
 
 
 @both_families
