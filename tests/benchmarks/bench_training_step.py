@@ -1,18 +1,21 @@
-"""A training step, AdamW included, beside transformers' GPT-2 and a plain torch loop: same weights, data, optimizer.
+"""A training step, AdamW included, beside transformers, nanoGPT and plain torch: same weights, data and optimizer.
 
-Run: python tests/benchmarks/bench_training_step.py
+Run: [NANOGPT=folder] python tests/benchmarks/bench_training_step.py
 """
 
+import io
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from nanogpt import nanogpt_folder, nanogpt_model
 from torch import Tensor, nn
 
 from modules.config import OptimizerConfig
@@ -24,19 +27,32 @@ from modules.optimizer import build_optimizer, parameter_groups
 
 Row = tuple[str, float, float, float]
 """What was measured (name and unit), ours, the peer's, ours / peer's."""
-SETTINGS = (("12 x 64, 65 characters", 12, 64, 65, 20), ("8 x 256, 8192 tokens", 8, 256, 8192, 8))
+SETTINGS = (
+    ("12 x 64, 65 characters", 12, 64, 65, 40),
+    ("8 x 256, 8192 tokens", 8, 256, 8192, 12),
+    ("2 x 1024, 8192 tokens", 2, 1024, 8192, 12),
+)
 """Name, sequences, tokens of each, vocabulary, timed steps. The model is `tiny`: 4 layers, 4 heads, width 128."""
 
 
-def main() -> list[Row]:
-    """Medians of one step in milliseconds, the three taking turns."""
-    rows = []
+def main() -> Iterator[Row]:
+    """Medians of one step in milliseconds, in turns; raises `FileNotFoundError` at the end if nanoGPT is missing."""
+    missing = _reason_without_nanogpt()
     for name, batch_size, length, vocab_size, repeats in SETTINGS:
-        steps = make_steps(batch_size, length, vocab_size)
-        ours, peer, plain = (1000 * seconds for seconds in alternating_medians(list(steps.values()), repeats))
-        rows.append((f"training step, {name}, beside transformers (ms)", ours, peer, ours / peer))
-        rows.append((f"training step, {name}, beside plain torch (ms)", ours, plain, ours / plain))
-    return rows
+        steps = make_steps(batch_size, length, vocab_size, with_nanogpt=missing is None)
+        ours, *others = (1000 * seconds for seconds in alternating_medians(list(steps.values()), repeats))
+        for peer, milliseconds in zip(list(steps)[1:], others, strict=True):
+            yield f"training step, {name}, beside {peer} (ms)", ours, milliseconds, ours / milliseconds
+    if missing is not None:
+        raise missing
+
+
+def _reason_without_nanogpt() -> FileNotFoundError | None:
+    try:
+        nanogpt_folder()
+    except FileNotFoundError as error:
+        return error
+    return None
 
 
 def alternating_medians(steps: list[Callable[[], Any]], repeats: int, warmups: int = 3) -> list[float]:
@@ -51,8 +67,10 @@ def alternating_medians(steps: list[Callable[[], Any]], repeats: int, warmups: i
     return [statistics.median(each) for each in seconds]
 
 
-def make_steps(batch_size: int, length: int, vocab_size: int) -> dict[str, Callable[[], float]]:
-    """One training step each of ours, transformers' and plain torch's, which return the loss."""
+def make_steps(
+    batch_size: int, length: int, vocab_size: int, *, with_nanogpt: bool = False
+) -> dict[str, Callable[[], float]]:
+    """One training step each of ours, transformers', plain torch's and nanoGPT's, which return the loss."""
     config = ModelConfig(num_layers=4, num_heads=4, hidden_dim=128, max_positions=length)
     model = GPT(config, vocab_size)
     initialize(model, seed=1)
@@ -60,13 +78,17 @@ def make_steps(batch_size: int, length: int, vocab_size: int) -> dict[str, Calla
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     batch = {"input_ids": inputs, "targets": targets}
     peer, plain = transformers_model(model), plain_model(model)
-    return {
+    steps = {
         "ours": training_step(model, lambda: causal_loss(model, batch).total / targets.numel()),
         "transformers": training_step(
             peer, lambda: F.cross_entropy(peer(inputs, use_cache=False).logits.flatten(0, 1), targets.flatten())
         ),
         "plain torch": training_step(plain, lambda: F.cross_entropy(plain(inputs).flatten(0, 1), targets.flatten())),
     }
+    if with_nanogpt:
+        nanogpt = nanogpt_with_weights_of(plain, model)
+        steps["nanoGPT"] = training_step(nanogpt, lambda: nanogpt(inputs, targets)[1])
+    return steps
 
 
 def training_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], float]:
@@ -93,6 +115,24 @@ def transformers_model(model: GPT) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         save_huggingface(Path(folder), model.config, model.vocab_size, model.named_parameters())
         return GPT2LMHeadModel.from_pretrained(folder).train()
+
+
+def nanogpt_with_weights_of(plain: "PlainGPT", model: GPT) -> nn.Module:
+    """nanoGPT's model with the same weights."""
+    module, config = nanogpt_model(), model.config
+    size = {"n_layer": config.num_layers, "n_head": config.num_heads, "n_embd": config.hidden_dim}
+    settings = {**size, "block_size": config.max_positions, "vocab_size": model.vocab_size, "dropout": 0.0}
+    with redirect_stdout(io.StringIO()):  # it prints its number of parameters
+        nanogpt = module.GPT(module.GPTConfig(**settings, bias=True))
+    names = {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f", "blocks": "h"}
+    names |= {"attention_norm": "ln_1", "mlp_norm": "ln_2", "qkv": "attn.c_attn", "projection": "attn.c_proj"}
+    names |= {"up": "mlp.c_fc", "down": "mlp.c_proj"}
+    weights = {
+        ".".join(["transformer", *(names.get(part, part) for part in name.split("."))]): weight
+        for name, weight in plain.state_dict().items()
+    }
+    nanogpt.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
+    return nanogpt
 
 
 class PlainBlock(nn.Module):
