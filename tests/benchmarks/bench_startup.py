@@ -2,12 +2,14 @@
 
 Ours is `orchestrator pretrain` on text that is prepared already; its time ends when its line about step 1 arrives here.
 The peers are the least that does as much: gloo, DDP and one step of an equally large plain model on random tokens,
-started by torchrun or by Ray Train as both are when nothing is set. A peer prints when its step was finished, so that
-it does not pay for the way of its line: Ray carries what a worker prints to the driver with some delay.
+started by torchrun or by Ray Train as both are when nothing is set; torchrun also with what a worker of ours imports
+(Lightning and more), which is most of its time. A peer prints when its step was finished, so that it does not pay for
+the way of its line: Ray carries what a worker prints to the driver with some delay.
 
 Run: python tests/benchmarks/bench_startup.py
 """
 
+import importlib
 import os
 import re
 import signal
@@ -34,6 +36,7 @@ TRAINING = [
     *("training.num_steps=1000000", "training.log_interval_steps=1"),
 ]
 FIRST_STEP = re.compile(r"\bstep +1(/| finished at (?P<when>[0-9.]+))")
+SAME_IMPORTS, WORKER = "torchrun with the same imports", "orchestrator.training.train"
 TIME_TO_START_SECONDS, TIME_TO_END_SECONDS = 300, 60
 
 
@@ -47,19 +50,20 @@ def main() -> list[Row]:
                 times.append(seconds_to_first_step(commands(name, repeat)[name], Path(folder)))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return [
-        (f"start to first step, cluster={cluster}, beside bare {peer} (s)", ours, theirs, ours / theirs)
-        for cluster, peer in (("local", "torchrun"), ("ray", "Ray Train"))
+        (f"start to first step, cluster={cluster}, beside {peer} (s)", ours, theirs, ours / theirs)
+        for cluster, peer in (("local", "torchrun"), ("local", SAME_IMPORTS), ("ray", "Ray Train"))
         for ours, theirs in [(medians[cluster], medians[peer])]
     ]
 
 
 def commands(run_name: str, repeat: int) -> dict[str, list[str]]:
-    """The four commands by name; a run of its own for each repeat, or ours would continue."""
+    """The five commands by name; a run of its own for each repeat, or ours would continue."""
     ours = [*orchestrator("pretrain"), f"run.name={run_name}-{repeat}", *TRAINING]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_WORKERS}"]
     return {
         "local": [*ours, "cluster=local"],
         "torchrun": [sys.executable, *torchrun, __file__, "torchrun"],
+        SAME_IMPORTS: [sys.executable, *torchrun, __file__, "torchrun", WORKER],
         "ray": [*ours, "cluster=ray"],
         "Ray Train": [sys.executable, __file__, "ray"],
     }
@@ -163,7 +167,9 @@ def run_ray_peer() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
+    if len(sys.argv) > 1:
+        for module in sys.argv[2:]:
+            importlib.import_module(module)
         {"torchrun": run_torchrun_peer, "ray": run_ray_peer}[sys.argv[1]]()
     else:
         for row in main():
