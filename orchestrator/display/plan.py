@@ -14,7 +14,7 @@ from orchestrator.planning.advice import nothing_fits
 from orchestrator.planning.flops import Flops, six_n
 from orchestrator.planning.memory import activations_with, not_reckoned
 from orchestrator.planning.plan import Plan, Range, StrategyPlan
-from orchestrator.planning.speed import flops_per_token
+from orchestrator.planning.speed import flops_per_token, optimizer_flops
 from orchestrator.planning.weights import by_part, num_elements
 
 _DAY = 86400.0
@@ -60,6 +60,9 @@ def _flops_rows(plan: Plan, flops: Flops) -> Iterator[tuple[str, str, str]]:
     yield "  backward", count(flops.backward), percent(flops.backward / flops.total)
     rule = six_n(plan.setting.model, plan.setting.vocab_size)
     yield "  by the rule 6 N", count(rule), percent(rule / flops.total)
+    if of_optimizer := optimizer_flops(plan.setting):
+        of_step = plan.tokens_per_step * flops.total
+        yield "Muon's FLOPs a step", count(of_optimizer), percent(of_optimizer / of_step)
 
 
 def _memory_table(plan: Plan) -> Table:
@@ -126,7 +129,7 @@ def _traffic_table(plan: Plan) -> Table:
     kinds = ["all_reduce", "all_gather", "reduce_scatter"]
     if any(found.traffic.all_to_all for found in plan.strategies):  # of Muon under ZeRO-3
         kinds.append("all_to_all")
-    for head in (*(kind.replace("_", "-") for kind in kinds), "each sends", "takes"):
+    for head in (*("-\n".join(kind.replace("_", "-").rsplit("-", 1)) for kind in kinds), "each\nsends", "takes"):
         table.add_column(head, justify="right", no_wrap=True)
     for found in plan.strategies:
         moved = found.traffic

@@ -34,7 +34,7 @@ def pass_flops(model: ModelConfig, vocab_size: int, of: Pass) -> Flops:
     """Return the operations of the matrix products of one forward and backward pass."""
     blocks = [_block_flops(model, of, is_first=layer == 0) for layer in (0, 1)]
     total = blocks[0] + blocks[1] * (model.num_layers - 1)
-    return total + _head_flops(model, vocab_size, of)
+    return total + head_flops(model, vocab_size, of)
 
 
 def six_n(model: ModelConfig, vocab_size: int) -> int:
@@ -64,7 +64,7 @@ def _block_flops(model: ModelConfig, of: Pass, is_first: bool) -> Flops:
     return total
 
 
-def _head_flops(model: ModelConfig, vocab_size: int, of: Pass) -> Flops:
+def head_flops(model: ModelConfig, vocab_size: int, of: Pass) -> Flops:
     """Return the operations of the head; the gradients, which it computes in the forward pass, are counted backward."""
     if model.classifier is not None:
         return Flops()  # a product for each text, not for each token

@@ -28,6 +28,7 @@ from orchestrator.planning.activations import (
     kept_bytes,
     passes,
 )
+from orchestrator.planning.muon import matrix_shapes, sharded_step_bytes, step_bytes
 from orchestrator.planning.weights import OptimizerName, Weight, num_elements, num_moments, weights
 
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
@@ -188,7 +189,7 @@ class Memory:
     head: int = 0
     """Of the output head and the loss."""
     buffers: int = 0
-    """Of communication."""
+    """Of communication, and of Muon's iterations."""
     host: int = 0
     """In the host's memory: what is offloaded, and the copy of a save."""
 
@@ -201,7 +202,7 @@ def memory(of: Setting, strategy: Strategy) -> Memory:
     """Return the memory of the fullest moment: the end of a forward or a backward pass, or the optimizer's step."""
     stage = int(strategy[4]) if strategy.startswith("zero") else 0
     fullest = max(_moments(of, stage, strategy), key=lambda end: end.on_device)
-    host = _offloaded(of, stage) if strategy.endswith("offload") else 0
+    host = _offloaded(of, stage) + _muon_bytes(of, strategy)[1] if strategy.endswith("offload") else 0
     workers = 1 if strategy == "single" else of.num_workers
     snapshot = _FLOAT32 * (of.num_trained + of.num_moments) // workers if of.keeps_snapshot else 0
     return replace(fullest, host=host + snapshot)
@@ -209,7 +210,7 @@ def memory(of: Setting, strategy: Strategy) -> Memory:
 
 def _moments(of: Setting, stage: int, strategy: Strategy) -> list[Memory]:
     if not stage:
-        return [_without_zero(of, strategy)]
+        return _without_zero(of, strategy)
     return _zero3(of, strategy) if stage == 3 else _zero12(of, stage, strategy)
 
 
@@ -244,14 +245,26 @@ def _forward(of: Setting) -> Memory:
     return max((moment for phase in of.phases for moment in of_phase(phase)), key=lambda moment: moment.on_device)
 
 
-def _without_zero(of: Setting, strategy: Strategy) -> Memory:
+def _without_zero(of: Setting, strategy: Strategy) -> list[Memory]:
     trained = _FLOAT32 * of.num_trained
     # DDP's buckets hold the gradients of the micro-batch that is averaged alone; those of the others lie beside them
     gradients = trained * (2 if strategy == "ddp" and of.accumulation > 1 else 1)
     whole = _FLOAT32 * (of.num_trained + of.num_frozen)
     forward = _forward(of)
     # the gradients of the last step are freed only after the forward pass of the next one
-    return replace(forward, weights=whole, gradients=gradients, optimizer=_FLOAT32 * of.num_moments)
+    step = Memory(whole, gradients, optimizer=_FLOAT32 * of.num_moments)
+    before = replace(step, activations=forward.activations, head=forward.head)
+    return [before, replace(step, buffers=_muon_bytes(of, strategy)[0])]
+
+
+def _muon_bytes(of: Setting, strategy: Strategy) -> tuple[int, int]:
+    """Return what the step of Muon takes for a while, of the device and of the host."""
+    if of.optimizer != "muon":
+        return 0, 0
+    shapes = matrix_shapes(of.weights)
+    if not strategy.startswith("zero"):
+        return step_bytes(shapes, of.device), 0
+    return sharded_step_bytes(shapes, of.num_workers, of.device, offloads=strategy.endswith("offload"))
 
 
 def _zero12(of: Setting, stage: int, strategy: Strategy) -> list[Memory]:
@@ -276,7 +289,8 @@ def _zero12(of: Setting, stage: int, strategy: Strategy) -> list[Memory]:
         weights_, gradients=waiting + kept, optimizer=optimizer, buffers=bucket + width * in_bucket + temporary
     )
     # each worker's gradients once more in float32, for the optimizer
-    step = Memory(weights_, gradients=0 if offloads else (width + _FLOAT32) * part, optimizer=optimizer)
+    of_optimizer = 0 if offloads else (width + _FLOAT32) * part
+    step = Memory(weights_, gradients=of_optimizer, optimizer=optimizer, buffers=_muon_bytes(of, strategy)[0])
     return [before, after, step]
 
 
@@ -301,7 +315,11 @@ def _zero3(of: Setting, strategy: Strategy) -> list[Memory]:
     return [
         replace(before, buffers=bucket + ahead),
         replace(common, buffers=bucket + width * in_bucket),
-        replace(common, gradients=gradients + (0 if offloads else _FLOAT32 * part)),
+        replace(
+            common,
+            gradients=gradients + (0 if offloads else _FLOAT32 * part),
+            buffers=bucket + _muon_bytes(of, strategy)[0],
+        ),
     ]
 
 

@@ -11,8 +11,9 @@ from operator import mul
 from modules.config import ActivationCheckpointing
 from orchestrator.configuration.planning import DeviceConfig
 from orchestrator.planning.activations import Pass, activation_bytes
-from orchestrator.planning.flops import Flops, pass_flops
+from orchestrator.planning.flops import Flops, head_flops, pass_flops
 from orchestrator.planning.memory import Setting, Strategy
+from orchestrator.planning.muon import iteration_flops, matrix_shapes
 
 _LOGIT_BYTES = 10
 """Written and read for each logit: itself, its probability and its gradient."""
@@ -42,6 +43,8 @@ class Work:
     """What one worker does in a step."""
 
     matmul_flops: float
+    head_flops: float
+    """Those of them in the output head, of which nothing is computed again."""
     attention_flops: float
     moved_bytes: float
     """By all but the matrix products, once for each pass."""
@@ -51,6 +54,8 @@ class Work:
     """Blocks of layers, in all micro-batches."""
     link_seconds: float
     """Of its communication."""
+    optimizer_flops: float = 0.0
+    """Of Muon's iterations, which are no operations of the model and in no utilisation."""
     recomputes: ActivationCheckpointing = "none"
     """What of the forward pass the backward pass computes again."""
 
@@ -62,17 +67,19 @@ class Work:
 
 def work(of: Setting, strategy: Strategy, link_seconds: float) -> Work:
     """Return the work of the mean step over all phases."""
-    matmul, attention, moved = _mean(of, [_phase(of, phase) for phase in of.phases])
+    matmul, head, attention, moved = _mean(of, [_phase(of, phase) for phase in of.phases])
     (num_passes,) = _mean(of, [(len(phase),) for phase in of.phases])
     holders = of.num_workers if strategy.startswith("zero") else 1
     times = of.accumulation
     return Work(
         matmul_flops=times * matmul,
+        head_flops=times * head,
         attention_flops=times * attention,
         moved_bytes=times * moved,
         num_parameters=of.num_trained / holders,
         num_blocks=times * num_passes * of.model.num_layers,
         link_seconds=link_seconds,
+        optimizer_flops=optimizer_flops(of) / holders,
         recomputes=of.activation_checkpointing,
     )
 
@@ -85,16 +92,23 @@ def step_seconds(done: Work, device: DeviceConfig, costs: Costs = COSTS) -> floa
     assert bandwidth is not None
     assert of_matmul is not None
     assert of_attention is not None
-    again = 4 / 3 if done.recomputes == "blocks" else 1.0
+    of_blocks = (done.matmul_flops - done.head_flops) / of_matmul + done.attention_flops / of_attention
+    again = of_blocks / 3 if done.recomputes == "blocks" else 0.0
     moved_again = 1.0 if done.recomputes == "none" else 4 / 3
     products = done.matmul_flops / of_matmul + done.attention_flops / of_attention
+    orthogonalizing = done.optimizer_flops / of_matmul
     moved = moved_again * costs.activation_passes * done.moved_bytes + costs.bytes_per_parameter * done.num_parameters
     return (
-        again * products / (1e12 * peak)
+        (products + again + orthogonalizing) / (1e12 * peak)
         + moved / (1e9 * bandwidth)
         + costs.block_seconds * done.num_blocks
         + costs.exposed * done.link_seconds
     )
+
+
+def optimizer_flops(of: Setting) -> int:
+    """Return the operations of a step's matrix products in the optimizer, of all workers that share it."""
+    return iteration_flops(matrix_shapes(of.weights)) if of.optimizer == "muon" else 0
 
 
 def is_known(device: DeviceConfig, of: Setting) -> bool:
@@ -115,7 +129,7 @@ def _mean(of: Setting, per_phase: Sequence[Sequence[float]]) -> list[float]:
     return [sum(map(mul, of.phase_shares, figures)) for figures in zip(*per_phase, strict=True)]
 
 
-def _phase(of: Setting, phase: list[Pass]) -> tuple[float, float, float]:
+def _phase(of: Setting, phase: list[Pass]) -> tuple[float, float, float, float]:
     total = _sum_of(of, phase).total
     inner = of.model.num_heads * of.model.width_per_head
     attention = sum(12.0 * of.model.num_layers * each.num_tokens * each.length * inner for each in phase)
@@ -123,7 +137,8 @@ def _phase(of: Setting, phase: list[Pass]) -> tuple[float, float, float]:
         activation_bytes(of.model, each, of.precision, "cuda") + _LOGIT_BYTES * each.head_tokens * of.vocab_size
         for each in phase
     )
-    return total - attention, attention, moved
+    head = sum(head_flops(of.model, of.vocab_size, each).total for each in phase)
+    return total - attention, head, attention, moved
 
 
 def _sum_of(of: Setting, phase: list[Pass]) -> Flops:

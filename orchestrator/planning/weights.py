@@ -114,16 +114,17 @@ def optimizer_groups(found: Iterable[Weight], optimizer: OptimizerName) -> list[
     groups: dict[tuple[bool, bool], list[Weight]] = {(True, True): [], (False, True): [], (False, False): []}
     for weight in found:
         if weight.is_trained:
-            groups[_has_one_moment(weight, optimizer), weight.is_matrix].append(weight)
+            groups[has_one_moment(weight, optimizer), weight.is_matrix].append(weight)
     return [group for group in groups.values() if group]
 
 
 def num_moments(found: Iterable[Weight], optimizer: OptimizerName) -> int:
     """Return the elements of the optimizer's moments: two for each trained element, of Muon's matrices one."""
-    return sum((1 if _has_one_moment(each, optimizer) else 2) * each.numel for each in found if each.is_trained)
+    return sum((1 if has_one_moment(each, optimizer) else 2) * each.numel for each in found if each.is_trained)
 
 
-def _has_one_moment(weight: Weight, optimizer: OptimizerName) -> bool:
+def has_one_moment(weight: Weight, optimizer: OptimizerName) -> bool:
+    """Return whether the optimizer trains this weight by Muon, which keeps the mean of its gradients alone."""
     return optimizer == "muon" and weight.is_matrix and is_in_a_block(weight.name)
 
 
