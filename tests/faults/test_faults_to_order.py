@@ -35,6 +35,7 @@ def fired(root: Path) -> list[tuple[str, int, int]]:
     return [(event["fault"], event["rank"], event["step"] + 1) for event in events(root, "fault_injected")]
 
 
+@pytest.mark.long
 def test_rank_that_is_killed_once_is_not_killed_again_when_the_run_is_back_there(
     text: Path, tmp_path: Path, unbroken: Finished
 ) -> None:
@@ -96,7 +97,8 @@ def test_terminated_rank_stops_all_after_that_step_and_the_same_command_goes_on(
     assert finished(tmp_path) == unbroken
 
 
-@pytest.mark.parametrize("kind", ["flip_bit", pytest.param("truncate_checkpoint", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["flip_bit", "truncate_checkpoint"])
 def test_damaged_checkpoint_is_passed_over_for_the_one_before(
     text: Path, tmp_path: Path, unbroken: Finished, kind: str
 ) -> None:

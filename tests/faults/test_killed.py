@@ -173,7 +173,7 @@ def test_notice_to_the_driver_stops_the_run_after_a_last_checkpoint(
     ("cluster", "number"),
     [
         ("local", signal.SIGUSR1),
-        ("local", signal.SIGHUP),
+        pytest.param("local", signal.SIGHUP, marks=pytest.mark.long),
         pytest.param("local", TERMINATE, marks=pytest.mark.long),
         pytest.param("ray", TERMINATE, marks=pytest.mark.ray),
         pytest.param("ray", signal.SIGUSR1, marks=[pytest.mark.ray, pytest.mark.long]),
@@ -193,6 +193,7 @@ def test_notice_to_all_processes_at_once_stops_the_run_after_a_last_checkpoint(
     assert "Traceback" not in run.said
 
 
+@pytest.mark.long
 def test_run_under_nohup_outlives_its_terminal(text: Path, tmp_path: Path, unbroken: dict[str, Finished]) -> None:
     with BrokenRun(command(text, tmp_path, "strategy=zero2", TWO), nohup=True) as run:
         run.wait_for_step(12)
@@ -202,6 +203,7 @@ def test_run_under_nohup_outlives_its_terminal(text: Path, tmp_path: Path, unbro
     assert finished(tmp_path) == unbroken["zero2"]
 
 
+@pytest.mark.long
 def test_notice_beside_a_killed_worker_ends_the_run_and_restarts_nothing(text: Path, tmp_path: Path) -> None:
     with BrokenRun(command(text, tmp_path, "strategy=ddp", TWO)) as run:
         run.wait_for_step(12)

@@ -44,6 +44,7 @@ def expected(text: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return weights(Storage(str(root)))
 
 
+@pytest.mark.long
 def test_a_store_that_throttles_fails_and_is_slow_gives_the_same_run(
     text: Path, trouble: Trouble, expected: bytes
 ) -> None:
@@ -122,6 +123,7 @@ def test_denied_writes_fail_the_run_when_too_many_saves_have_failed_and_harm_no_
     assert weights(Storage(trouble.root)) == expected
 
 
+@pytest.mark.long
 def test_store_that_takes_no_checkpoint_fails_the_run_with_its_reason(text: Path, trouble: Trouble) -> None:
     often = ["checkpoint.interval_steps=5", "checkpoint.max_failed_saves=1", "training.num_steps=300", "objective=clm"]
     with BrokenRun(on_s3(text, trouble, *often)) as run:

@@ -43,7 +43,8 @@ def expire_as_if_from_elsewhere(root: Path) -> None:
     lease.write_text(json.dumps({**content, "namespace": "pid:[1]", "renewed": time.time() - 75}))
 
 
-@pytest.mark.parametrize("num_workers", [2, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("num_workers", [2, 1])
 def test_driver_that_was_stopped_and_replaced_ends_and_commits_nothing(
     text: Path, tmp_path: Path, expected: bytes, num_workers: int
 ) -> None:

@@ -156,6 +156,7 @@ def started_by_hand(arguments: list[str], stack: ExitStack) -> list["subprocess.
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_notice_to_all_processes_saves_and_the_same_command_continues(
     text: Path, tmp_path: Path, of_local: Finished
 ) -> None:
