@@ -45,7 +45,7 @@ def main() -> list[Row]:
                 if name == "nanoGPT":
                     times.append(seconds_to_goal(NANOGPT, peer, PEERS_LOSS))
                 else:
-                    command = orchestrator("pretrain", name, f"run.name={name}-{repeat}", "tracking=disabled")
+                    command = pretrain(name, f"run.name={name}-{repeat}", "tracking=disabled")
                     times.append(seconds_to_goal(command, ours, OUR_LOSS))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return [
@@ -68,15 +68,14 @@ def prepared(folder: Path) -> Path:
     """A folder in which our commands find the text prepared."""
     ours = folder / "ours"
     ours.mkdir()
-    subprocess.run(
-        [sys.executable, *orchestrator("prepare", "shakespeare_char")], cwd=ours, capture_output=True, check=True
-    )
+    data = ["data=files", f"data.path={text()}", "data.split=position", "data.val_fraction=0.1", "tokenizer=char"]
+    subprocess.run([sys.executable, "-m", "orchestrator", "prepare", *data], cwd=ours, capture_output=True, check=True)
     return ours
 
 
-def orchestrator(command: str, experiment: str, *more: str) -> list[str]:
-    """A command of ours, without the interpreter."""
-    return ["-m", "orchestrator", command, f"+experiment={experiment}", f"data.path={text()}", *more]
+def pretrain(experiment: str, *more: str) -> list[str]:
+    """A training of ours, without the interpreter."""
+    return ["-m", "orchestrator", "pretrain", f"+experiment={experiment}", f"data.path={text()}", *more]
 
 
 def text() -> Path:
