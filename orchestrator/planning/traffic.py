@@ -5,6 +5,7 @@ from typing import Literal
 
 from orchestrator.configuration.planning import DeviceConfig, LinkConfig
 from orchestrator.planning.memory import Setting, Strategy
+from orchestrator.planning.muon import product_bytes
 from orchestrator.planning.weights import Weight, optimizer_groups
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
@@ -77,11 +78,10 @@ def _zero3(of: Setting) -> Traffic:
     gathered = of.accumulation * (large + again) + sum(_padded(weight, of) for weight in small)
     reduced = sum(_padded(weight, of) for weight in of.weights if weight.is_trained)
     orthogonalized = 2 * of.num_trained - of.num_moments
-    product = 2 if of.device == "cuda" else _FLOAT32
     return Traffic(
         all_gather=width * gathered,
         reduce_scatter=width * of.accumulation * reduced,
-        all_to_all=2 * product * orthogonalized,
+        all_to_all=2 * product_bytes(of.device) * orthogonalized,
     )
 
 
