@@ -330,6 +330,8 @@ class TrainingConfig(Config):
     """`32`; products in half precision: `bf16`, `16` (GPU only); weights and gradients, too: `bf16-true`, `16-true`."""
     attention_scope: Identity[Literal["sequence", "document"]] = "sequence"
     """`document` keeps attention within each document of a packed sequence."""
+    position_scope: LaterIdentity[Literal["sequence", "document"]] = "sequence"
+    """`document` counts positions from 0 in each document of a packed sequence; it needs attention_scope=document."""
     val_interval_steps: Runtime[Steps] = 250
     """Validate every this many steps, and at the end."""
     val_batches: Runtime[Count] = 10
@@ -340,6 +342,15 @@ class TrainingConfig(Config):
     """Compile the model with torch.compile."""
     activation_checkpointing: Runtime[ActivationCheckpointing] = "none"
     """Computed again in the backward pass, to keep less: `blocks` whole blocks, `selective` all but their products."""
+
+    @model_validator(mode="after")
+    def _positions_restart_where_attention_does(self) -> Self:
+        if self.position_scope == "document" and self.attention_scope == "sequence":
+            raise ValueError(
+                "position_scope=document: attention crosses documents, and would see several tokens at one position; "
+                "set attention_scope=document, too"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compiler_selects_itself(self) -> Self:

@@ -87,6 +87,7 @@ class Setting:
     num_steps: int = 1000
     """Which the lengths of phases are shares of."""
     within_documents: bool = False
+    restarts_positions: bool = False
     activation_checkpointing: ActivationCheckpointing = "none"
     device: Literal["cpu", "cuda"] = "cuda"
     keeps_snapshot: bool = True
@@ -123,7 +124,7 @@ class Setting:
 
     @cached_property
     def phases(self) -> list[list[Pass]]:
-        return passes(self.objective, self.micro_batch, self.length, self.within_documents)
+        return passes(self.objective, self.micro_batch, self.length, self.within_documents, self.restarts_positions)
 
     @property
     def widths(self) -> Widths:

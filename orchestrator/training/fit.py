@@ -9,6 +9,7 @@ from pytorch_lightning import Callback, Trainer
 from modules.data.ahead import MadeAhead, Packed
 from modules.data.batches import Batch, Share
 from modules.generation.sampling import Sampling
+from modules.generation.window import DocumentEnd
 from modules.gpt_module import GPTModule
 from modules.objective import Objective
 from orchestrator.checkpoints.attempt import Attempt
@@ -236,14 +237,16 @@ def _sampling(parts: Parts) -> Sampling | None:
     if not tracking.num_samples or tracking.mode == "disabled":
         return None
     longest = min(_LONGEST_SAMPLE_TOKENS, parts.objective.sequence_length - 1)
-    document_end = parts.objective.tokenizer.end_of_text_id
+    training = parts.config.training
+    restarts = training.position_scope == "document"
+    document_end = DocumentEnd(parts.objective.tokenizer.end_of_text_id, restarts)
     return Sampling(
         tracking.num_samples,
         max_new_tokens=longest,
         top_k=50,
         seed=parts.config.run.seed,
         end_ids=parts.objective.sample_end_ids,
-        document_end_id=document_end if parts.config.training.attention_scope == "document" else None,
+        document_end=document_end if training.attention_scope == "document" else None,
     )
 
 
