@@ -14,6 +14,7 @@ from modules.config_fields import (
     Delimiter,
     Derived,
     Factor,
+    HeadLoss,
     Identity,
     Input,
     LaterIdentity,
@@ -340,8 +341,17 @@ class TrainingConfig(Config):
     """Log and refresh the progress line every this many steps."""
     compile: Runtime[bool] = False
     """Compile the model with torch.compile."""
+    head_loss: Runtime[HeadLoss] = "eager"
+    """Passes over the logits: `eager` by operations of torch, `compiled` fused by torch.compile, which suits GPUs."""
     activation_checkpointing: Runtime[ActivationCheckpointing] = "none"
     """Computed again in the backward pass, to keep less: `blocks` whole blocks, `selective` all but their products."""
+
+    @property
+    def compiled(self) -> str | None:
+        """The first setting that asks for torch.compile; None if none does."""
+        if self.compile:
+            return "training.compile=true"
+        return "training.head_loss=compiled" if self.head_loss == "compiled" else None
 
     @model_validator(mode="after")
     def _positions_restart_where_attention_does(self) -> Self:

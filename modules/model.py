@@ -57,6 +57,8 @@ class OutputHead(TrainedRows):
         self.weight = weight
         self.trained_rows = None
         self.vocab_size = vocab_size
+        self.compiles_loss = False
+        """Whether the passes over the logits are compiled; see `modules.cross_entropy`."""
 
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, *, statistics: bool = False
@@ -66,8 +68,10 @@ class OutputHead(TrainedRows):
         if targets is None:
             logits = linear(hidden, self.weight, None)[..., : self.vocab_size]
             return logits if own is None else logits.index_copy(-1, own.tokens, linear(hidden, own.rows, None))
-        measure = linear_cross_entropy_stats if statistics else linear_cross_entropy
-        return measure(hidden.flatten(0, -2), self.weight, targets.flatten(), self.vocab_size, own=own)
+        inputs = hidden.flatten(0, -2), self.weight, targets.flatten(), self.vocab_size
+        if statistics:
+            return linear_cross_entropy_stats(*inputs, own=own)
+        return linear_cross_entropy(*inputs, own=own, is_compiled=self.compiles_loss)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., vocab_size] of hidden states [..., D], all in memory at once: not for training."""

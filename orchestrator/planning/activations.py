@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from modules.config import ActivationCheckpointing, ObjectiveConfig, Precision
+from modules.config import ObjectiveConfig
+from modules.config_fields import ActivationCheckpointing, HeadLoss, Precision
 from modules.model_config import ModelConfig, padded_vocab_size
 from orchestrator.planning.weights import LinearLayer, linear_layers
 
@@ -168,14 +169,19 @@ def head_weight_bytes(model: ModelConfig, vocab_size: int) -> int:
     return padded_vocab_size(vocab_size) * model.hidden_dim * _FLOAT32
 
 
-def head_buffer_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precision, device: str) -> int:
-    """Return the bytes that the head takes while it computes: a chunk of logits, and casts of what it multiplies."""
+def head_buffer_bytes(
+    model: ModelConfig, vocab_size: int, of: Pass, precision: Precision, device: str, head_loss: HeadLoss = "eager"
+) -> int:
+    """Return the bytes that the head takes while it computes: a chunk of logits, and casts of what it multiplies.
+
+    Compiled, the gradient of the logits takes their place, and there are no probabilities beside them.
+    """
     widths = Widths.of(precision)
     if model.classifier is not None:
         return 0
     columns = padded_vocab_size(vocab_size)
     rows = min(of.head_tokens, max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS[device] // columns))
-    chunk = rows * columns * (widths.compute + _FLOAT32)
+    chunk = rows * columns * (widths.compute + (_FLOAT32 if head_loss == "eager" else 0))
     product = 0 if model.lora or widths.compute == _FLOAT32 else columns * model.hidden_dim * widths.compute
     casts = 0
     if widths.weight != widths.compute:

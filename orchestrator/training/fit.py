@@ -198,7 +198,7 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
             run.folder,
             runtime,
             config.cluster.hang_timeout_seconds,
-            _LONGEST_COMPILE_SECONDS if config.training.compile else 0.0,
+            _LONGEST_COMPILE_SECONDS if config.training.compiled else 0.0,
         ),
         *_ordered_fault(parts),
     ]

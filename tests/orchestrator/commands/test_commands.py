@@ -362,6 +362,7 @@ def write_bad_text(folder: Path) -> None:
         (["data.path=text.txt", "training.precision=16"], "training.precision=16: float16 needs a GPU"),
         (["data.path=text.txt", "cluster.gpus_per_worker=1"], "cluster.gpus_per_worker=1: "),
         (["data.path=text.txt", "training.compile=true"], "training.compile=true: torch.compile needs a C++ compiler"),
+        (["data.path=text.txt", "training.head_loss=compiled"], "training.head_loss=compiled: torch.compile needs a"),
         (
             [
                 "data.path=text.txt",

@@ -16,6 +16,7 @@ from orchestrator.planning.activations import (
     Pass,
     activation_bytes,
     again_bytes,
+    head_buffer_bytes,
     head_bytes,
     head_weight_bytes,
     kept_bytes,
@@ -93,6 +94,14 @@ def test_documents_are_put_together_and_may_have_positions_of_their_own(
     found = activation_bytes(config, of, precision, "cpu") + head_bytes(config, VOCAB, of, precision)
     inputs = {} if restarts else {"positions": torch.arange(1024)}
     assert found == kept(config, 2, 1024, precision, lengths=[1000, 24, 1024], **inputs)
+
+
+def test_compiled_passes_over_the_logits_hold_no_probabilities_beside_them() -> None:
+    of = Pass(2048, 512, 2048)
+    for precision in PRECISIONS:
+        inputs = (ModelConfig(), 8192, of, precision, "cpu")
+        chunk = 2**22  # logits
+        assert head_buffer_bytes(*inputs) - head_buffer_bytes(*inputs, "compiled") == 4 * chunk
 
 
 def test_each_loss_of_a_phase_has_a_pass_of_its_own() -> None:
