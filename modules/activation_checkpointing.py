@@ -22,6 +22,7 @@ _FEWEST_INPUTS = 1 / 8
 """Inputs for each output below which a product costs too little to be kept, as that of an adapter's second matrix."""
 _RIGHT = {"aten.mm.default": 1, "aten.addmm.default": 2, "mkldnn._linear_pointwise.default": 1}
 """Argument of each product of matrices that is its right side; the last one's is transposed."""
+_ATTENTION = ("aten._scaled_dot_product_", "torch_attn._varlen_attn.")
 _ADDITION = "aten.add_.Tensor"
 
 
@@ -130,7 +131,7 @@ def _is_kept(operation: Any, arguments: tuple[Any, ...], settings: dict[str, Any
         num_inputs, num_outputs = reversed(shape) if name.startswith("mkldnn") else shape
         return num_inputs >= _FEWEST_INPUTS * num_outputs
     # with dropout it is computed again: left out, it would draw no masks, and dropout after it would draw others
-    return name.startswith("aten._scaled_dot_product_") and not _dropout(operation, arguments, settings)
+    return name.startswith(_ATTENTION) and not _dropout(operation, arguments, settings)
 
 
 @cache

@@ -1,17 +1,17 @@
 """Attention of both families, its masks, and the cache of keys and values.
 
 Shapes: B batch, T positions, S attended positions (T and those in the cache), D width, H heads, K key and value heads,
-W width of a head; N positions of a row that holds examples one after another, C examples of one length in it.
+W width of a head; N positions of rows that hold examples one after another, C examples of one length in them.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.examples import Examples, attend_varlen, suits_varlen
 from modules.layers import Linear, RMSNorm
 from modules.linear import linear
 from modules.model_config import ModelConfig
@@ -88,21 +88,6 @@ class QueryKeyValue(Linear):
         return self._adapted(x, linear(x, self.weight, torch.cat([query, key.detach(), value])))
 
 
-class Examples:
-    """Lengths of the examples that a row holds. It is no list, because a model is compiled anew for other lists."""
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self.lengths = lengths
-        self.runs = [(len(list(same)), length) for length, same in groupby(lengths)]
-        """Number and length of neighbours of equal length."""
-
-    def positions(self, device: torch.device) -> Tensor:
-        """Return the position of each token in its example, int64 [N]."""
-        lengths = torch.tensor(self.lengths)
-        starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-        return (torch.arange(len(starts)) - starts).to(device)
-
-
 class DotProduct(nn.Module):
     """`softmax(QK^T / sqrt(W)) V` by PyTorch's fused kernels. It is a module, so that hooks see queries and keys."""
 
@@ -121,31 +106,35 @@ class DotProduct(nn.Module):
     ) -> Tensor:
         """Return [B, H, T, W] for q [B, H, T, W], k and v [B, K, S, W]; H / K neighbouring heads share keys.
 
-        With `examples`, B is 1 and each example attends to itself alone. All are computed in one call of this module,
-        because ZeRO-3 expects the same calls in each step.
+        With `examples`, each of them attends to itself alone. All are computed in one call of this module, because
+        ZeRO-3 expects the same calls in each step.
         """
         if examples is not None:
-            return (self._uncompiled or self._attend_examples)(q, k, v, causal, examples)
+            dropout = self.dropout if self.training else 0.0
+            is_varlen = examples.has_varlen and suits_varlen(q, k, v, dropout)
+            attend = attend_varlen if is_varlen else self._uncompiled or self._attend_examples
+            out = attend(_joined(q), _joined(k), _joined(v), causal, examples)
+            return out.view(q.transpose(1, 2).shape).transpose(1, 2)
         if _float32_is_faster(q, q.shape[2]):
             with torch.autocast("cpu", enabled=False):
                 return self._attend(q.float(), k.float(), v.float(), mask, causal).to(q.dtype)
         return self._attend(q, k, v, mask, causal)
 
     def _attend_examples(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, examples: Examples) -> Tensor:
-        if _float32_is_faster(q, q.shape[2] / len(examples.lengths)):
+        """Return [N, H, W] for q [N, H, W], k and v [N, K, W], example by example."""
+        if _float32_is_faster(q, len(q) / len(examples.lengths)):
             with torch.autocast("cpu", enabled=False):
                 return self._attend_runs(q.float(), k.float(), v.float(), causal, examples.runs).to(q.dtype)
         return self._attend_runs(q, k, v, causal, examples.runs)
 
     def _attend_runs(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, runs: Sequence[tuple[int, int]]) -> Tensor:
         sizes = [count * length for count, length in runs]
-        qs, ks, vs = (x.transpose(1, 2).split(sizes, 1) for x in (q, k, v))
-        pieces = zip(runs, qs, ks, vs, strict=True)
-        return torch.cat([self._attend_run(*piece, causal) for piece in pieces])[None].transpose(1, 2)
+        pieces = zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+        return torch.cat([self._attend_run(*piece, causal) for piece in pieces])
 
     def _attend_run(self, run: tuple[int, int], q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         """Return [C x T, H, W] for C neighbouring examples of T positions each, which are computed as a batch."""
-        q, k, v = (x.view(*run, *x.shape[2:]).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.view(*run, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         return self._attend(q, k, v, None, causal).transpose(1, 2).flatten(0, 1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -158,6 +147,11 @@ class DotProduct(nn.Module):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=num_heads != k.shape[1]
         )
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """Return the positions of all rows one after another, [N, H, W] of [B, H, T, W], without a copy."""
+    return heads.transpose(1, 2).flatten(0, 1)
 
 
 def _float32_is_faster(q: Tensor, length: float) -> bool:

@@ -15,17 +15,18 @@ from modules.losses import LossSum
 from modules.model import GPT
 
 
-def class_logits(model: GPT, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+def class_logits(model: GPT, input_ids: Tensor, lengths: Sequence[int], offsets: Tensor | None = None) -> Tensor:
     """Return the logits of each class for each example, float32 [E, C].
 
     Args:
         model: One with a classifier.
         input_ids: [1, N], int64, the tokens of all examples, one after another.
         lengths: Number of tokens of each example, on the host.
+        offsets: int32 [E + 1], the first token of each example, and N; None takes them from `lengths`.
     """
     assert model.config.classifier is not None
     attention = model.config.classifier.attention
-    hidden = model(input_ids, causal=attention == "causal", lengths=lengths)
+    hidden = model(input_ids, causal=attention == "causal", lengths=lengths, offsets=offsets)
     pooled = (last_tokens if attention == "causal" else means)(hidden, lengths)
     # a few products, whose rounding to half precision would make ties and coarse probabilities
     with torch.autocast(hidden.device.type, enabled=False):
@@ -62,7 +63,7 @@ def classification_loss(model: GPT, batch: Batch) -> LossSum:
         batch: `input_ids` [1, N] and `lengths` as for `class_logits`; `labels`, int64 [E]; and from `weighted` the
             `label_weights`, float32 [E], and `weight_sum`, their sum as a number on the host.
     """
-    return _loss(class_logits(model, batch["input_ids"], batch["lengths"]), batch)
+    return _loss(class_logits(model, batch["input_ids"], batch["lengths"], batch.get("offsets")), batch)
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def classification_sums(model: GPT, batch: Batch) -> Tensor:
 
     A row of the matrix holds the examples of one class, a column those that were taken for one.
     """
-    logits = class_logits(model, batch["input_ids"], batch["lengths"])
+    logits = class_logits(model, batch["input_ids"], batch["lengths"], batch.get("offsets"))
     num_classes = logits.shape[1]
     cells = batch["labels"] * num_classes + logits.argmax(1)
     confusion = torch.bincount(cells, minlength=num_classes**2).double()

@@ -14,6 +14,7 @@ from modules.config_fields import (
     Delimiter,
     Derived,
     Factor,
+    HeadLoss,
     Identity,
     Input,
     LaterIdentity,
@@ -330,6 +331,8 @@ class TrainingConfig(Config):
     """`32`; products in half precision: `bf16`, `16` (GPU only); weights and gradients, too: `bf16-true`, `16-true`."""
     attention_scope: Identity[Literal["sequence", "document"]] = "sequence"
     """`document` keeps attention within each document of a packed sequence."""
+    position_scope: LaterIdentity[Literal["sequence", "document"]] = "sequence"
+    """`document` counts positions from 0 in each document of a packed sequence; it needs attention_scope=document."""
     val_interval_steps: Runtime[Steps] = 250
     """Validate every this many steps, and at the end."""
     val_batches: Runtime[Count] = 10
@@ -338,8 +341,26 @@ class TrainingConfig(Config):
     """Log and refresh the progress line every this many steps."""
     compile: Runtime[bool] = False
     """Compile the model with torch.compile."""
+    head_loss: Runtime[HeadLoss] = "eager"
+    """Passes over the logits: `eager` by operations of torch, `compiled` fused by torch.compile, which suits GPUs."""
     activation_checkpointing: Runtime[ActivationCheckpointing] = "none"
     """Computed again in the backward pass, to keep less: `blocks` whole blocks, `selective` all but their products."""
+
+    @property
+    def compiled(self) -> str | None:
+        """The first setting that asks for torch.compile; None if none does."""
+        if self.compile:
+            return "training.compile=true"
+        return "training.head_loss=compiled" if self.head_loss == "compiled" else None
+
+    @model_validator(mode="after")
+    def _positions_restart_where_attention_does(self) -> Self:
+        if self.position_scope == "document" and self.attention_scope == "sequence":
+            raise ValueError(
+                "position_scope=document: attention crosses documents, and would see several tokens at one position; "
+                "set attention_scope=document, too"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compiler_selects_itself(self) -> Self:

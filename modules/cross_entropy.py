@@ -3,7 +3,8 @@
 Shapes: N tokens, C tokens in a chunk, D width, V rows of the weight (the vocabulary and its padding).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def linear_cross_entropy(
     vocab_size: int,
     chunk_size: int | None = None,
     own: TokenRows | None = None,
+    is_compiled: bool = False,
 ) -> Tensor:
     """Return the sum of `-log softmax(hidden @ weight.T)[targets]`, with the memory of a few chunks of logits.
 
@@ -46,6 +48,8 @@ def linear_cross_entropy(
         vocab_size: Number of rows of `weight` that belong to tokens.
         chunk_size: Rows of `hidden` in a chunk; None chooses by the size of the vocabulary and the device.
         own: Rows that are taken instead of those in `weight`.
+        is_compiled: Whether torch.compile makes what is computed of each chunk of logits; `torch.compile` as a whole
+            would put all logits into memory.
 
     Returns:
         The summed loss in nats, float32 (float64 for float64 input), a scalar; 0 without targets.
@@ -59,7 +63,7 @@ def linear_cross_entropy(
         return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows, own)[0]
     tokens, token_rows = (None, None) if own is None else own
     dtype = _compute_dtype(hidden)
-    return _LinearCrossEntropy.apply(hidden, weight, token_rows, tokens, targets, vocab_size, rows, dtype)
+    return _LinearCrossEntropy.apply(hidden, weight, token_rows, tokens, targets, vocab_size, rows, dtype, is_compiled)
 
 
 @torch.no_grad()
@@ -141,12 +145,22 @@ def _chunks(
 
     They share one buffer because on CPU fresh pages for every chunk cost four times the softmax itself (measured).
     """
+    dtype, buffer = _sum_dtype(hidden.dtype), None
+    for chunk, logits in _logits(hidden, weight, own, vocab_size, rows):
+        if buffer is None and len(logits) < len(hidden):  # of the first chunk, than which none is larger
+            buffer = torch.empty_like(logits, dtype=dtype)
+        log_probs = None if buffer is None else buffer[: len(logits)]
+        yield chunk, logits, torch.log_softmax(logits, -1, dtype=dtype, out=log_probs)
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, own: TokenRows | None, vocab_size: int, rows: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, logits [C, V]), in chunks of equal size but the last."""
     if not len(hidden):
         return
     num_chunks = -(-len(hidden) // rows)
     rows = -(-len(hidden) // num_chunks)
-    dtype = _sum_dtype(hidden.dtype)
-    buffer = hidden.new_empty(rows, len(weight), dtype=dtype) if num_chunks > 1 else None
     for start in range(0, len(hidden), rows):
         chunk = slice(start, min(start + rows, len(hidden)))
         logits = product(hidden[chunk], weight.t())
@@ -154,9 +168,45 @@ def _chunks(
             logits[:, own.tokens] = product(hidden[chunk], own.rows.t())
         if vocab_size < len(weight):
             logits[:, vocab_size:] = float("-inf")
-        log_probs = None if buffer is None else buffer[: len(logits)]
-        log_probs = torch.log_softmax(logits, -1, dtype=dtype, out=log_probs)
-        yield chunk, logits, log_probs
+        yield chunk, logits
+
+
+Gradients = Iterator[tuple[slice, Tensor, Tensor]]
+"""(rows, summed loss, its gradient by the logits [C, V]) of each chunk; the next one may overwrite the gradient."""
+
+
+def _gradients(
+    hidden: Tensor, weight: Tensor, own: TokenRows | None, targets: Tensor, vocab_size: int, rows: int
+) -> Gradients:
+    for chunk, logits, log_probs in _chunks(hidden, weight, own, vocab_size, rows):
+        index = targets[chunk, None]
+        loss = -log_probs.gather(1, index).sum()
+        probs = log_probs.exp_()
+        probs.scatter_add_(1, index, probs.new_full((), -1.0).expand(index.shape))
+        yield chunk, loss, probs if probs.dtype == logits.dtype else logits.copy_(probs)
+
+
+def _compiled_gradients(
+    hidden: Tensor, weight: Tensor, own: TokenRows | None, targets: Tensor, vocab_size: int, rows: int
+) -> Gradients:
+    measure = _compiled_measure()
+    for chunk, logits in _logits(hidden, weight, own, vocab_size, rows):
+        index = targets[chunk, None]
+        for tensor in (logits, index):  # the last chunk is smaller, and so may be other batches
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        yield chunk, *measure(logits, index)
+
+
+@cache
+def _compiled_measure() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(_measure)
+
+
+def _measure(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of logits [C, V] for targets [C, 1], and its gradient, which takes the logits' place."""
+    log_probs = torch.log_softmax(logits, -1, dtype=_sum_dtype(logits.dtype))
+    is_target = torch.arange(logits.shape[1], device=logits.device) == index
+    return -log_probs.gather(1, index).sum(), logits.copy_(log_probs.exp() - is_target.to(log_probs.dtype))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -171,6 +221,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         vocab_size: int,
         rows: int,
         dtype: torch.dtype,
+        is_compiled: bool,
     ) -> Tensor:
         ctx.dtypes = [tensor.dtype if tensor is not None else None for tensor in (hidden, weight, token_rows)]
         own = None if tokens is None or token_rows is None else TokenRows(tokens, token_rows)
@@ -182,6 +233,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 targets,
                 vocab_size,
                 rows,
+                is_compiled,
                 *ctx.needs_input_grad[:2],
             )
         ctx.save_for_backward(*grads)
@@ -197,7 +249,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         if weight_grad is not None and ctx.num_padding:
             weight_grad = F.pad(weight_grad, (0, 0, 0, ctx.num_padding))
-        return hidden_grad, weight_grad, own_grad, None, None, None, None, None
+        return hidden_grad, weight_grad, own_grad, None, None, None, None, None, None
 
 
 def _loss_and_gradients(
@@ -207,6 +259,7 @@ def _loss_and_gradients(
     targets: Tensor,
     vocab_size: int,
     rows: int,
+    is_compiled: bool,
     wants_hidden: bool,
     wants_weight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -219,12 +272,9 @@ def _loss_and_gradients(
     hidden_grad = torch.empty_like(hidden) if wants_hidden and not is_whole else None
     weight_grad = weight.new_zeros(weight.shape) if wants_weight and not len(hidden) else None
     own_grad = None if own is None else own.rows.new_zeros(own.rows.shape, dtype=sum_loss.dtype)
-    for chunk, logits, log_probs in _chunks(hidden, weight, own, vocab_size, rows):
-        index = targets[chunk, None]
-        sum_loss -= log_probs.gather(1, index).sum()
-        probs = log_probs.exp_()
-        probs.scatter_add_(1, index, probs.new_full((), -1.0).expand(index.shape))
-        grad = probs if probs.dtype == logits.dtype else logits.copy_(probs)
+    gradients = _compiled_gradients if is_compiled else _gradients
+    for chunk, loss, grad in gradients(hidden, weight, own, targets, vocab_size, rows):
+        sum_loss += loss
         if own is not None:
             outer = grad[:, own.tokens]
             own_grad = _add_product(own_grad, outer.t(), hidden[chunk])

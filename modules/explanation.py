@@ -47,7 +47,7 @@ def captured_attention(model: GPT) -> Iterator[list[Tensor]]:
     def capture(_: DotProduct, inputs: tuple[Any, ...]) -> None:
         q, k, _, mask, causal, examples = inputs
         if examples is not None:
-            mask = _same_example(examples.lengths, q.device)
+            mask = _same_example(examples.lengths, len(q), q.device)
         layers.append(attention_weights(q, k, mask, causal)[0])
 
     hooks = [module.register_forward_pre_hook(capture) for module in model.modules() if isinstance(module, DotProduct)]
@@ -58,10 +58,10 @@ def captured_attention(model: GPT) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _same_example(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Return bool [T, T], True where two positions of a row belong to one of its examples."""
-    numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-    return numbers[:, None] == numbers
+def _same_example(lengths: Sequence[int], num_rows: int, device: torch.device) -> Tensor:
+    """Return bool [B, 1, T, T], True where two positions of a row belong to one of its examples."""
+    numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device).view(num_rows, -1)
+    return numbers[:, None, :, None] == numbers[:, None, None, :]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -173,7 +173,7 @@ def finetuning(data: ExampleData, training: TrainingConfig, seed: int, task: Tas
 
 def _hidden_of_targets(model: GPT, batch: Batch) -> Tensor:
     """Return the hidden states [M, D] of the positions that predict a target; only these enter the head."""
-    hidden = model(batch["input_ids"], lengths=batch["lengths"])
+    hidden = model(batch["input_ids"], lengths=batch["lengths"], offsets=batch.get("offsets"))
     return hidden[0].index_select(0, batch["target_positions"])
 
 

@@ -75,6 +75,8 @@ class GPTModule(LightningModule):
         if not hasattr(self, "model"):
             self.model = GPT(self.model_config, self.vocab_size)
             self.model.activation_checkpointing = self.training_config.activation_checkpointing
+            if self.model_config.classifier is None:
+                self.model.head.compiles_loss = self.training_config.head_loss == "compiled"
             if self.training_config.compile:
                 self.model.compile()
 

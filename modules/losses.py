@@ -4,7 +4,7 @@ Shapes: B batch, T positions, K predicted positions, D width.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,12 +65,17 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
 
 def causal_hidden(model: GPT, batch: Batch) -> Tensor:
     """Return the hidden states [B, T, D] that predict the next tokens."""
-    return model(batch["input_ids"], causal=True, document_ids=batch.get("document_ids"))
+    return model(batch["input_ids"], causal=True, **_documents(batch))
+
+
+def _documents(batch: Batch) -> dict[str, Any]:
+    """Return what a batch says of the documents in its rows, nothing if attention crosses them."""
+    return {name: batch[name] for name in ("lengths", "offsets", "positions") if name in batch}
 
 
 def masked_hidden(model: GPT, batch: Batch) -> Tensor:
     """Return the hidden states [B x K, D] of the predicted positions; only these enter the head."""
-    hidden = model(batch["mlm_input_ids"], causal=False, document_ids=batch.get("document_ids"))
+    hidden = model(batch["mlm_input_ids"], causal=False, **_documents(batch))
     positions = batch["mlm_positions"]
     offsets = positions.new_tensor(range(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1]))
     return hidden.flatten(0, 1).index_select(0, (positions + offsets[:, None]).flatten())

@@ -1,19 +1,21 @@
 """A Transformer of the GPT-2 or the Llama family.
 
-Shapes: B batch, T positions, S attended positions (T and those in the cache), D width, V vocabulary; N positions of a
-row that holds examples one after another.
+Shapes: B batch, T positions, S attended positions (T and those in the cache), D width, V vocabulary; E examples
+that rows hold one after another.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modules.activation_checkpointing import runner
-from modules.attention import Attention, Examples, KeyValueCache, Rotations, attention_mask
+from modules.attention import Attention, KeyValueCache, Rotations, attention_mask
 from modules.config_fields import ActivationCheckpointing
 from modules.cross_entropy import linear_cross_entropy, linear_cross_entropy_stats
+from modules.examples import Examples
 from modules.initial_values import initial_values
 from modules.layers import Embedding, Linear, dropout, feed_forward, norm
 from modules.linear import linear
@@ -55,6 +57,8 @@ class OutputHead(TrainedRows):
         self.weight = weight
         self.trained_rows = None
         self.vocab_size = vocab_size
+        self.compiles_loss = False
+        """Whether the passes over the logits are compiled; see `modules.cross_entropy`."""
 
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, *, statistics: bool = False
@@ -64,8 +68,10 @@ class OutputHead(TrainedRows):
         if targets is None:
             logits = linear(hidden, self.weight, None)[..., : self.vocab_size]
             return logits if own is None else logits.index_copy(-1, own.tokens, linear(hidden, own.rows, None))
-        measure = linear_cross_entropy_stats if statistics else linear_cross_entropy
-        return measure(hidden.flatten(0, -2), self.weight, targets.flatten(), self.vocab_size, own=own)
+        inputs = hidden.flatten(0, -2), self.weight, targets.flatten(), self.vocab_size
+        if statistics:
+            return linear_cross_entropy_stats(*inputs, own=own)
+        return linear_cross_entropy(*inputs, own=own, is_compiled=self.compiles_loss)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., vocab_size] of hidden states [..., D], all in memory at once: not for training."""
@@ -109,9 +115,10 @@ class GPT(nn.Module):
             add_adapters(self, config, config.lora)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the model as a whole, and for rows of examples block by block, around the attention.
+        """Compile the model as a whole, and for rows of examples block by block.
 
-        A graph of the whole row would hold for one list of lengths alone.
+        A graph of the whole row would hold for one list of lengths alone. Attention is in the graph of a block where
+        one kernel takes all examples, and is left out of it where they are computed one by one.
         """
         super().compile(*args, **kwargs)
         compiled: Any = self._compiled_call_impl
@@ -130,6 +137,8 @@ class GPT(nn.Module):
         *,
         causal: bool = True,
         lengths: Sequence[int] | None = None,
+        offsets: Tensor | None = None,
+        positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         padding_mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
@@ -139,9 +148,14 @@ class GPT(nn.Module):
         Args:
             input_ids: [B, T], int64.
             causal: Each position attends to itself and those before it; otherwise to all positions.
-            lengths: The row [1, N] holds examples of these lengths, one after another. Each attends to itself alone,
-                and its positions are counted from 0. Equal lengths that are neighbours are computed together.
-            document_ids: [B, S]; positions attend only to those with the same number.
+            lengths: The rows hold examples of these lengths, one after another; none goes on into the next row. Each
+                attends to itself alone. Equal lengths that are neighbours are computed together.
+            offsets: int32 [E + 1], the first token of each of the E examples, counted through all rows, and B x T; None
+                takes them from `lengths`, which takes a copy to the device.
+            positions: [B, T] or [T], what is embedded as the positions; None counts them in each row, or in each
+                example of `lengths`.
+            document_ids: [B, S]; positions attend only to those with the same number. It takes a mask of T x S, so long
+                rows are better described by `lengths`.
             padding_mask: [B, S], bool, True for real tokens; no position attends to another that is padding, and
                 positions are counted over real tokens alone, so that padding may stand on either side.
             cache: Keys and values of earlier positions; those of `input_ids` are added to it. Only for causal
@@ -152,12 +166,13 @@ class GPT(nn.Module):
         """
         length, past = input_ids.shape[1], cache.length if cache is not None else 0
         examples = None
-        if lengths is None:
+        if lengths is not None:
+            _check_rows(input_ids, lengths, document_ids, padding_mask, cache)
+            examples = Examples(lengths, input_ids.device, offsets)
+        if positions is None and examples is not None:
+            positions = examples.positions().view_as(input_ids)
+        elif positions is None:
             positions = _positions(length, past, padding_mask, input_ids.device)
-        else:
-            _check_row(input_ids, lengths, document_ids, padding_mask, cache)
-            examples = Examples(lengths)
-            positions = examples.positions(input_ids.device)
         x = self.token_embedding(input_ids)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
@@ -201,8 +216,11 @@ def _positions(length: int, past: int, padding_mask: Tensor | None, device: torc
     return (padding_mask.long().cumsum(1) - 1).clamp_min(0)[:, past:]
 
 
-def _check_row(input_ids: Tensor, lengths: Sequence[int], *others: Tensor | KeyValueCache | None) -> None:
+def _check_rows(input_ids: Tensor, lengths: Sequence[int], *others: Tensor | KeyValueCache | None) -> None:
     if any(other is not None for other in others):
-        raise ValueError("lengths: a row of examples takes no cache, padding_mask or document_ids")
-    if input_ids.shape != (1, sum(lengths)) or 0 in lengths:
+        raise ValueError("lengths: rows of examples take no cache, padding_mask or document_ids")
+    num_rows, length = input_ids.shape
+    ends = [*accumulate(lengths)]
+    missing = set(range(length, num_rows * length + 1, length)).difference(ends)
+    if missing or not ends or ends[-1] != num_rows * length or 0 in lengths:
         raise ValueError(f"lengths {list(lengths)} do not divide input_ids of shape {list(input_ids.shape)}")

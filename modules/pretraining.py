@@ -46,6 +46,7 @@ class Pretraining:
             objective=objective,
             with_masked=any(phase.weights.get("mlm") for phase in objective.phases),
             with_documents=training.attention_scope == "document",
+            restarts_positions=training.position_scope == "document",
         )
         self._milestones = set(phase_ends(objective, training.num_steps))
         size, length = training.global_batch_size, training.sequence_length

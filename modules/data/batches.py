@@ -1,6 +1,6 @@
 """Batches of token windows, a function of (data, seed, step) that is divided among workers (CONTRIBUTING, invariant 1).
 
-B sequences in a micro-batch, T positions, K positions that the masked objective predicts.
+B sequences in a micro-batch, T positions, K positions that the masked objective predicts, E documents.
 """
 
 import math
@@ -75,6 +75,8 @@ class BatchSettings:
     """Whether batches hold the inputs and targets of the masked objective."""
     with_documents: bool = False
     """Whether attention stays within documents."""
+    restarts_positions: bool = False
+    """Whether positions are then counted in each document, not along the window."""
 
     @property
     def num_masked(self) -> int:
@@ -116,8 +118,9 @@ class BatchMaker:
         Returns:
             `input_ids` and `targets` int64 [B, T], views of one [B, T + 1] copy; `sample_ids` int64 [B]; `step`; with
             masks `mlm_input_ids` int64 [B, T], `mlm_positions` and `mlm_targets` int64 [B, K]; with documents
-            `document_ids` int32 [B, T]; if asked for, `num_bytes`, the bytes of text for which the targets stand, not a
-            number if they are not known.
+            `lengths`, the tokens of each document in the windows, `offsets` int32 [E + 1], the first token of each, and
+            `positions` int64, [T], or [B, T] where each document has its own; if asked for, `num_bytes`, the bytes of
+            text for which the targets stand, not a number if they are not known.
         """
         windows = torch.empty(len(starts), self._length + 1, dtype=torch.int64)
         self._stream.fill(starts, self._length + 1, windows.numpy())
@@ -127,7 +130,7 @@ class BatchMaker:
         document_ids = None
         if self._settings.with_documents:
             document_ids = self._stream.document_ids(starts, self._length)
-            batch["document_ids"] = torch.from_numpy(document_ids)
+            batch |= _documents(document_ids, self._settings.restarts_positions)
         if self._counts_bytes:
             num_bytes = self._stream.num_bytes(starts + 1, self._length)
             batch["num_bytes"] = math.nan if num_bytes is None else num_bytes
@@ -136,6 +139,19 @@ class BatchMaker:
             for name, values in zip(("mlm_input_ids", "mlm_positions", "mlm_targets"), masked, strict=True):
                 batch[name] = torch.from_numpy(values)
         return batch
+
+
+def _documents(ids: np.ndarray, restarts_positions: bool) -> Batch:
+    """Return where documents begin, and positions, for their numbers in each window, int32 [B, T]."""
+    begins = np.ones(ids.shape, dtype=bool)
+    begins[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(starts, append=ids.size)
+    positions = np.arange(ids.shape[1])
+    if restarts_positions:
+        positions = (np.arange(ids.size) - np.repeat(starts, lengths)).reshape(ids.shape)
+    offsets = torch.from_numpy(np.append(starts, ids.size).astype(np.int32))
+    return {"lengths": lengths.tolist(), "offsets": offsets, "positions": torch.from_numpy(positions)}
 
 
 def _masker(tokenizer: Tokenizer, settings: BatchSettings) -> Masker:

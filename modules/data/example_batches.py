@@ -108,7 +108,8 @@ class RowMaker:
         """Return the row of these packs.
 
         Returns:
-            `input_ids` int64 [1, N]; `lengths`, the tokens of each example in the row; `sample_ids` int64 [B], the
+            `input_ids` int64 [1, N]; `lengths`, the tokens of each example in the row, and `offsets` int32 [E + 1], the
+            first token of each, and N; `sample_ids` int64 [B], the
             numbers of the packs; `step`; where they are known `num_bytes`, the bytes of text for which the targets
             stand. For a classification `labels` int64 [E]. Otherwise `targets` int64 [M], and `target_positions` int64
             [M] of the hidden states that predict them; the last token of each example is left out of the row, because
@@ -141,7 +142,13 @@ class RowMaker:
 
     def _inputs(self, first: np.ndarray, end: np.ndarray) -> Batch:
         ids = _joined(self._split.tokens, first, end).astype(np.int64)
-        return {"input_ids": torch.from_numpy(ids)[None], "lengths": (end - first).tolist()}
+        lengths = end - first
+        offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+        return {
+            "input_ids": torch.from_numpy(ids)[None],
+            "lengths": lengths.tolist(),
+            "offsets": torch.from_numpy(offsets),
+        }
 
 
 def _joined(values: Numbers, first: np.ndarray, end: np.ndarray) -> np.ndarray:

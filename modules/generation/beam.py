@@ -108,7 +108,7 @@ def beam_search(
         num_copies=num_beams,
         max_new_tokens=sampling.max_new_tokens,
         context_length=sampling.context_length,
-        document_end_id=sampling.document_end_id,
+        document_end=sampling.document_end,
     )
     every = [ids for ids in prompts for _ in range(num_beams)]
     seen = Seen(every, model.vocab_size, window.logits.device) if sampling.repetition_penalty != 1 else None

@@ -115,5 +115,5 @@ def window_of(model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling) 
         num_copies=sampling.num_sequences,
         max_new_tokens=sampling.max_new_tokens,
         context_length=sampling.context_length,
-        document_end_id=sampling.document_end_id,
+        document_end=sampling.document_end,
     )

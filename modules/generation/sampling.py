@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modules.generation.window import DocumentEnd
+
 _BLOCK_STEPS = 64
 
 
@@ -38,8 +40,8 @@ class Sampling:
     """Tokens that end a sequence; without one it ends at `max_new_tokens` alone."""
     context_length: int | None = None
     """Tokens that the model sees at once; None takes all its positions."""
-    document_end_id: int | None = None
-    """Token after which a sequence is a new document, for models that attend within documents alone; else None."""
+    document_end: DocumentEnd | None = None
+    """For models that attend within documents alone; else None."""
 
 
 def penalized(logits: Tensor, seen: Tensor | None, penalty: float) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B rows, C columns in memory, V vocabulary.
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,14 @@ from torch import Tensor
 from modules.attention import KeyValueCache
 from modules.errors import InputError
 from modules.model import GPT
+
+
+class DocumentEnd(NamedTuple):
+    """The token that ends a document, for a model that was trained with attention within documents."""
+
+    id: int
+    restarts_positions: bool = False
+    """Whether positions are then counted from 0 again."""
 
 
 class Window:
@@ -31,7 +39,7 @@ class Window:
         num_copies: int = 1,
         max_new_tokens: int,
         context_length: int | None = None,
-        document_end_id: int | None = None,
+        document_end: DocumentEnd | None = None,
     ) -> None:
         """Compute the prompts.
 
@@ -41,14 +49,14 @@ class Window:
             num_copies: Rows that begin with each prompt, next to each other; it is computed once.
             max_new_tokens: Tokens that may be appended; memory is reserved for so many.
             context_length: Tokens that the model sees at once; None takes all its positions.
-            document_end_id: Token after which attention begins anew; None if it crosses documents.
+            document_end: Token after which attention begins anew; None if it crosses documents.
 
         Raises:
             InputError: A prompt is empty, or holds a token id outside the vocabulary.
         """
         for ids in prompts:
             _check_prompt(ids, model.vocab_size)
-        self._model, self._document_end_id = model, document_end_id
+        self._model, self._document_end = model, document_end
         self.size = window_size(model, context_length)
         """Tokens of a row that are seen at once."""
         seen = [list(ids[-self.size :]) for ids in prompts]
@@ -119,12 +127,9 @@ class Window:
         start, stop = self._cache.length, self._cache.length + new.shape[1]
         self._ids[:, start:stop] = new
         with _uncompiled(self._model):
-            hidden = self._model(
-                new,
-                document_ids=_documents(self._ids[:, :stop], self._document_end_id),
-                padding_mask=self._real(stop),
-                cache=self._cache,
-            )
+            real = self._real(stop)
+            documents = _documents(self._ids[:, :stop], self._document_end, real, start)
+            hidden = self._model(new, **documents, padding_mask=real, cache=self._cache)
         return self._model.head.logits(hidden[:, -1])
 
     def _real(self, stop: int) -> Tensor | None:
@@ -144,7 +149,7 @@ class Window:
             ids = self._ids[index, length - kept : length]
             fresh = self._new_cache(len(full), kept)
             with _uncompiled(self._model):
-                self._model(ids, document_ids=_documents(ids, self._document_end_id), cache=fresh)
+                self._model(ids, **_documents(ids, self._document_end, None, 0), cache=fresh)
             self._cache.write_rows(index, fresh)
         for row in full:
             self._counts[row] = kept
@@ -175,12 +180,26 @@ def evaluating(model: GPT) -> Iterator[None]:
         model.train(was_training)
 
 
-def _documents(ids: Tensor, end_id: int | None) -> Tensor | None:
-    """Return the number of each token's document, of the shape of `ids`; None if attention crosses documents."""
-    if end_id is None:
-        return None
-    ends = (ids == end_id).long()
-    return ends.cumsum(1) - ends
+def _documents(ids: Tensor, end: DocumentEnd | None, real: Tensor | None, past: int) -> dict[str, Tensor]:
+    """Return what the model is told of the documents in rows [B, S], of which the tokens from `past` on are new.
+
+    Args:
+        ids: The tokens, int64.
+        end: None if attention crosses documents.
+        real: bool [B, S], False where a row has padding before its tokens; None if none has.
+        past: Tokens that the model has computed before.
+    """
+    if end is None:
+        return {}
+    ends = (ids == end.id).long()
+    numbers = ends.cumsum(1) - ends
+    if not end.restarts_positions:
+        return {"document_ids": numbers}
+    columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    begins = torch.nn.functional.pad(ends[:, :-1], (1, 0))
+    first = 0 if real is None else (~real).sum(1, keepdim=True)
+    starts = torch.where(begins.bool(), columns, first).cummax(1).values
+    return {"document_ids": numbers, "positions": (columns - starts).clamp_min(0)[:, past:]}
 
 
 def _uncompiled(model: GPT) -> AbstractContextManager[Any]:

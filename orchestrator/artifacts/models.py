@@ -14,6 +14,7 @@ from modules.data.pretrained_tokenizer import load_pretrained
 from modules.data.tokenizer import Tokenizer
 from modules.data.tokenizer_names import TOKENIZER_FILE
 from modules.generation.sampling import Sampling
+from modules.generation.window import DocumentEnd
 from modules.huggingface.adapter import read_adapter
 from modules.huggingface.folder import ModelFolder, read_bytes, read_config
 from modules.huggingface.weights import load_huggingface
@@ -69,7 +70,7 @@ class TrainedModel:
         return Sampling(
             end_ids=self.ends_at(stop),
             context_length=self.context_length,
-            document_end_id=self.tokenizer.end_of_text_id if self.reads_documents_apart else None,
+            document_end=self.document_end,
             **settings,
         )
 
@@ -94,6 +95,18 @@ class TrainedModel:
     def reads_documents_apart(self) -> bool:
         """Whether attention stays within each document."""
         return self.training is not None and self.training.attention_scope == "document"
+
+    @property
+    def restarts_positions(self) -> bool:
+        """Whether positions are counted from 0 in each of them."""
+        return self.training is not None and self.training.position_scope == "document"
+
+    @property
+    def document_end(self) -> DocumentEnd | None:
+        """Where a text goes on as another document; None if attention crosses documents."""
+        if not self.reads_documents_apart:
+            return None
+        return DocumentEnd(self.tokenizer.end_of_text_id, self.restarts_positions)
 
     @property
     def device(self) -> torch.device:

@@ -198,10 +198,17 @@ def _training(card: Card) -> dict[str, str]:
             "batch": f"{batch:,} sequences of {'at most ' if 'task' in recipe else ''}{length:,} tokens",
             "tokens seen": f"{card.num_tokens:,}",
             "precision": training["precision"],
-            "attention": "within each document" if training.get("attention_scope") == "document" else "",
+            "attention": _attention(training),
         }
     optimizer = _optimizer(recipe["optimizer"]) if "optimizer" in recipe else ""
     return {**rows, "optimizer": optimizer, "seed": str(recipe.get("seed", ""))}
+
+
+def _attention(training: Mapping[str, Any]) -> str:
+    if training.get("attention_scope") != "document":
+        return ""
+    restart = training.get("position_scope") == "document"
+    return "within each document" + (", whose positions are counted from 0" if restart else "")
 
 
 def _base(identity: Mapping[str, Any]) -> str:

@@ -60,10 +60,10 @@ def check_device(config: TrainingRunConfig, use_gpu: bool) -> None:
         HardwareError: float16 was requested without GPUs, or compilation on CPU without a compiler.
     """
     compiler = os.environ.get("CXX", "g++")
-    if config.training.compile and not use_gpu and not shutil.which(compiler):
+    if config.training.compiled and not use_gpu and not shutil.which(compiler):
         raise HardwareError(
-            f"training.compile=true: torch.compile needs a C++ compiler on CPU, and there is no {compiler}; "
-            "apt-get install g++ python3-dev, dnf install gcc-c++ python3-devel, or set training.compile=false"
+            f"{config.training.compiled}: torch.compile needs a C++ compiler on CPU, and there is no {compiler}; "
+            "apt-get install g++ python3-dev, dnf install gcc-c++ python3-devel, or leave it out"
         )
     precision = config.training.precision
     if precision.startswith("16") and not use_gpu:

@@ -18,7 +18,9 @@ def compiler() -> Finding:
     """Look for the C++ compiler and Python's headers; only compiled models on CPU and extensions need them."""
     name = os.environ.get("CXX", "g++")
     path = shutil.which(name)
-    needed_for = "training.compile=true on CPU and DeepSpeed's own extensions do not work"
+    needed_for = (
+        "training.compile=true and training.head_loss=compiled on CPU, and DeepSpeed's own extensions do not work"
+    )
     if path is None:
         remedy = "apt-get install g++ python3-dev, or dnf install gcc-c++ python3-devel"
         return Finding("warning", f"no {name} on PATH: {needed_for}", remedy)

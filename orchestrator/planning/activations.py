@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from modules.config import ActivationCheckpointing, ObjectiveConfig, Precision
+from modules.config import ObjectiveConfig
+from modules.config_fields import ActivationCheckpointing, HeadLoss, Precision
 from modules.model_config import ModelConfig, padded_vocab_size
 from orchestrator.planning.weights import LinearLayer, linear_layers
 
@@ -43,21 +44,32 @@ class Pass:
     """Tokens in a sequence."""
     head_tokens: int
     """Positions that enter the output head."""
-    has_mask: bool = False
-    """Whether attention takes a mask, as within documents."""
+    within_documents: bool = False
+    """Whether attention stays within documents, or examples."""
+    restarts_positions: bool = False
+    """Whether each of them has positions of its own, which are then kept for every token."""
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that are embedded."""
+        return self.num_tokens if self.restarts_positions else self.length
 
 
 def passes(
-    config: ObjectiveConfig | None, micro_batch: int, length: int, within_documents: bool = False
+    config: ObjectiveConfig | None,
+    micro_batch: int,
+    length: int,
+    within_documents: bool = False,
+    restarts_positions: bool = False,
 ) -> list[list[Pass]]:
     """Return the forward passes of a micro-batch in each phase; a training without an objective has causal ones."""
-    tokens = micro_batch * length
+    tokens, apart = micro_batch * length, (within_documents, restarts_positions)
     if config is None:
-        return [[Pass(tokens, length, tokens)]]
+        return [[Pass(tokens, length, tokens, *apart)]]
     masked = micro_batch * min(length - int(config.mlm_shift), max(1, round(length * config.mlm_probability)))
     heads: Mapping[str, int] = {"clm": tokens, "mlm": masked}
     return [
-        [Pass(tokens, length, heads[name], within_documents) for name, weight in phase.weights.items() if weight]
+        [Pass(tokens, length, heads[name], *apart) for name, weight in phase.weights.items() if weight]
         for phase in config.phases
     ]
 
@@ -73,12 +85,13 @@ def activation_bytes(model: ModelConfig, of: Pass, precision: Precision, device:
     """
     widths = Widths.of(precision)
     per_token = model.num_layers * _block_bytes(model, of, widths, device) + _norm_bytes(model, widths)
-    shared = 2 * model.width_per_head * _FLOAT32 * of.length if model.family == "llama" else _INDEX * of.length
+    of_position = 2 * model.width_per_head * _FLOAT32 if model.family == "llama" else _INDEX
+    shared = of_position * of.num_positions
     outside = _INDEX + _dropout_bytes(model, widths.weight, device)
     if _is_frozen_before(model):
         # the vocabulary is frozen, so the first norm and what is before it keep nothing
         outside = -_norm_bytes(model, widths)
-        shared -= _INDEX * of.length if model.family == "gpt2" else 0
+        shared = 0 if model.family == "gpt2" else shared
     return of.num_tokens * (per_token + outside) + shared + model.num_layers * _adapter_copies(model, widths)
 
 
@@ -92,8 +105,7 @@ def kept_bytes(
     outside = activation_bytes(model.model_copy(update={"num_layers": 0}), of, precision, device)
     if _is_frozen_before(model):  # where the first norm keeps nothing; its block keeps its input all the same
         outside += of.num_tokens * _norm_bytes(model, widths)
-    mask = of.num_tokens * of.length if of.has_mask else 0  # a byte each
-    return outside + mask + of.num_tokens * model.num_layers * _kept_of_block(model, of, widths, device, mode)
+    return outside + of.num_tokens * model.num_layers * _kept_of_block(model, of, widths, device, mode)
 
 
 def again_bytes(model: ModelConfig, of: Pass, precision: Precision, device: str, mode: ActivationCheckpointing) -> int:
@@ -157,14 +169,19 @@ def head_weight_bytes(model: ModelConfig, vocab_size: int) -> int:
     return padded_vocab_size(vocab_size) * model.hidden_dim * _FLOAT32
 
 
-def head_buffer_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precision, device: str) -> int:
-    """Return the bytes that the head takes while it computes: a chunk of logits, and casts of what it multiplies."""
+def head_buffer_bytes(
+    model: ModelConfig, vocab_size: int, of: Pass, precision: Precision, device: str, head_loss: HeadLoss = "eager"
+) -> int:
+    """Return the bytes that the head takes while it computes: a chunk of logits, and casts of what it multiplies.
+
+    Compiled, the gradient of the logits takes their place, and there are no probabilities beside them.
+    """
     widths = Widths.of(precision)
     if model.classifier is not None:
         return 0
     columns = padded_vocab_size(vocab_size)
     rows = min(of.head_tokens, max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS[device] // columns))
-    chunk = rows * columns * (widths.compute + _FLOAT32)
+    chunk = rows * columns * (widths.compute + (_FLOAT32 if head_loss == "eager" else 0))
     product = 0 if model.lora or widths.compute == _FLOAT32 else columns * model.hidden_dim * widths.compute
     casts = 0
     if widths.weight != widths.compute:
@@ -205,14 +222,21 @@ def _attention_bytes(model: ModelConfig, of: Pass, widths: Widths, device: str) 
         found += (inner + 2 * kv) * widths.compute
         found += (inner + kv) * widths.compute if model.family == "llama" else 0  # rotated queries and keys
         projection = next(layer for layer in linear_layers(model) if layer.name == "attention.projection")
-        if not _keeps_input(model, projection):
+        if not _keeps_input(model, projection) or _attends_one_by_one(model, of, widths, device):
             found += inner * widths.compute
     if model.query_key_norm:
         of_float32 = 0 if widths.compute == _FLOAT32 and not in_float32 else (inner + kv) * _FLOAT32
         found += of_float32 + (inner + kv) * widths.compute + (model.num_heads + model.kv_heads) * _FLOAT32
-    if of.has_mask:
-        found += of.length * (_FLOAT32 if in_float32 else widths.compute)
     return found
+
+
+def _attends_one_by_one(model: ModelConfig, of: Pass, widths: Widths, device: str) -> bool:
+    """Return whether the results of documents are put together, which leaves them in memory twice.
+
+    One kernel takes all of them where there is FlashAttention; see `modules.examples`.
+    """
+    has_kernel = device == "cuda" and widths.compute != _FLOAT32 and not model.dropout
+    return of.within_documents and not has_kernel
 
 
 def _attends_in_float32(of: Pass, widths: Widths, device: str) -> bool:

@@ -12,7 +12,8 @@ from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from modules.config import ActivationCheckpointing, ObjectiveConfig, Precision
+from modules.config import ObjectiveConfig
+from modules.config_fields import ActivationCheckpointing, HeadLoss, Precision
 from modules.model_config import ModelConfig
 from modules.phases import phase_ends
 from orchestrator.configuration.groups import StrategyName
@@ -88,7 +89,9 @@ class Setting:
     num_steps: int = 1000
     """Which the lengths of phases are shares of."""
     within_documents: bool = False
+    restarts_positions: bool = False
     activation_checkpointing: ActivationCheckpointing = "none"
+    head_loss: HeadLoss = "eager"
     device: Literal["cpu", "cuda"] = "cuda"
     keeps_snapshot: bool = True
     """Whether a save is copied into memory before it is written (`checkpoint.mode=async`)."""
@@ -124,7 +127,7 @@ class Setting:
 
     @cached_property
     def phases(self) -> list[list[Pass]]:
-        return passes(self.objective, self.micro_batch, self.length, self.within_documents)
+        return passes(self.objective, self.micro_batch, self.length, self.within_documents, self.restarts_positions)
 
     @property
     def widths(self) -> Widths:
@@ -237,7 +240,8 @@ def _forward(of: Setting) -> Memory:
     def of_phase(phase: list[Pass]) -> Iterator[Memory]:
         kept = sum(kept_bytes(model, each, *common, mode) for each in phase)
         head = sum(head_bytes(model, of.vocab_size, each, of.precision) for each in phase)
-        yield Memory(activations=kept, head=head + head_buffer_bytes(model, of.vocab_size, phase[-1], *common))
+        head += head_buffer_bytes(model, of.vocab_size, phase[-1], *common, of.head_loss)
+        yield Memory(activations=kept, head=head)
         if mode != "none":
             again = max(again_bytes(model, each, *common, mode) for each in phase)
             yield Memory(activations=kept + again, head=len(phase) * head_weight_bytes(model, of.vocab_size))

@@ -16,6 +16,8 @@ def setting_of(config: TrainingRunConfig, vocab_size: int, device: Literal["cpu"
         device: What each worker computes on.
     """
     training = config.training
+    objective = config.objective if isinstance(config, PretrainConfig) else None
+    of_examples = objective is None
     num_workers = min(worker_counts(config))
     micro = micro_batch_size(config, num_workers)
     settings: dict[str, Any] = config.strategy.deepspeed
@@ -27,9 +29,11 @@ def setting_of(config: TrainingRunConfig, vocab_size: int, device: Literal["cpu"
         micro_batch=micro,
         num_workers=num_workers,
         accumulation=training.global_batch_size // (num_workers * micro),
-        objective=config.objective if isinstance(config, PretrainConfig) else None,
+        objective=objective,
         num_steps=training.num_steps,
-        within_documents=isinstance(config, PretrainConfig) and training.attention_scope == "document",
+        within_documents=of_examples or training.attention_scope == "document",
+        restarts_positions=of_examples or training.position_scope == "document",
+        head_loss=training.head_loss,
         activation_checkpointing=training.activation_checkpointing,
         device=device,
         keeps_snapshot=config.checkpoint.mode == "async",

@@ -92,6 +92,7 @@ def _sums(
         objective=objective,
         with_masked=trained.knows_mask,
         with_documents=trained.reads_documents_apart,
+        restarts_positions=trained.restarts_positions,
     )
     maker = BatchMaker(windows.stream, trained.tokenizer, settings, counts_bytes=True)
     total = torch.zeros(NUM_SUMS, dtype=torch.float64)

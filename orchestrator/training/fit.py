@@ -9,6 +9,7 @@ from pytorch_lightning import Callback, Trainer
 from modules.data.ahead import MadeAhead, Packed
 from modules.data.batches import Batch, Share
 from modules.generation.sampling import Sampling
+from modules.generation.window import DocumentEnd
 from modules.gpt_module import GPTModule
 from modules.objective import Objective
 from orchestrator.checkpoints.attempt import Attempt
@@ -197,7 +198,7 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
             run.folder,
             runtime,
             config.cluster.hang_timeout_seconds,
-            _LONGEST_COMPILE_SECONDS if config.training.compile else 0.0,
+            _LONGEST_COMPILE_SECONDS if config.training.compiled else 0.0,
         ),
         *_ordered_fault(parts),
     ]
@@ -236,14 +237,16 @@ def _sampling(parts: Parts) -> Sampling | None:
     if not tracking.num_samples or tracking.mode == "disabled":
         return None
     longest = min(_LONGEST_SAMPLE_TOKENS, parts.objective.sequence_length - 1)
-    document_end = parts.objective.tokenizer.end_of_text_id
+    training = parts.config.training
+    restarts = training.position_scope == "document"
+    document_end = DocumentEnd(parts.objective.tokenizer.end_of_text_id, restarts)
     return Sampling(
         tracking.num_samples,
         max_new_tokens=longest,
         top_k=50,
         seed=parts.config.run.seed,
         end_ids=parts.objective.sample_end_ids,
-        document_end_id=document_end if parts.config.training.attention_scope == "document" else None,
+        document_end=document_end if training.attention_scope == "document" else None,
     )
 
 

@@ -1,5 +1,6 @@
 """Linear cross entropy beside the plain computation."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from live_bytes import LiveBytes
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from modules.cross_entropy import chunk_rows, linear_cross_entropy, linear_cross_entropy_stats
+from modules.model_config import padded_vocab_size
+from modules.token_rows import TokenRows
 
 NUM_TOKENS, WIDTH, VOCAB, ROWS = 37, 16, 50, 64
 
@@ -41,6 +45,31 @@ def test_loss_and_gradients_equal_the_plain_computation(chunk_size: int | None) 
     grads = torch.autograd.grad(3 * loss, (hidden, weight))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert all(relative_error(g, e) < 1e-5 for g, e in zip(grads, expected_grads, strict=True))
+
+
+# torch's own warnings
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), pytest.param(torch.bfloat16, 8e-3, marks=pytest.mark.long)]
+)
+def test_compiled_passes_give_the_same_from_one_chunk_of_logits(dtype: torch.dtype, tolerance: float) -> None:
+    torch._dynamo.reset()
+    results: list[list[Tensor]] = []
+
+    def measure() -> None:
+        for is_compiled in (False, True):
+            hidden, weight, targets = inputs(dtype)
+            rows = torch.full((2, WIDTH), 0.1, dtype=dtype, requires_grad=True)
+            own = TokenRows(torch.tensor([3, 40]), rows)
+            loss = linear_cross_entropy(hidden, weight, targets, VOCAB, 16, own, is_compiled)
+            results.append([loss.detach(), *torch.autograd.grad(3 * loss, (hidden, weight, rows))])
+
+    _, code = run_and_get_code(measure)
+    assert len(code) == 1  # the last chunk, of 11 rows, is not compiled again
+    made = re.findall(r"= empty_strided_cpu\((.*)", code[0])
+    assert made
+    assert not any(f", {ROWS})" in shape for shape in made)
+    assert all(relative_error(*pair) < tolerance for pair in zip(*results, strict=True))
 
 
 def test_gradients_equal_finite_differences_in_float64() -> None:
@@ -189,3 +218,23 @@ def test_no_targets_give_no_loss_and_gradients_of_zero() -> None:
     assert loss.item() == 0
     assert [grad.abs().max().item() for grad in grads] == [0, 0]
     assert linear_cross_entropy_stats(hidden[:0], weight, targets[:0], VOCAB) == (0, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab_size", [50_257, 128_256])
+def test_on_a_gpu_compiled_passes_give_the_same_in_less_memory(vocab_size: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(8192, 768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    rows = padded_vocab_size(vocab_size)
+    weight = (0.02 * torch.randn(rows, 768, device="cuda", dtype=torch.bfloat16)).requires_grad_()
+    targets = torch.randint(0, vocab_size, (8192,), device="cuda")
+    results, peaks = [], []
+    for is_compiled in (False, True):
+        for _ in range(2):  # the first one compiles
+            torch.cuda.reset_peak_memory_stats()
+            loss = linear_cross_entropy(hidden, weight, targets, vocab_size, is_compiled=is_compiled)
+            grads = torch.autograd.grad(loss, (hidden, weight))
+        peaks.append(torch.cuda.max_memory_allocated())
+        results.append((loss.detach(), *grads))
+    assert all(relative_error(*pair) < 1e-2 for pair in zip(*results, strict=True))
+    assert peaks[1] < peaks[0]

@@ -5,6 +5,7 @@ from torch import Tensor
 from modules.config import OptimizerConfig, TrainingConfig
 from modules.data.batches import Batch, Share
 from modules.gpt_module import GPTModule
+from modules.model_config import ClassifierConfig, ModelConfig
 
 
 class OneObjective:
@@ -12,17 +13,29 @@ class OneObjective:
         return torch.tensor([1.0, torch.nan])
 
 
-def test_sums_of_a_repeated_batch_count_nothing() -> None:
+def built(training: TrainingConfig, model: ModelConfig = GPT2) -> GPTModule:
     module = GPTModule(
-        model=GPT2,
+        model=model,
         vocab_size=VOCAB,
         objective=OneObjective(),  # type: ignore[arg-type]
         optimizer=OptimizerConfig(),
-        training=TrainingConfig(),
+        training=training,
         share=Share(1, 1),
         seed=0,
     )
     module.configure_model()
+    return module
+
+
+def test_the_head_compiles_its_loss_if_asked_to() -> None:
+    assert not built(TrainingConfig()).model.head.compiles_loss
+    assert built(TrainingConfig(head_loss="compiled")).model.head.compiles_loss
+    classifier = GPT2.model_copy(update={"classifier": ClassifierConfig(labels=("a", "b"))})
+    built(TrainingConfig(head_loss="compiled"), classifier)  # which has no head
+
+
+def test_sums_of_a_repeated_batch_count_nothing() -> None:
+    module = built(TrainingConfig())
     assert module.validation_step({"is_repeat": False}, 0)[0] == 1
     assert module.validation_step({}, 0)[0] == 1
     assert module.validation_step({"is_repeat": True}, 0).tolist() == [0, 0]

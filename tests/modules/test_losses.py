@@ -58,8 +58,8 @@ def test_only_chosen_positions_enter_the_head(model: GPT, batch: dict[str, Any])
     assert seen == [(BATCH * CHOSEN, 16)]
 
 
-def test_document_ids_reach_both_objectives(model: GPT, batch: dict[str, Any]) -> None:
-    documents = {**batch, "document_ids": (torch.arange(LENGTH) > 5).int().expand(BATCH, -1)}
+def test_documents_reach_both_objectives(model: GPT, batch: dict[str, Any]) -> None:
+    documents = {**batch, "lengths": [5, LENGTH - 5] * BATCH, "positions": torch.arange(LENGTH)}
     for loss in (causal_loss, masked_loss):
         assert loss(model, documents).total.item() != loss(model, batch).total.item()
 

@@ -2,14 +2,19 @@
 
 import copy
 import random
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from tiny_models import GPT2, LLAMA, VOCAB, random_model
 from torch import Tensor
 from torch._dynamo.utils import counters
+from varlen_on_cpu import KERNELS
 
-from modules.attention import DotProduct, Examples, KeyValueCache
+from modules.attention import DotProduct, KeyValueCache
+from modules.examples import Examples
 from modules.explanation import captured_attention
 from modules.model import GPT
 from modules.model_config import ModelConfig
@@ -26,6 +31,7 @@ ROUNDING = 2e-6
 """Relative, of float32: 16 units in the last place; kernels differ in their order of sums (1.02e-6 without AVX-512)."""
 both_families = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 both_directions = pytest.mark.parametrize("causal", [True, False])
+both_kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
 def examples(lengths: list[int], seed: int = 0) -> list[Tensor]:
@@ -47,16 +53,18 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+@both_kernels
 @both_families
 @both_directions
 @pytest.mark.parametrize("lengths", ROWS, ids=str)
 def test_hidden_states_and_gradients_are_those_of_each_example_alone(
-    model: GPT, causal: bool, lengths: list[int]
+    model: GPT, causal: bool, lengths: list[int], kernel: Any
 ) -> None:
     parts = examples(lengths)
     results = []
     for compute in (packed, single):
-        hidden = compute(model, parts, causal)
+        with kernel():
+            hidden = compute(model, parts, causal)
         loss = (hidden * hidden.detach().roll(1, -1)).mean()
         results.append((hidden, torch.autograd.grad(loss, list(model.blocks.parameters()))))
     (hidden, gradients), (expected, expected_gradients) = results
@@ -98,7 +106,7 @@ def test_attention_of_short_bfloat16_examples_is_trained_in_float32(length: int,
     exact = DotProduct(0.0)(q.float(), k.float(), v.float(), None, True).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = DotProduct(0.0)(q.clone().requires_grad_(), k, v, None, True)
-        in_two = DotProduct(0.0)(q.clone().requires_grad_(), k, v, None, True, Examples([length // 2] * 2))
+        in_two = DotProduct(0.0)(q.clone().requires_grad_(), k, v, None, True, Examples([length // 2] * 2, q.device))
     assert torch.equal(found, exact) != is_rounded
     assert found.dtype == in_two.dtype == torch.bfloat16
 
@@ -130,16 +138,48 @@ def test_captured_attention_is_that_of_each_example_and_0_between_them(model: GP
         assert (weights - expected).abs().max() < 1e-6
 
 
+@both_kernels
+@both_families
+@both_directions
+def test_rows_of_documents_are_those_of_a_mask(model: GPT, causal: bool, kernel: Any) -> None:
+    lengths, ids = [3, 9, 12, 1, 6, 5], torch.cat(examples([36]), 1).view(3, 12)
+    numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).view(3, 12)
+    with kernel():
+        found = model(ids, causal=causal, lengths=lengths, positions=torch.arange(12))
+    assert difference(found, model(ids, causal=causal, document_ids=numbers)) < ROUNDING
+    with kernel():  # and by default each begins at position 0
+        found = model(ids, causal=causal, lengths=lengths)
+    alone = [model(part, causal=causal)[0] for part in ids.view(1, -1).split(lengths, 1)]
+    assert difference(found.flatten(0, 1), torch.cat(alone)) < ROUNDING
+
+
+@both_kernels
+def test_memory_grows_with_the_tokens_alone(kernel: Any) -> None:
+    model = random_model(LLAMA.model_copy(update={"max_positions": 2048}))
+    ids = torch.randint(0, VOCAB, (1, 2048))
+
+    def most(number: int) -> int:
+        with kernel(), LiveBytes([*model.parameters(), ids]) as live:
+            model(ids[:, : 64 * number], lengths=[40, 24] * number).sum().backward()
+        return live.most
+
+    one, two, three = most(8), most(16), most(24)
+    assert three - two == two - one > 0
+
+
 # Dynamo instantiates autograd functions and looks at gradients of tensors that have none; torch's own warnings.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
-def test_a_compiled_model_is_not_compiled_again_for_other_lengths() -> None:
+@both_kernels
+def test_a_compiled_model_is_not_compiled_again_for_other_lengths(kernel: Any) -> None:
     torch._dynamo.reset()
     model = random_model(LLAMA.model_copy(update={"num_layers": 1}))
     compiled = copy.deepcopy(model)
-    compiled.compile(backend="aot_eager")
+    # one kernel for all is within the graph of a block; what its backward pass is made of is tested with the other
+    compiled.compile(**({"backend": "aot_eager"} if kernel is nullcontext else {"backend": "eager", "fullgraph": True}))
     num_graphs = set()
     for lengths in ([5, 5, 9], [2], [1, 1, 7, 8, 12], [30, 4], [3, 3, 3]):
-        results = [packed(each, examples(lengths), True) for each in (compiled, model)]
+        with kernel():
+            results = [packed(each, examples(lengths), True) for each in (compiled, model)]
         assert difference(*results) < 1e-6
         gradients = [
             torch.autograd.grad(hidden.square().mean(), list(each.blocks.parameters()))
@@ -160,7 +200,7 @@ def test_lengths_go_with_no_other_way_of_masking() -> None:
     ids = torch.zeros(1, 8, dtype=torch.int64)
     cache = KeyValueCache(GPT2, 1, 8)
     for other in ({"document_ids": ids}, {"padding_mask": ids.bool()}, {"cache": cache}):
-        with pytest.raises(ValueError, match="takes no cache"):
+        with pytest.raises(ValueError, match="take no cache"):
             MODELS["gpt2"](ids, lengths=[8], **other)
     with pytest.raises(ValueError, match="do not divide"):
         MODELS["gpt2"](ids.expand(2, -1), lengths=[8])

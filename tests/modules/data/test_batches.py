@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def settings(changes):
     }
     others = {name: value for name, value in changes.items() if name not in SHARE_FIELDS}
     decides = {"sequence_length": LENGTH, "seed": 5, "objective": ObjectiveConfig(), "with_masked": True}
-    return BatchSettings(**{**decides, "with_documents": True, **others}), Share(**share)
+    return BatchSettings(**{**decides, "with_documents": True, "restarts_positions": True, **others}), Share(**share)
 
 
 def batches(stream=STREAM, **changes):
@@ -50,13 +51,22 @@ def validation(stream=STREAM, num_batches=3, **changes):
 def joined(parts):
     """One batch of what the workers' micro-batches hold, in the order of the global batch."""
     ordered = [part for micro in zip(*parts, strict=True) for part in micro]
-    tensors = {name: torch.cat([p[name] for p in ordered]) for name in ordered[0] if name not in ("step", "num_bytes")}
+    names = [name for name, value in ordered[0].items() if isinstance(value, torch.Tensor) and name != "offsets"]
+    tensors = {name: torch.cat([p[name] for p in ordered]) for name in names}
+    tensors |= documents(list(itertools.chain.from_iterable(p.get("lengths", ()) for p in ordered)))
     counts = [p["num_bytes"] for p in ordered if "num_bytes" in p]
     return {**tensors, **({"num_bytes": torch.tensor(sum(counts))} if counts else {})}
 
 
+def documents(lengths):
+    """What a batch says of documents of these lengths."""
+    return {"lengths": lengths, "offsets": torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)}
+
+
 def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    if left.keys() != right.keys() or left.get("lengths") != right.get("lengths"):
+        return False
+    return all(torch.equal(left[name], right[name]) for name in left if name != "lengths")
 
 
 @pytest.mark.parametrize("shift", [False, True])
@@ -97,7 +107,7 @@ def test_steps_from_the_middle_are_those_of_the_whole_run():
 
 def test_a_batch_has_the_shapes_and_types_of_the_contract():
     (batch,) = batches(objective=ObjectiveConfig(mlm_probability=0.25)).micro_batches(0)
-    shapes = {name: (tuple(value.shape), value.dtype) for name, value in batch.items() if name != "step"}
+    shapes = {name: (tuple(value.shape), value.dtype) for name, value in batch.items() if torch.is_tensor(value)}
     wide, few = ((GLOBAL, LENGTH), torch.int64), ((GLOBAL, 4), torch.int64)
     assert shapes == {
         "input_ids": wide,
@@ -105,7 +115,8 @@ def test_a_batch_has_the_shapes_and_types_of_the_contract():
         "mlm_input_ids": wide,
         "mlm_positions": few,
         "mlm_targets": few,
-        "document_ids": (wide[0], torch.int32),
+        "offsets": ((len(batch["lengths"]) + 1,), torch.int32),
+        "positions": wide,
         "sample_ids": ((GLOBAL,), torch.int64),
     }
 
@@ -140,10 +151,18 @@ def test_windows_across_shards_are_whole():
         assert {row.tobytes() for row in batch["input_ids"].numpy()} <= windows
 
 
-def test_document_numbers_change_after_each_end_of_text():
-    (batch,) = batches().micro_batches(0)
-    ends = (batch["input_ids"] == TOKENIZER.end_of_text_id).int()
-    assert torch.equal(batch["document_ids"], torch.cumsum(ends, 1).int() - ends)
+@pytest.mark.parametrize("restarts", [False, True])
+def test_documents_and_their_positions_begin_after_each_end_of_text(restarts):
+    (batch,) = batches(restarts_positions=restarts).micro_batches(0)
+    lengths, positions = [], []
+    for row in batch["input_ids"].tolist():
+        text = "".join("e" if token == TOKENIZER.end_of_text_id else "." for token in row)
+        found = [len(part) for part in re.findall(r"\.*e|\.+", text)]
+        lengths += found
+        positions.append([place for length in found for place in range(length)])
+    assert batch["lengths"] == lengths
+    assert batch["offsets"].tolist() == [0, *itertools.accumulate(lengths)]
+    assert batch["positions"].tolist() == (positions if restarts else list(range(LENGTH)))
 
 
 def many_masked(num_steps=60, special_every=10, **objective):
@@ -179,7 +198,8 @@ def test_special_tokens_are_masked_where_too_few_others_are_left():
 
 def test_a_shifted_target_never_begins_a_document():
     for batch in many_masked(10, mlm_shift=True):
-        ids, places = batch["document_ids"], batch["mlm_positions"]
+        numbers = torch.arange(len(batch["lengths"])).repeat_interleave(torch.tensor(batch["lengths"]))
+        ids, places = numbers.view_as(batch["input_ids"]), batch["mlm_positions"]
         assert torch.equal(ids.gather(1, places), ids.gather(1, places + 1))
 
 

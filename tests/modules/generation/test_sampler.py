@@ -12,6 +12,7 @@ from torch import Tensor
 from modules.errors import InputError
 from modules.generation.sampler import sample
 from modules.generation.sampling import Sampling
+from modules.generation.window import DocumentEnd
 from modules.huggingface.export import save_huggingface
 from modules.model import GPT
 from modules.model_config import ModelConfig
@@ -172,15 +173,15 @@ def greedy_within_documents(model: GPT, prompt: list[int], count: int, end: int)
 
 @pytest.mark.parametrize("prompt", [[9], [3, 1, 9, 4, 9, 1, 5]])
 def test_documents_are_kept_apart_where_the_model_learned_it(model: GPT, prompt: list[int]) -> None:
-    found = continuation(model, prompt, temperature=0, document_end_id=9)[0].tolist()
+    found = continuation(model, prompt, temperature=0, document_end=DocumentEnd(9))[0].tolist()
     assert found == greedy_within_documents(model, prompt, 20, 9)
     assert found != continuation(model, prompt, temperature=0)[0].tolist()
 
 
 def test_sequences_end_their_documents_at_different_places(model: GPT) -> None:
     end = int(continuation(model, num_sequences=4)[2, 5])
-    found = continuation(model, num_sequences=4, document_end_id=end)
-    alone = [continuation(model, num_sequences=n, document_end_id=end)[n - 1] for n in (1, 2, 3, 4)]
+    found = continuation(model, num_sequences=4, document_end=DocumentEnd(end))
+    alone = [continuation(model, num_sequences=n, document_end=DocumentEnd(end))[n - 1] for n in (1, 2, 3, 4)]
     assert torch.equal(found, torch.stack(alone))
 
 

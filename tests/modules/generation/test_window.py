@@ -6,7 +6,7 @@ from tiny_models import GPT2, LLAMA, VOCAB, random_model
 from torch import Tensor
 
 from modules.errors import InputError
-from modules.generation.window import Window
+from modules.generation.window import DocumentEnd, Window
 from modules.model import GPT
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [2, 7]]
@@ -31,14 +31,28 @@ def tokens(number: int, rows: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("context", "end"), [(None, None), (16, None), (12, None), (7, 9), (2, None), (1, None)], ids=str
+    ("context", "end"),
+    [
+        *((None, None), (16, None), (12, None), (2, None), (1, None)),
+        *((7, DocumentEnd(9)), (7, DocumentEnd(9, True)), (40, DocumentEnd(0, True))),
+    ],
+    ids=str,
 )
-def test_rows_of_a_batch_have_the_logits_of_each_alone(model: GPT, context: int | None, end: int | None) -> None:
-    given, steps = {"max_new_tokens": 70, "context_length": context, "document_end_id": end}, tokens(70, 4)
+def test_rows_of_a_batch_have_the_logits_of_each_alone(
+    model: GPT, context: int | None, end: DocumentEnd | None
+) -> None:
+    given, steps = {"max_new_tokens": 70, "context_length": context, "document_end": end}, tokens(70, 4)
     together = appended(Window(model, PROMPTS, **given), steps)
     for row, prompt in enumerate(PROMPTS):
         alone = appended(Window(model, [prompt], **given), steps[:, row : row + 1])
         torch.testing.assert_close(together[:, row], alone[:, 0], rtol=0, atol=2e-4)
+
+
+def test_a_document_whose_positions_restart_is_continued_as_if_it_were_alone(model: GPT) -> None:
+    given, steps = {"max_new_tokens": 40, "document_end": DocumentEnd(9, restarts_positions=True)}, tokens(20, 2)
+    found = appended(Window(model, [[3, 1, 9, 4, 5], [9, 2, 9, 9, 9, 9, 7]], **given), steps)
+    alone = appended(Window(model, [[4, 5], [7]], **given), steps)
+    torch.testing.assert_close(found, alone, rtol=0, atol=2e-4)
 
 
 def restarted(model: GPT, prompt: list[int], steps: list[int], size: int) -> Tensor:

@@ -43,6 +43,7 @@ RUNTIME_FIELDS = {
     *(
         "training.compile",
         "training.activation_checkpointing",
+        "training.head_loss",
         "fix",
         "build",
         "name",

@@ -270,6 +270,7 @@ def test_evaluation_reads_text_as_the_recipe_says(tmp_path: Path, capsys: pytest
     ]
     (tmp_path / "docs.jsonl").write_text("\n".join(rows))
     words = ["training.attention_scope=document", "training.precision=bf16", "objective.mlm_shift=true", "run.seed=7"]
+    words.append("training.position_scope=document")
     sizes = ["training.num_steps=4", "training.val_batches=4", "optimizer.warmup_steps=1", "run.name=apart"]
     assert main(arguments(tmp_path / "docs.jsonl", tmp_path, "tracking.mode=disabled", *words, *sizes)) == 0
     metrics = json.loads((tmp_path / "runs/apart/metrics.json").read_text())
@@ -287,11 +288,17 @@ def test_evaluation_reads_text_as_the_recipe_says(tmp_path: Path, capsys: pytest
     for file in ("COMMITTED", "manifest.json"):
         (other / file).unlink()
     recipe = json.loads((other / "recipe.json").read_text())
-    for path, value in (("training.attention_scope", "sequence"), ("objective.mlm_shift", False), ("seed", 8)):
+    scopes = {"attention_scope": "sequence", "position_scope": "sequence"}
+    for path, value in (
+        ("training", {**recipe["training"], **scopes}),
+        ("training.position_scope", "sequence"),
+        ("objective.mlm_shift", False),
+        ("seed", 8),
+    ):
         group, _, name = path.rpartition(".")
         changed = {**recipe, name: value} if not group else {**recipe, group: {**recipe[group], name: value}}
         (other / "recipe.json").write_text(json.dumps(changed))
-        name = "val/loss_clm" if "scope" in path else "val/loss_mlm"
+        name = "val/loss_clm" if path.startswith("training") else "val/loss_mlm"
         assert abs(evaluated(other)[name] - metrics[name]) > 2e-4, path
 
 
@@ -362,6 +369,7 @@ def write_bad_text(folder: Path) -> None:
         (["data.path=text.txt", "training.precision=16"], "training.precision=16: float16 needs a GPU"),
         (["data.path=text.txt", "cluster.gpus_per_worker=1"], "cluster.gpus_per_worker=1: "),
         (["data.path=text.txt", "training.compile=true"], "training.compile=true: torch.compile needs a C++ compiler"),
+        (["data.path=text.txt", "training.head_loss=compiled"], "training.head_loss=compiled: torch.compile needs a"),
         (
             [
                 "data.path=text.txt",

@@ -40,6 +40,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "training.activation_checkpointing=selective: with compile=true torch.compile chooses what is cheap enough to "
         "be computed again; set none, or blocks",
     ),
+    (
+        {"training": {"position_scope": "document"}},
+        "training.position_scope=document: attention crosses documents, and would see several tokens at one position; "
+        "set attention_scope=document, too",
+    ),
     ({"training": 5}, "training=5: must be fields and values, {field:value}"),
     ({"training": {"precision": 8}}, "training.precision=8: must be one of 32, bf16, 16, bf16-true, 16-true"),
     ({"data": {"val_fraction": 2}}, "data.val_fraction=2: must be below 1"),

@@ -16,6 +16,7 @@ from orchestrator.planning.activations import (
     Pass,
     activation_bytes,
     again_bytes,
+    head_buffer_bytes,
     head_bytes,
     head_weight_bytes,
     kept_bytes,
@@ -48,7 +49,7 @@ class Lived(NamedTuple):
     fullest: int
 
 
-def kept(config: ModelConfig, batch: int, length: int, precision: Precision, **inputs: torch.Tensor) -> int:
+def kept(config: ModelConfig, batch: int, length: int, precision: Precision, **inputs: Any) -> int:
     """Return the bytes of all tensors that the forward pass keeps, without the parameters."""
     model = GPT(config, VOCAB)
     initialize(model, 1)
@@ -82,13 +83,25 @@ def test_activations_are_those_that_autograd_keeps(shape: str, precision: Precis
         )
 
 
+@pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_attention_within_documents_keeps_its_mask_in_every_block(precision: Precision) -> None:
-    config = ModelConfig(num_layers=3, num_heads=4, hidden_dim=64, mlp_dim=192, max_positions=512)
-    of = Pass(512, 512, 512, has_mask=True)
+@pytest.mark.parametrize("shape", ["gpt2", "llama", "llama lora"])
+def test_documents_are_put_together_and_may_have_positions_of_their_own(
+    shape: str, precision: Precision, restarts: bool
+) -> None:
+    config = ModelConfig(num_layers=3, num_heads=4, hidden_dim=64, mlp_dim=192, max_positions=1024, **SHAPES[shape])
+    of = Pass(2048, 1024, 2048, within_documents=True, restarts_positions=restarts)
     found = activation_bytes(config, of, precision, "cpu") + head_bytes(config, VOCAB, of, precision)
-    documents = torch.arange(512)[None] // 100
-    assert found == kept(config, 1, 512, precision, document_ids=documents)
+    inputs = {} if restarts else {"positions": torch.arange(1024)}
+    assert found == kept(config, 2, 1024, precision, lengths=[1000, 24, 1024], **inputs)
+
+
+def test_compiled_passes_over_the_logits_hold_no_probabilities_beside_them() -> None:
+    of = Pass(2048, 512, 2048)
+    for precision in PRECISIONS:
+        inputs = (ModelConfig(), 8192, of, precision, "cpu")
+        chunk = 2**22  # logits
+        assert head_buffer_bytes(*inputs) - head_buffer_bytes(*inputs, "compiled") == 4 * chunk
 
 
 def test_each_loss_of_a_phase_has_a_pass_of_its_own() -> None:
