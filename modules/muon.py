@@ -7,7 +7,7 @@ Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/; the scale is Li
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,12 +25,14 @@ _BATCH_ELEMENTS = 2**24
 class Shards(Protocol):
     """Brings together matrices that lie in flat ranges of several workers, as ZeRO divides them."""
 
-    def matrices(self, flat: Tensor, update: Tensor) -> list[Tensor]:
-        """Return the matrices that this worker orthogonalises, given its range `update` of the weights `flat`."""
-        ...
+    def replace(self, flat: Tensor, update: Tensor, function: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        """Put `function` of each matrix times `scale_of` in its place in `update`, this worker's range of all of them.
 
-    def update(self, flat: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-        """Return this worker's range of all updates times `scale_of`, given the matrices that it has orthogonalised."""
+        Args:
+            flat: The weights, of the same range.
+            update: As many numbers, which are overwritten.
+            function: Of some whole matrices at a time, those that this worker orthogonalises.
+        """
         ...
 
 
@@ -76,10 +78,12 @@ class Muon(torch.optim.AdamW):
             weights = [trained[index] for index in indices]
             updates = self._scaled_updates(weights, [self._averaged(weight, momentum) for weight in weights])
             for weight, update in zip(weights, updates, strict=True):
-                moved = weight if self._is_skipped is None else weight.clone()
-                moved.mul_(1 - rate * decay).add_(update, alpha=-rate)
-                if moved is not weight:
-                    weight.copy_(self._unless_skipped(moved, weight))
+                # of a flat range of all matrices, part by part, because of the copies
+                for part, moves in zip(_parts(weight), _parts(update), strict=True):
+                    moved = part if self._is_skipped is None else part.clone()
+                    moved.mul_(1 - rate * decay).add_(moves, alpha=-rate)
+                    if self._is_skipped is not None:
+                        part.copy_(torch.where(self._is_skipped, part, moved))
 
     def _averaged(self, weight: Tensor, momentum: float) -> Tensor:
         """Return the mean of the gradients with Nesterov's momentum."""
@@ -88,21 +92,21 @@ class Muon(torch.optim.AdamW):
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(weight)
         average = state["exp_avg"]
-        gradient = self._unless_skipped(gradient, average)  # between equal numbers, the mean stays what it is
-        average.lerp_(gradient, 1 - momentum)
-        return gradient.lerp(average, momentum)
-
-    def _unless_skipped(self, value: Tensor, otherwise: Tensor) -> Tensor:
-        return value if self._is_skipped is None else torch.where(self._is_skipped, otherwise, value)
+        # of equal numbers, the mean stays what it is
+        mean = gradient.clone() if self._is_skipped is None else torch.where(self._is_skipped, average, gradient)
+        average.lerp_(mean, 1 - momentum)
+        return mean.lerp_(average, momentum)
 
     def _scaled_updates(self, weights: Sequence[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
         if self.shards is None:
-            self.num_orthogonalized += len(updates)
-            return [update.float().mul_(scale_of(update.shape)) for update in orthogonalized(updates)]
+            return [update.float().mul_(scale_of(update.shape)) for update in self._orthogonalized(updates)]
         (flat,), (update,) = weights, updates
-        matrices = self.shards.matrices(flat, update)
+        self.shards.replace(flat, update, self._orthogonalized)
+        return [update]
+
+    def _orthogonalized(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         self.num_orthogonalized += len(matrices)
-        return [self.shards.update(flat, orthogonalized(matrices))]
+        return orthogonalized(matrices)
 
 
 def dtype_of_products(device: torch.device) -> torch.dtype:
@@ -147,6 +151,12 @@ def newton_schulz(x: Tensor) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return views of a matrix, or of so many rows or numbers as are orthogonalised together."""
+    per_row = math.prod(tensor.shape[1:])
+    return tensor.split(max(1, _BATCH_ELEMENTS // per_row))
 
 
 def _wide(matrix: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ clipped, moves its momentum in a step that the guard skips, takes one matrix aft
 compiler. Here DeepSpeed clips nothing, and the step of the optimizer, which the guard admits or skips, does it all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,12 +23,9 @@ class _ZeroShards:
     def __init__(self, partitions: dict[Tensor, ShardedMatrices]) -> None:
         self._partitions = partitions
 
-    def matrices(self, flat: Tensor, update: Tensor) -> list[Tensor]:
-        return self._partitions[flat].whole(update)
-
-    def update(self, flat: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    def replace(self, flat: Tensor, update: Tensor, function: Callable[[list[Tensor]], list[Tensor]]) -> None:
         partition = self._partitions[flat]
-        return partition.parts(matrices, torch.zeros_like(flat), [scale_of(shape) for shape in partition.shapes])
+        partition.replace(update, function, [scale_of(shape) for shape in partition.shapes])
 
 
 def prepare_muon(zero: Any, stage: int, device: torch.device, max_norm: float | None) -> None:
@@ -47,7 +44,7 @@ def prepare_muon(zero: Any, stage: int, device: torch.device, max_norm: float | 
     partitions = _partitions_of_stage_3(zero, num_workers) if stage == 3 else _partitions(zero, num_workers)
     optimizer.shards = _ZeroShards(
         {
-            flat: ShardedMatrices(shapes, pieces, rank, device, dtype_of_products(device))
+            flat: ShardedMatrices(shapes, pieces, rank, num_workers, device, dtype_of_products(device))
             for flat, shapes, pieces in partitions
         }
     )

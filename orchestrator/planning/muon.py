@@ -11,8 +11,8 @@ from orchestrator.planning.weights import Weight, has_one_moment
 
 Shape = tuple[int, int]
 _FLOAT32 = 4
-_NUM_ITERATIONS, _BATCH_ELEMENTS = 5, 2**24
-"""As in `modules.muon`, which imports torch; a plan imports none."""
+_NUM_ITERATIONS, _BATCH_ELEMENTS, _ROUND_ELEMENTS = 5, 2**24, 2**24
+"""As in those two, which import torch; a plan imports none."""
 
 
 def matrix_shapes(found: Iterable[Weight]) -> list[Shape]:
@@ -43,19 +43,18 @@ def sharded_step_bytes(
 ) -> tuple[int, int]:
     """Return what a step takes and frees again where ZeRO shares out the matrices: of the device and of the host.
 
-    A worker brings its share of the matrices together, orthogonalises them batch by batch, and takes them apart.
+    A worker holds the means of its gradients, and brings its share of the matrices together in rounds.
     """
     shapes, width = list(shapes), product_bytes(device)
-    held = sum(map(prod, shapes)) // num_workers
-    if not held:
+    share = sum(map(prod, shapes)) // num_workers
+    if not share:
         return 0, 0
+    held = min(share, max(_ROUND_ELEMENTS, *map(prod, shapes)))
     iterated = max(min(batch, held) + min(gram, held) for batch, gram in _batches(shapes))
-    # the means of the gradients; then the updates, too, beside what is sent and received
-    iterating = (2 * width * (held + iterated), _FLOAT32 * held)
-    taking_apart = ((4 if num_workers > 1 else 3) * width * held, 2 * _FLOAT32 * held)
-    if offloads:
-        return max(iterating[0], taking_apart[0]), taking_apart[1]
-    return max(sum(iterating), sum(taking_apart)), 0
+    # matrices and what they become; then that is laid out to be sent, and received
+    of_round = width * max(2 * (held + iterated), (4 if num_workers > 1 else 3) * held)
+    means = _FLOAT32 * share
+    return (of_round, means) if offloads else (of_round + means, 0)
 
 
 def product_bytes(device: Literal["cpu", "cuda"]) -> int:

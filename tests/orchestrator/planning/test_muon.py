@@ -10,14 +10,17 @@ from live_bytes import LiveBytes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from modules import muon
 from modules.config import OptimizerConfig
 from modules.model import GPT, initialize
 from modules.model_config import ModelConfig
 from modules.muon import Muon
 from modules.optimizer import build_optimizer, parameter_groups
 from orchestrator.configuration.planning import DeviceConfig
+from orchestrator.distributed import sharded_matrices
 from orchestrator.distributed.sharded_matrices import Piece, ShardedMatrices
 from orchestrator.distributed.zero_muon import _ZeroShards
+from orchestrator.planning import muon as planned
 from orchestrator.planning.memory import Setting, memory
 from orchestrator.planning.muon import iteration_flops, matrix_shapes, sharded_step_bytes, step_bytes
 from orchestrator.planning.speed import step_seconds, work
@@ -54,7 +57,7 @@ def flat() -> Muon:
         Piece(0, index, 0, size, offset) for index, (size, offset) in enumerate(zip(sizes, offsets, strict=False))
     ]
     parameter = torch.ones(offsets[-1], requires_grad=True)
-    return muon_of([parameter], ShardedMatrices(SHAPES, pieces, 0, CPU, torch.float32))
+    return muon_of([parameter], ShardedMatrices(SHAPES, pieces, 0, 1, CPU, torch.float32))
 
 
 def test_operations_are_those_that_torch_counts() -> None:
@@ -82,6 +85,20 @@ def test_bytes_are_those_of_the_tensors_at_the_fullest_moment(optimizer_of: Call
     with LiveBytes([*tensors, *states]) as live:
         optimizer.step()
     assert live.most == pytest.approx(expected, rel=0.05)
+
+
+def test_rounds_bound_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = max(rows * columns for rows, columns in SHAPES)
+    monkeypatch.setattr(sharded_matrices, "ROUND_ELEMENTS", largest)
+    monkeypatch.setattr(planned, "_ROUND_ELEMENTS", largest)
+    monkeypatch.setattr(muon, "_BATCH_ELEMENTS", largest)
+    optimizer = flat()
+    (parameter,) = optimizer.param_groups[0]["params"]
+    with LiveBytes([parameter, parameter.grad, *optimizer.state[parameter].values()]) as live:
+        optimizer.step()
+    assert live.most < 8 * parameter.numel()  # 14 with all at once
+    # a round holds less where the next matrix would be too much
+    assert live.most <= sharded_step_bytes(SHAPES, 1, "cpu", offloads=False)[0] <= 1.15 * live.most
 
 
 def test_a_plan_adds_them_to_the_step() -> None:

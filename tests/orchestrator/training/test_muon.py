@@ -38,13 +38,14 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Counted:
-    """Writes how many matrices each worker has orthogonalised in all steps."""
+    """Writes how many matrices each worker has orthogonalised in all steps, in several rounds."""
 
     folder: Path
 
     @contextmanager
     def __call__(self, rank: int) -> Iterator[None]:
         from modules import muon
+        from orchestrator.distributed import sharded_matrices
 
         optimizers: list[muon.Muon] = []
         original = muon.Muon.__init__
@@ -55,6 +56,7 @@ class Counted:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(muon.Muon, "__init__", seen)
+            patch.setattr(sharded_matrices, "ROUND_ELEMENTS", 2**12)
             yield
         counts = [optimizer.num_orthogonalized for optimizer in optimizers]
         (self.folder / f"counts-{rank}.json").write_text(json.dumps(counts), encoding="utf-8")
