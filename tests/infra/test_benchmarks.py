@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
 GOOD = 'def main(): return [("speed (tokens/s)", 30.0, 20.0, 1.5), ("time (ms)", 10.0, 20.0, 0.5)]'
 HALF = 'def main():\n    yield "first (ms)", 2.0, 4.0\n    raise ValueError("a long story\\nthe end of it")'
@@ -45,3 +47,9 @@ def test_the_machine_is_named_and_no_peer_joins_a_cluster_that_lies_about(tmp_pa
     assert code == 0
     assert shown.index(" cores, ") < shown.index(" threads") < shown.index("Ours beside peers")
     assert rows[0][0] == "local (ms)"
+
+
+def test_what_needs_a_gpu_is_left_out_without_one(tmp_path: Path) -> None:
+    code, _, rows = bench(tmp_path, gpu=GOOD, other=HALF)
+    assert code == 1
+    assert len(rows) == (4 if torch.cuda.is_available() else 2)
