@@ -29,9 +29,10 @@ from orchestrator.training.callbacks.metrics import Metrics, is_reported
 from orchestrator.training.callbacks.order import in_order
 from orchestrator.training.callbacks.preemption import Preemption, StopNotices
 from orchestrator.training.callbacks.throughput import Throughput
-from orchestrator.training.callbacks.validation import Samples, Validation
+from orchestrator.training.callbacks.validation import Validation
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.guard import Rollback, StepGuard
+from orchestrator.training.samples import Samples
 from orchestrator.training.save_schedule import SaveSchedule, seen_mtbf_seconds
 from orchestrator.training.verdicts import Verdicts
 
@@ -212,7 +213,7 @@ def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) 
 
     def report(step: int, metrics: dict[str, float], samples: Samples | None) -> bool:
         checkpoints.validated(step, metrics)
-        parts.results.validation(step, metrics, samples)
+        parts.results.validation(step, metrics, samples.rows if samples else [], samples.note if samples else None)
         return choice.is_over(checkpoints.scores)
 
     def is_owed(step: int) -> bool:

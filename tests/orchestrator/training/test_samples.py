@@ -1,0 +1,55 @@
+"""The samples after a validation under ZeRO-3: how often they gather the weights, and what they say of it."""
+
+import math
+from pathlib import Path
+
+import pytest
+from pool_run import PoolRun
+from seen_samples import SeenSamples
+from tiny_run import write_text
+from worker_pool import Pools
+
+from modules.huggingface.weights import parameter_shapes
+
+TOKENS, FEW = 4, 2
+LARGE = dict.fromkeys(
+    (
+        "stage3_param_persistence_threshold",
+        "stage3_max_reuse_distance",
+        "stage3_max_live_parameters",
+        "stage3_prefetch_bucket_size",
+    ),
+    0,
+)
+"""As for a model of billions of weights, of which DeepSpeed keeps none whole between two passes."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "precision", ["bf16", pytest.param("32", marks=pytest.mark.long), pytest.param("bf16-true", marks=pytest.mark.long)]
+)
+def test_samples_under_zero3_gather_each_weight_once(pools: Pools, tmp_path: Path, precision: str) -> None:
+    seen = SeenSamples(tmp_path, 2, TOKENS, limits=(None, 100, FEW))
+    training = {"num_steps": 2, "val_batches": 1, "precision": precision}
+    text = write_text(tmp_path / "text.txt")
+    sharded = {"zero_optimization": LARGE}
+    run = PoolRun(pools[2], text, tmp_path, "zero3", {}, training, deepspeed=sharded, val_fraction=0.2)
+    outcome = run.train(seen)
+    assert outcome.error is None, outcome.error
+    alone, together, shorter = seen.read()
+    assert alone.rows == together.rows
+    assert [len(row) for row in alone.rows] == [1 + TOKENS, 1 + TOKENS]
+    assert [row[: 1 + FEW] for row in alone.rows] == shorter.rows
+    num_weights = sum(map(math.prod, parameter_shapes(run.model, vocab_size=257).values()))
+    assert alone.num_gathered == num_weights
+    # the head is tied to the embedding, which is gathered for it once more
+    assert together.num_gathered > TOKENS * num_weights
+    assert shorter.num_gathered <= together.num_gathered * FEW / TOKENS
+    assert [each[2:] for each in seen.read(rank=1)] == [each[2:] for each in seen.read()]
+    assert {each.num_held for each in seen.read()} == {0}
+    assert (alone.note, together.note) == (None, None)
+    (event,) = [event for event in outcome.events if event["kind"] == "validation"]
+    assert event["samples_note"] == shorter.note
+    assert f"up to {FEW} tokens instead of {TOKENS}" in str(shorter.note)
+    assert [event["text"] for event in outcome.events if event["kind"] == "note"] == [shorter.note]
