@@ -1,6 +1,7 @@
 """One fit with a new module, callbacks and trainer: a model that DeepSpeed has prepared cannot be filled again."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +25,7 @@ from orchestrator.runs.run import Run
 from orchestrator.storage.store import Storage
 from orchestrator.training.callbacks.bad_steps import SkipBadSteps
 from orchestrator.training.callbacks.checkpoints import Checkpoints
+from orchestrator.training.callbacks.garbage import GarbageCollection
 from orchestrator.training.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
 from orchestrator.training.callbacks.metrics import Metrics, is_reported
 from orchestrator.training.callbacks.order import in_order
@@ -186,14 +188,17 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
 
     verdicts = Verdicts(guard, parts.notices.asked, runtime.world_size)
     deepspeed_clips = config.strategy.zero_stage > 0
+    interval = config.training.gc_interval_steps
+    collections = [] if interval is None else [GarbageCollection(interval)]
     return [
         DeepSpeedGradientNorm() if deepspeed_clips else ClipGradients(config.optimizer.gradient_clip_norm),
         SkipBadSteps(verdicts, runtime, parts.objective.global_batch_size, run.name, is_looked_at),
         throughput,
         checkpoints,
         Metrics(config.training.log_interval_steps, own_figures, lambda: checkpoints.saved_metrics, parts.results.step),
-        *_validation(parts, throughput, checkpoints),
+        *_validation(parts, throughput, checkpoints, collections),
         Preemption(checkpoints, verdicts),
+        *collections,
         Watchdog(
             parts.storage,
             run.folder,
@@ -205,7 +210,9 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
     ]
 
 
-def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -> list[Callback]:
+def _validation(
+    parts: Parts, throughput: Throughput, checkpoints: Checkpoints, collections: Sequence[GarbageCollection]
+) -> list[Callback]:
     training, objective, choice = parts.config.training, parts.objective, parts.choice
     batches = objective.validation_batches(parts.share, training.val_batches)
     if batches is None:
@@ -220,6 +227,14 @@ def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) 
         is_unknown = choice.needs_every_validation and _validates_after(parts, step) and step not in checkpoints.scores
         return step >= training.num_steps or (step > 0 and is_unknown)
 
+    @contextmanager
+    def outside_steps() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(throughput.pause())
+            for each in collections:
+                stack.enter_context(each.by_python())
+            yield
+
     return [
         Validation(
             batches,
@@ -227,7 +242,7 @@ def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) 
             owed=is_owed,
             sampling=_sampling(parts),
             report=report,
-            pause=throughput.pause,
+            outside_steps=outside_steps,
         )
     ]
 

@@ -25,7 +25,7 @@ class Validation(Callback):
         sampling: How the objective's prompts are continued after each validation, and how many samples there are; None
             samples nothing.
         report: Receives the metrics, by name, and the samples; returns whether the training is over.
-        pause: Excludes the time of a validation from the throughput.
+        outside_steps: Entered for a validation after a step, which is no part of it.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class Validation(Callback):
         owed: Callable[[int], bool],
         sampling: Sampling | None,
         report: Callable[[int, dict[str, float], Samples | None], bool],
-        pause: Callable[[], AbstractContextManager[None]],
+        outside_steps: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._batches, self._due, self._owed, self._sampling = batches, due, owed, sampling
-        self._report, self._pause = report, pause
+        self._report, self._outside_steps = report, outside_steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Validate where a run was interrupted between a step and its validation."""
@@ -48,7 +48,7 @@ class Validation(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Validate when it is due."""
         if pl_module.ends_step(index) and self._due(pl_module.step):
-            with self._pause():
+            with self._outside_steps():
                 self._validate(trainer, pl_module)
 
     @torch.no_grad()
