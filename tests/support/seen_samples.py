@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class SeenSamples:
     """Generates the samples of each validation again, for each of `limits`, and records those of the last validation.
 
     Args:
-        limits: Forward passes that generation may take; None is with room for a copy of all weights.
+        limits: Forward passes that generation may take; None leaves it to the room that there is.
     """
 
     folder: Path
@@ -54,7 +54,8 @@ class SeenSamples:
     def _generated(self, trainer: Any, module: Any, sampling: Any, limit: int | None) -> Generated:
         from orchestrator.training import samples
 
-        with patch.object(samples, "free_bytes", lambda device: 1e12 if limit is None else 0.0), recording() as seen:
+        room = nullcontext() if limit is None else patch.object(samples, "free_bytes", lambda device: 0.0)
+        with room, recording() as seen:
             found = samples.generate(trainer, module, sampling, limit or 0)
         num_gathered = sum(each.num_elements for each in seen if each.name == "allgather_base")
         num_held = sum(parameter.data.numel() for parameter in module.model.parameters())

@@ -7,7 +7,7 @@ import pytest
 from pool_run import PoolRun
 from seen_samples import SeenSamples
 from tiny_run import write_text
-from worker_pool import Pools
+from worker_pool import Outcome, Pools, WorkerPool
 
 from modules.huggingface.weights import parameter_shapes
 
@@ -26,17 +26,21 @@ LARGE = dict.fromkeys(
 pytestmark = pytest.mark.slow
 
 
+def train(pool: WorkerPool, folder: Path, precision: str) -> tuple[PoolRun, Outcome, SeenSamples]:
+    seen = SeenSamples(folder, 2, TOKENS, limits=(None, 100, FEW))
+    training = {"num_steps": 2, "val_batches": 1, "precision": precision}
+    text = write_text(folder / "text.txt")
+    run = PoolRun(pool, text, folder, "zero3", {}, training, deepspeed={"zero_optimization": LARGE}, val_fraction=0.2)
+    outcome = run.train(seen)
+    assert outcome.error is None, outcome.error
+    return run, outcome, seen
+
+
 @pytest.mark.parametrize(
     "precision", ["bf16", pytest.param("32", marks=pytest.mark.long), pytest.param("bf16-true", marks=pytest.mark.long)]
 )
 def test_samples_under_zero3_gather_each_weight_once(pools: Pools, tmp_path: Path, precision: str) -> None:
-    seen = SeenSamples(tmp_path, 2, TOKENS, limits=(None, 100, FEW))
-    training = {"num_steps": 2, "val_batches": 1, "precision": precision}
-    text = write_text(tmp_path / "text.txt")
-    sharded = {"zero_optimization": LARGE}
-    run = PoolRun(pools[2], text, tmp_path, "zero3", {}, training, deepspeed=sharded, val_fraction=0.2)
-    outcome = run.train(seen)
-    assert outcome.error is None, outcome.error
+    run, outcome, seen = train(pools[2], tmp_path, precision)
     alone, together, shorter = seen.read()
     assert alone.rows == together.rows
     assert [len(row) for row in alone.rows] == [1 + TOKENS, 1 + TOKENS]
@@ -53,3 +57,16 @@ def test_samples_under_zero3_gather_each_weight_once(pools: Pools, tmp_path: Pat
     assert event["samples_note"] == shorter.note
     assert f"up to {FEW} tokens instead of {TOKENS}" in str(shorter.note)
     assert [event["text"] for event in outcome.events if event["kind"] == "note"] == [shorter.note]
+
+
+@pytest.mark.gpu(1)
+@pytest.mark.parametrize("precision", ["bf16", "bf16-true"])
+def test_samples_on_a_gpu_are_those_that_all_workers_would_have_generated(tmp_path: Path, precision: str) -> None:
+    pools = Pools("cuda")
+    try:
+        _, _, seen = train(pools[1], tmp_path, precision)
+    finally:
+        pools.close()
+    alone, together, _ = seen.read()
+    assert alone.rows == together.rows
+    assert (alone.note, alone.num_held) == (None, 0)
