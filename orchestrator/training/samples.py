@@ -49,10 +49,14 @@ def generate(trainer: Trainer, module: GPTModule, sampling: Sampling, most_passe
     sampling = replace(sampling, num_sequences=max(1, sampling.num_sequences // len(prompts)))
     if not is_sharded(module.model):
         return Samples(_rows(prompts, sampling, _together(trainer, prompts, sampling)))
-    lack = from_rank_0(lambda: _lack(module, prompts, sampling))
+    device = trainer.strategy.root_device
+    lack = from_rank_0(lambda: _lack(module.model, device, prompts, sampling))
     if lack is None:
         whole = whole_copy(module.model, is_kept=rank() == 0)
-        return Samples([] if whole is None else _rows(prompts, sampling, _alone(module, whole, prompts, sampling)))
+        if whole is None:
+            return Samples([])
+        with torch.no_grad(), autocast(module.training_config.precision, device):
+            return Samples(_rows(prompts, sampling, list(sample_all(whole, prompts, sampling))))
     length = min(sampling.max_new_tokens, max(1, most_passes))
     note = f"samples have up to {length} tokens instead of {sampling.max_new_tokens}: {lack}"
     is_shorter = length < sampling.max_new_tokens
@@ -60,10 +64,10 @@ def generate(trainer: Trainer, module: GPTModule, sampling: Sampling, most_passe
     return Samples(_rows(prompts, sampling, _together(trainer, prompts, sampling)), note if is_shorter else None)
 
 
-def _lack(module: GPTModule, prompts: Prompts, sampling: Sampling) -> str | None:
+def _lack(model: GPT, device: torch.device, prompts: Prompts, sampling: Sampling) -> str | None:
     """Return what this worker lacks for a copy of all weights; None if it has room."""
-    needed = copy_bytes(module.model) + _cache_bytes(module.model, prompts, sampling)
-    free = free_bytes(module.device)
+    needed = copy_bytes(model) + _cache_bytes(model, prompts, sampling)
+    free = free_bytes(device)
     if needed <= free:
         return None
     missing = f"a copy of all weights takes {needed / 1e9:.3g} GB, and worker 0 has room for {free / 1e9:.3g} GB"
@@ -81,11 +85,6 @@ def _cache_bytes(model: GPT, prompts: Prompts, sampling: Sampling) -> int:
 def _together(trainer: Trainer, prompts: Prompts, sampling: Sampling) -> list[Tensor]:
     strategy: Any = trainer.strategy
     return strategy.predict_step((prompts, sampling), 0)
-
-
-def _alone(module: GPTModule, whole: GPT, prompts: Prompts, sampling: Sampling) -> list[Tensor]:
-    with torch.no_grad(), autocast(module.training_config.precision, module.device):
-        return list(sample_all(whole, prompts, sampling))
 
 
 def _rows(prompts: Prompts, sampling: Sampling, tokens: list[Tensor]) -> list[list[int]]:

@@ -2,14 +2,19 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from pool_run import PoolRun
 from seen_samples import SeenSamples
 from tiny_run import write_text
 from worker_pool import Outcome, Pools, WorkerPool
 
+from modules.generation.sampling import Sampling
 from modules.huggingface.weights import parameter_shapes
+from orchestrator.training.samples import Samples, generate
 
 TOKENS, FEW = 4, 2
 LARGE = dict.fromkeys(
@@ -57,6 +62,18 @@ def test_samples_under_zero3_gather_each_weight_once(pools: Pools, tmp_path: Pat
     assert event["samples_note"] == shorter.note
     assert f"up to {FEW} tokens instead of {TOKENS}" in str(shorter.note)
     assert [event["text"] for event in outcome.events if event["kind"] == "note"] == [shorter.note]
+
+
+def test_each_sample_begins_with_its_prompt_and_ends_before_its_end() -> None:
+    tokens = [[10, 20], [11, 7], [7, 21], [12, 22]]  # of two samples of each prompt; 7 ends one
+    module: Any = SimpleNamespace(
+        objective=SimpleNamespace(prompts=lambda number: [[1, 2], [3]]), model=torch.nn.Linear(1, 1)
+    )
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(predict_step=lambda batch, index: list(torch.tensor(tokens).T))
+    )
+    found = generate(trainer, module, Sampling(num_sequences=4, end_ids=(7,)), most_passes=0)
+    assert found == Samples([[1, 2, 10, 20], [1, 2, 11], [3], [3, 12, 22]])
 
 
 @pytest.mark.gpu(1)
