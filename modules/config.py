@@ -339,6 +339,8 @@ class TrainingConfig(Config):
     """Global batches in a validation; of a mixture, for each source."""
     log_interval_steps: Runtime[Steps] = 10
     """Log and refresh the progress line every this many steps."""
+    gc_interval_steps: Runtime[Steps | None] = 50
+    """Collect Python's garbage every this many steps, on all workers at once; null leaves it to each Python."""
     compile: Runtime[bool] = False
     """Compile the model with torch.compile."""
     head_loss: Runtime[HeadLoss] = "eager"

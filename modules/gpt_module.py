@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from modules.config import OptimizerConfig, TrainingConfig
 from modules.data.ahead import Packed
 from modules.data.batches import Batch, Share
-from modules.generation.sampler import sample
+from modules.generation.sampler import sample_all
 from modules.generation.sampling import Sampling
 from modules.losses import weighted_sum
 from modules.model import GPT
@@ -145,6 +145,6 @@ class GPTModule(LightningModule):
         sums = self.objective.validation_sums(self.model, batch)
         return torch.zeros_like(sums) if batch.get("is_repeat") else sums
 
-    def predict_step(self, batch: tuple[Sequence[int], Sampling], batch_idx: int) -> list[Tensor]:
-        """Continue a prompt. Every rank takes the same number of steps, as ZeRO-3 requires."""
-        return list(sample(self.model, *batch))
+    def predict_step(self, batch: tuple[Sequence[Sequence[int]], Sampling], batch_idx: int) -> list[Tensor]:
+        """Continue prompts. Every rank takes the same number of steps, as ZeRO-3 requires."""
+        return list(sample_all(self.model, *batch))

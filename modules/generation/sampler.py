@@ -77,29 +77,34 @@ class Sampler:
 
 
 def sample(model: GPT, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
-    """Yield several continuations of one prompt, one token of each at a time.
+    """Yield several continuations of one prompt, as `sample_all` does: int64 [num_sequences], a token of each."""
+    return sample_all(model, [prompt_ids], sampling)
 
-    Sequence i has its own random numbers, a function of seed, prompt and i, so it does not depend on the number of
-    sequences.
+
+def sample_all(model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Tensor]:
+    """Yield several continuations of each prompt, one token of each at a time; each token takes one forward pass.
+
+    Sequence i of a prompt has its own random numbers, a function of seed, prompt and i, so it depends neither on the
+    number of sequences nor on the other prompts.
 
     Args:
         model: On any device. If it is sharded, every rank must iterate alike.
-        prompt_ids: Token ids to continue; of a prompt longer than the model's positions, only the end is used.
-        sampling: Settings of the continuation.
+        prompts: Token ids to continue; of a prompt longer than the model's positions, only the end is used.
+        sampling: Settings of the continuations.
 
     Yields:
-        int64 [num_sequences] on the CPU, the next token of each sequence; the first of `end_ids` for those that have
-        ended. The iterator stops once all have ended.
+        int64 [prompts x num_sequences] on the CPU, the next token of each sequence; the first of `end_ids` for those
+        that have ended. The iterator stops once all have ended.
 
     Raises:
-        InputError: The prompt is empty, or holds a token id outside the vocabulary.
+        InputError: A prompt is empty, or holds a token id outside the vocabulary.
     """
     with evaluating(model):
-        sampler = Sampler(window_of(model, [prompt_ids], sampling), [prompt_ids], sampling, [0])
+        sampler = Sampler(window_of(model, prompts, sampling), prompts, sampling, [0] * len(prompts))
         filler = next(iter(sampling.end_ids), 0)
         for _ in range(sampling.max_new_tokens):
             tokens = sampler.next()
-            yield torch.tensor([tokens.get(sequence, filler) for sequence in range(sampling.num_sequences)])
+            yield torch.tensor([tokens.get(row, filler) for row in range(len(prompts) * sampling.num_sequences)])
             for sequence, token in tokens.items():
                 if token in sampling.end_ids:
                     sampler.end(sequence)

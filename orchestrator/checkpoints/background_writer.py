@@ -1,24 +1,19 @@
 """The training's side of `writer_process`: copies a rank's part into shared memory, and receives the result."""
 
 import json
-import mmap
-import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO, Any, cast
 
-import torch
-from torch import Tensor
-
 from modules.child_process import child_environment
+from orchestrator.checkpoints.image import Image
 from orchestrator.checkpoints.parts import Part
+from orchestrator.checkpoints.pinning import Pinning
 from orchestrator.checkpoints.snapshot import Snapshot
 from orchestrator.checkpoints.writer_process import COMMITTED, STORED
 from orchestrator.errors import RefusedError, StorageError
@@ -31,10 +26,13 @@ class BackgroundWriter:
     """Writes this rank's parts in another process; training waits only for the copy in memory.
 
     It holds as much memory as the part has bytes, shared by this process and the writer process alone.
+
+    Args:
+        pinning: Page-locks this memory, where the state is on a device.
     """
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage, self._image = storage, _Image()
+    def __init__(self, storage: Storage, pinning: Pinning | None = None) -> None:
+        self._storage, self._image = storage, Image(pinning)
         self._process: subprocess.Popen[str] | None = None
         self._answers: dict[str, Future[StorageError | None]] = {}
         self._part: Part | None = None
@@ -49,9 +47,10 @@ class BackgroundWriter:
     def start(self, part: Part, snapshot: Snapshot, commit: Mapping[str, Any]) -> None:
         """Begin to write; the result of the previous save must have been received."""
         self._end_preparing()
+        assert not self._answers or self._answers[STORED].done(), "the writer process still reads the last save"
         self._part, self._answers = part, {what: Future() for what in (STORED, COMMITTED)}
         try:
-            snapshot.copy_into(self._image.sized(snapshot.num_bytes))
+            self._image.hold(snapshot)
         except OSError as error:
             text = f"no memory for a copy of the state ({error.strerror}); set checkpoint.mode=sync"
             for answer in self._answers.values():
@@ -146,38 +145,3 @@ def _error(answer: Mapping[str, Any]) -> StorageError | None:
     if answer["error"] is None:
         return None
     return RefusedError(answer["error"]) if answer["is_final"] else StorageError(answer["error"])
-
-
-class _Image:
-    """Memory that another process can open as a file."""
-
-    def __init__(self) -> None:
-        self.inherited: tuple[int, ...] = ()
-        """Descriptors that the writer process must inherit."""
-        if hasattr(os, "memfd_create"):
-            self._file = os.memfd_create("checkpoint")
-            self.inherited, self.path = (self._file,), f"/proc/self/fd/{self._file}"
-        else:
-            self._file, self.path = tempfile.mkstemp(prefix="checkpoint-")
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-    def reserve(self, num_bytes: int) -> None:
-        """Allocate the memory and touch its pages."""
-        os.ftruncate(self._file, num_bytes)
-        self._memory = torch.frombuffer(mmap.mmap(self._file, num_bytes), dtype=torch.uint8)
-        # the first touch of a page costs more than the copy; torch releases the interpreter's lock, mmap would hold it
-        self._memory.zero_()
-
-    def sized(self, num_bytes: int) -> Tensor:
-        """Return the memory, uint8 [num_bytes]; the file has the same size."""
-        if num_bytes > self._memory.numel():
-            self.reserve(num_bytes)
-        os.ftruncate(self._file, num_bytes)
-        return self._memory[:num_bytes]
-
-    def close(self) -> None:
-        """Free the memory."""
-        self._memory = torch.empty(0, dtype=torch.uint8)
-        os.close(self._file)
-        if not self.inherited:
-            Path(self.path).unlink(missing_ok=True)

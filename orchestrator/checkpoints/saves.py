@@ -10,6 +10,7 @@ from orchestrator.checkpoints.background_writer import BackgroundWriter
 from orchestrator.checkpoints.commit import commit_and_prune
 from orchestrator.checkpoints.names import name_of
 from orchestrator.checkpoints.parts import Part, Shapes, error_of, store_part
+from orchestrator.checkpoints.pinning import Pinning
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.snapshot import Snapshot
@@ -61,12 +62,16 @@ class Saves:
 
     Args:
         mode: `async`: training waits until the state is copied in memory; `sync`: until it is stored.
+        pinning: Page-locks that memory, where the state is on a device.
     """
 
-    def __init__(self, storage: Storage, attempt: Attempt, mode: Literal["sync", "async"]) -> None:
+    def __init__(
+        self, storage: Storage, attempt: Attempt, mode: Literal["sync", "async"], pinning: Pinning | None = None
+    ) -> None:
         self._storage, self._attempt = storage, attempt
         # the writer process could not write to a store in the memory of this process
-        self._writer: Writer = BackgroundWriter(storage) if mode == "async" and storage.is_shared else _Inline(storage)
+        is_background = mode == "async" and storage.is_shared
+        self._writer: Writer = BackgroundWriter(storage, pinning) if is_background else _Inline(storage)
         self._attempt_id, self._number = from_rank_0(lambda: secrets.token_hex(3)), 0
 
     def prepare(self, state: TrainingState) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -33,9 +33,9 @@ class Snapshot:
 
     @property
     def num_bytes_with_moments(self) -> int:
-        """An upper bound of `num_bytes` for the same parameters with moments."""
-        masters = [item.stop - item.start for item in self.fragments if item.kind == MASTER]
-        return len(_ORDER) * (4 * sum(masters) + len(self._header) + _ALIGNMENT)
+        """`num_bytes` for the same parameters with moments; an upper bound where some have but one."""
+        masters = [item for item in self.fragments if item.kind == MASTER]
+        return Snapshot.of(replace(item, kind=kind) for item in masters for kind in _ORDER).num_bytes
 
     @property
     def num_bytes(self) -> int:
@@ -57,11 +57,11 @@ class Snapshot:
             yield _flat(fragment).cpu().numpy().data.cast("B")
 
     def copy_into(self, memory: Tensor) -> None:
-        """Copy the file into `memory`, uint8 [num_bytes]."""
+        """Copy the file into `memory`, uint8 [num_bytes]; the copies of a device are only begun."""
         memory[: len(self._header)] = torch.frombuffer(bytearray(self._header), dtype=torch.uint8)
         for fragment, offset in zip(self.fragments, self._offsets[:-1], strict=True):
             values = _flat(fragment)
-            memory[offset : offset + 4 * values.numel()].view(torch.float32).copy_(values)
+            memory[offset : offset + 4 * values.numel()].view(torch.float32).copy_(values, non_blocking=True)
 
     @cached_property
     def _header(self) -> bytes:

@@ -4,7 +4,10 @@
 matrix products take half precision copies. `bf16-true` and `16-true` keep float32 weights for the optimizer alone.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+import torch
 
 from modules.config import Precision
 
@@ -30,3 +33,9 @@ def deepspeed_precision(precision: Precision) -> dict[str, Any]:
         settings = {"enabled": True, "dtype": _AUTOCAST_DTYPES[precision], "lower_precision_safe_modules": []}
         return {"torch_autocast": settings}
     return {"bf16": {"enabled": precision == "bf16-true"}, "fp16": {"enabled": precision == "16-true"}}
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a model outside Lightning and DeepSpeed computes what they compute."""
+    dtype = _AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(device.type, getattr(torch, dtype)) if dtype else nullcontext()

@@ -1,6 +1,6 @@
 """The Lightning strategy for each strategy name, on CPU and on GPU.
 
-Only this module, `training_state` and `zero_muon` use DeepSpeed.
+Only this module, `training_state`, `whole_copy` and `zero_muon` use DeepSpeed.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """The training state as flat float32 ranges of each trained parameter: master weights and optimizer moments.
 
 The form is the same for one process, DDP and every ZeRO stage; checkpoints and initial weights use nothing else. Frozen
-parameters have no state: they have no master weight, and are filled at every start. Only this module and `strategy` use
-DeepSpeed, and `zero_muon`.
+parameters have no state: they have no master weight, and are filled at every start. Only this module,
+`strategy`, `whole_copy` and `zero_muon` use DeepSpeed.
 """
 
 import itertools

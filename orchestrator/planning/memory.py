@@ -194,7 +194,7 @@ class Memory:
     buffers: int = 0
     """Of communication, and of Muon's iterations."""
     host: int = 0
-    """In the host's memory: what is offloaded, and the copy of a save."""
+    """In the host's memory: what is offloaded, and the copy of a save, page-locked where the state is on a GPU."""
 
     @property
     def on_device(self) -> int:

@@ -6,6 +6,7 @@
 Each line is one of
     {"order": [5, 4, 37], "kind": "begin", "step": 120, "time": …}    training begins after step 120
     {"order": …, "kind": "step" or "validation", "step": …, "time": …, "metrics": {…}, "samples": [texts]}
+        and "samples_note" if they are shorter than usual
     {"order": …, "kind": "restored", "step": 120, "time": …, "metrics": {…}}    as in the checkpoint of that step
 `order` is attempt, lease and number within the attempt; lines are read in that order, whatever part they are in, and a
 `begin` supersedes the later steps of the attempts before it. What was `restored` counts only if a process was killed

@@ -28,6 +28,7 @@ class Results:
         self._started = time.monotonic()
         self._is_recovery_known = False
         self._num_steps = 0
+        self._has_noted_samples = False
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -69,17 +70,30 @@ class Results:
         seconds = last_recovery(events)
         return {} if seconds is None else {"faults/recovery_seconds": seconds}
 
-    def validation(self, step: int, metrics: dict[str, float], samples: list[list[int]] | None) -> None:
-        """Report the metrics of a validation, and the tokens of samples, each with its prompt."""
+    def validation(
+        self, step: int, metrics: dict[str, float], samples: list[list[int]], samples_note: str | None = None
+    ) -> None:
+        """Report the metrics of a validation, and the tokens of samples, each with its prompt.
+
+        Args:
+            samples_note: In what the samples differ from what is usual; it is kept with them, and shown once.
+        """
         if self._runtime.rank:
             return
         self._last.update(metrics)
         self._validations[step] = metrics
         self._tracker.log(metrics, step)
-        texts = [self._tokenizer.decode(row) for row in samples or ()]
+        found: Event = {"kind": "validation", "step": step, "metrics": metrics}
+        texts = [self._tokenizer.decode(row) for row in samples]
         if texts:
             self._tracker.log_samples(texts, step)
-        self.emit({"kind": "validation", "step": step, "metrics": metrics, **({"samples": texts} if texts else {})})
+            found["samples"] = texts
+        if samples_note is not None:
+            found["samples_note"] = samples_note
+            if not self._has_noted_samples:
+                self.emit({"kind": "note", "text": samples_note})
+            self._has_noted_samples = True
+        self.emit(found)
 
     def stop(self, stop: StoppedError) -> None:
         """Report that the training was stopped and can be continued later."""

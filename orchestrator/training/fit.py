@@ -1,6 +1,7 @@
 """One fit with a new module, callbacks and trainer: a model that DeepSpeed has prepared cannot be filled again."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,14 +25,16 @@ from orchestrator.runs.run import Run
 from orchestrator.storage.store import Storage
 from orchestrator.training.callbacks.bad_steps import SkipBadSteps
 from orchestrator.training.callbacks.checkpoints import Checkpoints
+from orchestrator.training.callbacks.garbage import GarbageCollection
 from orchestrator.training.callbacks.gradients import ClipGradients, DeepSpeedGradientNorm
 from orchestrator.training.callbacks.metrics import Metrics, is_reported
 from orchestrator.training.callbacks.order import in_order
 from orchestrator.training.callbacks.preemption import Preemption, StopNotices
 from orchestrator.training.callbacks.throughput import Throughput
-from orchestrator.training.callbacks.validation import Samples, Validation
+from orchestrator.training.callbacks.validation import Validation
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.guard import Rollback, StepGuard
+from orchestrator.training.samples import Samples
 from orchestrator.training.save_schedule import SaveSchedule, seen_mtbf_seconds
 from orchestrator.training.verdicts import Verdicts
 
@@ -185,14 +188,17 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
 
     verdicts = Verdicts(guard, parts.notices.asked, runtime.world_size)
     deepspeed_clips = config.strategy.zero_stage > 0
+    interval = config.training.gc_interval_steps
+    collections = [] if interval is None else [GarbageCollection(interval)]
     return [
         DeepSpeedGradientNorm() if deepspeed_clips else ClipGradients(config.optimizer.gradient_clip_norm),
         SkipBadSteps(verdicts, runtime, parts.objective.global_batch_size, run.name, is_looked_at),
         throughput,
         checkpoints,
         Metrics(config.training.log_interval_steps, own_figures, lambda: checkpoints.saved_metrics, parts.results.step),
-        *_validation(parts, throughput, checkpoints),
+        *_validation(parts, throughput, checkpoints, collections),
         Preemption(checkpoints, verdicts),
+        *collections,
         Watchdog(
             parts.storage,
             run.folder,
@@ -204,7 +210,9 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
     ]
 
 
-def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -> list[Callback]:
+def _validation(
+    parts: Parts, throughput: Throughput, checkpoints: Checkpoints, collections: Sequence[GarbageCollection]
+) -> list[Callback]:
     training, objective, choice = parts.config.training, parts.objective, parts.choice
     batches = objective.validation_batches(parts.share, training.val_batches)
     if batches is None:
@@ -212,12 +220,20 @@ def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) 
 
     def report(step: int, metrics: dict[str, float], samples: Samples | None) -> bool:
         checkpoints.validated(step, metrics)
-        parts.results.validation(step, metrics, samples)
+        parts.results.validation(step, metrics, samples.rows if samples else [], samples.note if samples else None)
         return choice.is_over(checkpoints.scores)
 
     def is_owed(step: int) -> bool:
         is_unknown = choice.needs_every_validation and _validates_after(parts, step) and step not in checkpoints.scores
         return step >= training.num_steps or (step > 0 and is_unknown)
+
+    @contextmanager
+    def outside_steps() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(throughput.pause())
+            for each in collections:
+                stack.enter_context(each.by_python())
+            yield
 
     return [
         Validation(
@@ -226,7 +242,7 @@ def _validation(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) 
             owed=is_owed,
             sampling=_sampling(parts),
             report=report,
-            pause=throughput.pause,
+            outside_steps=outside_steps,
         )
     ]
 

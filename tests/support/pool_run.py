@@ -10,6 +10,7 @@ from planted_faults import Plant, Planted
 from tiny_run import go_back
 from worker_pool import Outcome, WorkerPool
 
+from modules.model_config import ModelConfig
 from orchestrator.configuration.commands import PretrainConfig
 
 STEPS, BATCH = 30, 8
@@ -23,6 +24,7 @@ class PoolRun:
         optimizer: The same of `optimizer`.
         model: The section `model`, where it is another one; `tokenizer` belongs to it.
         deepspeed: DeepSpeed's own settings.
+        val_fraction: Of the text.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class PoolRun:
         model: dict[str, Any] | None = None,
         tokenizer: dict[str, Any] | None = None,
         deepspeed: dict[str, Any] | None = None,
+        val_fraction: float = 0.0,
         **guard: float,
     ) -> None:
         self._pool, self._root = pool, root
@@ -44,7 +47,7 @@ class PoolRun:
             {
                 "run": {"name": "tiny"},
                 "storage": {"root": str(root)},
-                "data": {"source": "files", "path": str(text), "split": "position", "val_fraction": 0.0},
+                "data": {"source": "files", "path": str(text), "split": "position", "val_fraction": val_fraction},
                 "tokenizer": tokenizer or {"kind": "byte"},
                 "model": model or {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "max_positions": 32},
                 "optimizer": {"warmup_steps": 4, **(optimizer or {})},
@@ -63,6 +66,11 @@ class PoolRun:
                 "tracking": {"mode": "disabled"},
             }
         )
+
+    @property
+    def model(self) -> ModelConfig:
+        assert self._config.model is not None
+        return self._config.model
 
     def train(self, *planted: Plant) -> Outcome:
         return self._pool.train(begun_job(self._config), Planted(planted))

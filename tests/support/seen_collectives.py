@@ -33,11 +33,12 @@ class SeenCollectives:
         recorder, steps = ExitStack(), set()
 
         def begin_or_end(module: Any, batch: Any) -> None:
+            nonlocal seen
             if module.step in steps:
                 return
             steps.add(module.step)
             if module.step == self.step:
-                recorder.enter_context(_recording(seen))
+                seen = recorder.enter_context(recording())
             elif module.step == self.step + 1:
                 recorder.close()
                 self._file(rank).write_text(json.dumps(seen), encoding="utf-8")
@@ -58,8 +59,11 @@ class SeenCollectives:
 
 
 @contextmanager
-def _recording(seen: list[Collective]) -> Iterator[None]:
+def recording() -> Iterator[list[Collective]]:
+    """Record the collectives of this process from here on."""
     from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[Collective] = []
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,7 +74,7 @@ def _recording(seen: list[Collective]) -> Iterator[None]:
             return func(*args, **(kwargs or {}))
 
     with Recorder():
-        yield
+        yield seen
 
 
 def _first_tensor(value: Any) -> Any:

@@ -13,6 +13,7 @@ from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.checkpoints.first_weights import first_weights
 from orchestrator.checkpoints.parts import Shapes
+from orchestrator.checkpoints.pinning import Pinning, pinning_of
 from orchestrator.checkpoints.progress import Progress
 from orchestrator.checkpoints.retention import Retention
 from orchestrator.checkpoints.saves import Saves
@@ -75,6 +76,7 @@ class Checkpoints(Callback):
         self.stall_seconds = 0.0
         """Time that training has waited for saves in this fit."""
         self._saves: Saves | None = None
+        self._pinning: Pinning | None = None
         self._save: _Save | None = None
         self._saved_step, self._num_failed, self._begun_step = -1, 0, 0
 
@@ -104,7 +106,8 @@ class Checkpoints(Callback):
         pl_module.num_tokens = progress.tokens
         pl_module.source_tokens = Counter(progress.source_tokens)
         _set_step(trainer, pl_module, progress.step)
-        self._saves = Saves(self._storage, self._attempt, self._config.mode)
+        self._pinning = pinning_of(state)
+        self._saves = Saves(self._storage, self._attempt, self._config.mode, self._pinning)
         self._saves.prepare(state)
 
     def _restored(self, state: TrainingState, shapes: Shapes) -> Progress | None:
@@ -189,6 +192,11 @@ class Checkpoints(Callback):
         self._save = save
         self._saved_step = module.step
         save.stall_seconds = time.perf_counter() - save.began
+        if self._pinning is not None and self._pinning.failure:
+            self._note(
+                f"the copy of a save is not page-locked, so training waits longer for it: {self._pinning.failure}"
+            )
+            self._pinning = None
         return save
 
     def _finish(self, must_last: bool = False) -> None:

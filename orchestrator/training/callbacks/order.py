@@ -15,6 +15,7 @@ ORDER: tuple[tuple[str, str], ...] = (
     ("Metrics", "the metrics include the cost of saving this step"),
     ("Validation", "its metrics score a checkpoint that exists already, for checkpoint.keep_best"),
     ("Preemption", "a run that has to stop ends after everything that belongs to its last step"),
+    ("GarbageCollection", "what all of the above have left behind goes, too"),
     ("Watchdog", "a step ends when all of the above has ended, so that a hanging save is detected"),
     ("OrderedFault", "a requested fault does not keep the others from finishing the step"),
 )

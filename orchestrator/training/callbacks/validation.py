@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -12,8 +10,7 @@ from pytorch_lightning import Callback, Trainer
 from modules.data.batches import Batch
 from modules.generation.sampling import Sampling
 from modules.gpt_module import GPTModule
-
-Samples = list[list[int]]
+from orchestrator.training.samples import Samples, generate
 
 
 class Validation(Callback):
@@ -27,9 +24,8 @@ class Validation(Callback):
         owed: Returns whether the validation after the step with which the fit begins has still to be done.
         sampling: How the objective's prompts are continued after each validation, and how many samples there are; None
             samples nothing.
-        report: Receives the metrics, by name, and the tokens of each sample, its prompt first; returns whether the
-            training is over.
-        pause: Excludes the time of a validation from the throughput.
+        report: Receives the metrics, by name, and the samples; returns whether the training is over.
+        outside_steps: Entered for a validation after a step, which is no part of it.
     """
 
     def __init__(
@@ -39,10 +35,10 @@ class Validation(Callback):
         owed: Callable[[int], bool],
         sampling: Sampling | None,
         report: Callable[[int, dict[str, float], Samples | None], bool],
-        pause: Callable[[], AbstractContextManager[None]],
+        outside_steps: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._batches, self._due, self._owed, self._sampling = batches, due, owed, sampling
-        self._report, self._pause = report, pause
+        self._report, self._outside_steps = report, outside_steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Validate where a run was interrupted between a step and its validation."""
@@ -52,7 +48,7 @@ class Validation(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Validate when it is due."""
         if pl_module.ends_step(index) and self._due(pl_module.step):
-            with self._pause():
+            with self._outside_steps():
                 self._validate(trainer, pl_module)
 
     @torch.no_grad()
@@ -61,21 +57,7 @@ class Validation(Callback):
         module.eval()
         sums = [strategy.validation_step(strategy.batch_to_device(batch), i) for i, batch in enumerate(self._batches)]
         metrics = module.objective.validation_metrics(strategy.reduce(torch.stack(sums).sum(0), reduce_op="sum"))
-        samples = self._sample(trainer, module, self._sampling) if self._sampling else None
+        samples = generate(trainer, module, self._sampling, len(sums)) if self._sampling else None
         module.train()
         if self._report(module.step, metrics, samples):
             trainer.should_stop = True
-
-    def _sample(self, trainer: Trainer, module: GPTModule, sampling: Sampling) -> Samples:
-        prompts = module.objective.prompts(sampling.num_sequences)
-        sampling = replace(sampling, num_sequences=max(1, sampling.num_sequences // max(1, len(prompts))))
-        samples = []
-        for prompt in prompts:
-            tokens = torch.stack(trainer.strategy.predict_step((prompt, sampling), 0), dim=1).tolist()
-            # decoded without the prompt, a sample may lose the space before it
-            samples += [[*prompt, *_until(row, sampling.end_ids)] for row in tokens]
-        return samples
-
-
-def _until(tokens: list[int], end_ids: tuple[int, ...]) -> list[int]:
-    return list(takewhile(lambda token: token not in end_ids, tokens))

@@ -10,7 +10,7 @@ from host_reads import host_reads
 from torch import Tensor
 
 from modules.errors import InputError
-from modules.generation.sampler import sample
+from modules.generation.sampler import sample, sample_all
 from modules.generation.sampling import Sampling
 from modules.generation.window import DocumentEnd
 from modules.huggingface.export import save_huggingface
@@ -75,6 +75,12 @@ def test_same_seed_same_text_and_another_seed_another(model: GPT) -> None:
 
 def test_a_sequence_does_not_depend_on_how_many_there_are(model: GPT) -> None:
     assert torch.equal(continuation(model, num_sequences=5)[:2], continuation(model, num_sequences=2))
+
+
+def test_several_prompts_are_continued_as_each_alone(model: GPT) -> None:
+    prompts, sampling = [PROMPT, [9], PROMPT[::-1]], Sampling(num_sequences=2, max_new_tokens=20, seed=7)
+    together = torch.stack(list(sample_all(model, prompts, sampling)), dim=1)
+    assert torch.equal(together, torch.cat([continuation(model, prompt, num_sequences=2) for prompt in prompts]))
 
 
 def test_sequences_differ_from_one_another(model: GPT) -> None:

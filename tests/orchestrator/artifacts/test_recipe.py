@@ -41,6 +41,7 @@ RUNTIME_FIELDS = {
     *("sample", "worker"),
     *("dry_run", "force", "keep_going", "only", "pipeline.name"),
     *(
+        "training.gc_interval_steps",
         "training.compile",
         "training.activation_checkpointing",
         "training.head_loss",

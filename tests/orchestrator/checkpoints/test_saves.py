@@ -135,6 +135,18 @@ def test_killed_writer_is_a_failed_save_and_is_replaced(saves: Saves, storage: S
 
 
 @pytest.mark.parametrize("mode", ["async"], indirect=True)
+def test_memory_is_not_written_while_the_writer_reads_it(saves: Saves, storage: Storage) -> None:
+    (writer,) = writers()
+    writer.suspend()
+    begin(saves, State(1), 1)
+    with pytest.raises(AssertionError, match="still reads the last save"):
+        begin(saves, State(2), 2)
+    writer.resume()
+    assert saves.finish() is None
+    assert restored(storage) == (1, [1, 2, 3])
+
+
+@pytest.mark.parametrize("mode", ["async"], indirect=True)
 def test_commit_is_known_without_waiting(saves: Saves, storage: Storage) -> None:
     begin(saves, State(1), 1)
     while not saves.is_committed:

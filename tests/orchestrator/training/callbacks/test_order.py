@@ -61,5 +61,5 @@ def test_training_runs_its_callbacks_in_that_order(tmp_path: Path, monkeypatch: 
     text = write_text(tmp_path / "text.txt")
     assert main(arguments(text, tmp_path, "training.num_steps=3", "tracking.mode=disabled")) == 0
     assert acted[: len(acted) // 3] * 3 == acted
-    assert len(acted) == 3 * 7
-    assert acted[:7] == [name for name in NAMES if name in acted[:7]]
+    assert len(acted) == 3 * 8
+    assert acted[:8] == [name for name in NAMES if name in acted[:8]]
