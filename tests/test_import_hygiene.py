@@ -32,6 +32,17 @@ def test_a_mistake_is_found_before_any_training_library_is_imported() -> None:
     assert loaded & TRAINING_LIBRARIES == set()
 
 
+def test_local_workers_start_to_import_before_this_process_imports_what_it_needs() -> None:
+    loaded = imported_by(
+        "from orchestrator.cli import main\nfrom orchestrator.cluster import fork_server\n"
+        "def start() -> None:\n    raise SystemExit(77)\n"
+        "fork_server.start = start\n"
+        "assert main(['pretrain', 'strategy=ddp', 'cluster.num_workers=2', 'model.nope=1']) == 2\n"
+        "assert main(['pretrain', 'strategy=ddp', 'cluster.num_workers=2']) == 77"
+    )
+    assert loaded & {*TRAINING_LIBRARIES, "numpy", "tokenizers"} == set()
+
+
 def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     assert (
         imported_by("import orchestrator.configuration.commands") & {*TRAINING_LIBRARIES, "hydra", "omegaconf"} == set()

@@ -10,12 +10,19 @@ from multiprocessing import forkserver, resource_tracker
 
 from orchestrator.distributed.runtime import STOP_SIGNALS
 
-_PRELOADED_MODULES = ["orchestrator.training.train", "modules.pretraining", "torch._dynamo"]
+PRELOADED_MODULES = [
+    "orchestrator.training.train",
+    "orchestrator.training.pretraining",
+    "modules.pretraining",
+    "torch._dynamo",
+    "orchestrator.cluster.local",  # where the function of a worker is
+]
+"""What every worker of a pretraining uses up to its first step, so that none imports it again by itself."""
 
 
 def start() -> None:
-    """Start it beside this process; it inherits this process's signal mask, so it blocks the notices from the start."""
-    multiprocessing.set_forkserver_preload(_PRELOADED_MODULES)
+    """Start it beside this process, unless it has been; it inherits the signal mask, and so blocks the notices."""
+    multiprocessing.set_forkserver_preload(PRELOADED_MODULES)
     try:
         # the fork server would start the resource tracker, and that unblocks SIGTERM and SIGINT
         for process in (resource_tracker, forkserver):

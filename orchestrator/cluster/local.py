@@ -52,7 +52,7 @@ class LocalLauncher:
         self._use_gpu = _use_gpu(config.cluster, self._num_workers)
         check_device(config, self._use_gpu)
         if self._num_workers > 1:
-            fork_server.start()  # its imports run while the text is prepared
+            fork_server.start()  # the command line has, already
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
         """See `Launcher.launch`. With several workers, rank 0 draws on this terminal itself, not through `emit`.
