@@ -10,19 +10,12 @@ from multiprocessing import forkserver, resource_tracker
 
 from orchestrator.distributed.runtime import STOP_SIGNALS
 
-PRELOADED_MODULES = [
-    "orchestrator.training.train",
-    "orchestrator.training.pretraining",
-    "modules.pretraining",
-    "torch._dynamo",
-    "orchestrator.cluster.local",  # where the function of a worker is
-]
-"""What every worker of a pretraining uses up to its first step, so that none imports it again by itself."""
+_PRELOADED = "orchestrator.cluster.preloaded"
 
 
 def start() -> None:
     """Start it beside this process, unless it has been; it inherits the signal mask, and so blocks the notices."""
-    multiprocessing.set_forkserver_preload(PRELOADED_MODULES)
+    multiprocessing.set_forkserver_preload([_PRELOADED])
     try:
         # the fork server would start the resource tracker, and that unblocks SIGTERM and SIGINT
         for process in (resource_tracker, forkserver):

@@ -16,6 +16,7 @@ def give_head_start(config: "Config") -> None:
     """
     from orchestrator.configuration.commands import TrainingRunConfig
 
-    if isinstance(config, TrainingRunConfig) and config.cluster.name == "local":
-        if max(config.cluster.worker_counts) > 1:
-            fork_server.start()
+    if not isinstance(config, TrainingRunConfig):
+        return
+    if config.cluster.name == "local" and max(config.cluster.worker_counts) > 1:
+        fork_server.start()

@@ -15,10 +15,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from modules.errors import InputError
 from orchestrator.cli import main
-from orchestrator.cluster import base, fork_server, local
+from orchestrator.cluster import base, local
 from orchestrator.errors import ArtifactError, LeaseLostError, RefusedError, StorageError
 from orchestrator.storage.errors import NotFoundError
-from orchestrator.training.pretraining import PreparedText
 
 FOREIGN = ("ray", "deepspeed", "wandb")
 UNTRACKED = "tracking.mode=disabled"
@@ -95,10 +94,6 @@ def test_two_local_workers_give_the_losses_of_one(
     assert losses(done.stdout) == pytest.approx(losses_of_one_process, abs=1.5e-3)
     assert "Results of" in done.stdout
     assert done.stderr == ""
-
-
-def test_no_local_worker_imports_its_function_or_its_source_by_itself() -> None:
-    assert {local._worker.__module__, PreparedText.__module__} <= set(fork_server.PRELOADED_MODULES)
 
 
 def test_failure_of_a_local_worker_is_its_own_message_with_rank_and_node(text: Path, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""What a start imports is imported once, early, and without collections of garbage."""
+
+import gc
+import importlib
+import runpy
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from orchestrator.cluster import local
+from orchestrator.cluster.quick_imports import imported_train, quick_imports
+from orchestrator.training.pretraining import PreparedText
+
+
+def test_fork_server_imports_all_of_a_worker_without_a_collection_and_lets_none_look_at_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enabled, frozen = dict[str, bool](), []
+    monkeypatch.setattr(importlib, "import_module", lambda name: enabled.update({name: gc.isenabled()}))
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(len(enabled)))
+    runpy.run_module("orchestrator.cluster.preloaded")
+    assert set(enabled.values()) == {False}
+    assert {"orchestrator.training.train", local._worker.__module__, PreparedText.__module__} <= set(enabled)
+    assert frozen == [len(enabled)]
+    assert gc.isenabled()
+
+
+class Probe:
+    """Stands first among what finds modules, and refuses the one of a worker."""
+
+    found: bool | None = None
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> None:
+        if name == "orchestrator.training.train":
+            self.found = gc.isenabled()
+            raise ImportError(name)
+
+
+def test_a_worker_imports_without_a_collection_and_collects_again_if_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probe = Probe()
+    monkeypatch.setattr(sys, "meta_path", [probe, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "orchestrator.training.train", raising=False)
+    with pytest.raises(ImportError):
+        imported_train()
+    assert probe.found is False
+    assert gc.isenabled()
+
+
+def test_collections_stay_off_where_they_were_off() -> None:
+    gc.disable()
+    try:
+        with quick_imports():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
