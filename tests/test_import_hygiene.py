@@ -43,6 +43,18 @@ def test_local_workers_start_to_import_before_this_process_imports_what_it_needs
     assert loaded & {*TRAINING_LIBRARIES, "numpy", "tokenizers"} == set()
 
 
+def test_driver_and_mailbox_of_a_run_on_ray_need_no_torch_until_a_cluster_starts() -> None:
+    script = (
+        "import sys, orchestrator.cluster.ray_cluster, orchestrator.cluster.ray_mailbox\n"
+        "from orchestrator.cluster.ray_resources import of_this_machine\n"
+        "assert of_this_machine(with_gpus=False).present['GPU'] == 0\n"
+        "assert 'ray.train' not in sys.modules"
+    )
+    loaded = imported_by(script)
+    assert "ray" in loaded
+    assert "torch" not in loaded
+
+
 def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     assert (
         imported_by("import orchestrator.configuration.commands") & {*TRAINING_LIBRARIES, "hydra", "omegaconf"} == set()
