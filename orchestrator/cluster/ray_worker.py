@@ -11,18 +11,20 @@ from typing import Any
 import psutil
 import ray
 import ray.train
-import ray.train.torch
-import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from orchestrator.cluster.base import error_text, is_final
-from orchestrator.cluster.quick_imports import imported_train
+from orchestrator.cluster.quick_imports import imported_train, quick_imports
 from orchestrator.cluster.ray_mailbox import MailboxActor
 from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime, strength
 from orchestrator.errors import HardwareError, MovedError, StoppedError
 from orchestrator.runs.processes import ProcessId
+
+with quick_imports():  # here a worker and the controller import them first
+    import ray.train.torch
+    import torch
 
 
 class MovedWorkerError(RayActorError):

@@ -4,7 +4,8 @@ import gc
 import importlib
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
@@ -27,25 +28,37 @@ def test_fork_server_imports_all_of_a_worker_without_a_collection_and_lets_none_
 
 
 class Probe:
-    """Stands first among what finds modules, and refuses the one of a worker."""
+    """Stands first among what finds modules, and refuses one of them."""
 
-    found: bool | None = None
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.collects: bool | None = None
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> None:
-        if name == "orchestrator.training.train":
-            self.found = gc.isenabled()
+        if name == self.name:
+            self.collects = gc.isenabled()
             raise ImportError(name)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("what", "imports"),
+    [
+        ("orchestrator.training.train", imported_train),
+        # the first of the two in a process of Ray: a worker, or the controller
+        ("ray.train.torch", partial(importlib.import_module, "orchestrator.cluster.ray_worker")),
+    ],
+)
 def test_a_worker_imports_without_a_collection_and_collects_again_if_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
+    what: str, imports: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = Probe()
+    probe = Probe(what)
     monkeypatch.setattr(sys, "meta_path", [probe, *sys.meta_path])
-    monkeypatch.delitem(sys.modules, "orchestrator.training.train", raising=False)
+    for name in (what, "orchestrator.cluster.ray_worker"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ImportError):
-        imported_train()
-    assert probe.found is False
+        imports()
+    assert probe.collects is False
     assert gc.isenabled()
 
 
