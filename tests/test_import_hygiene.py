@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from modules.config_fields import Config
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING_LIBRARIES = {"torch", "ray", "deepspeed", "wandb", "lm_eval"}
 
@@ -70,6 +72,15 @@ def test_plan_imports_neither_a_training_library_nor_numpy(tmp_path: Path) -> No
         f"\nassert main({['plan', *words]}) == 0" for words in (["pretrain", "device=h100", "strategy=auto"], tuned)
     )
     assert imported_by(script) & {*TRAINING_LIBRARIES, "transformers", "numpy", "tokenizers"} == set()
+
+
+def test_a_configuration_class_builds_its_validator_when_it_is_first_used() -> None:
+    class Some(Config):
+        number: int = 1
+
+    assert not Some.__pydantic_complete__
+    assert Some.model_validate({"number": 2}).number == 2
+    assert Some.__pydantic_complete__
 
 
 def test_tasks_import_neither_torch_nor_transformers() -> None:
