@@ -1,5 +1,6 @@
 """A worker started by Ray Train: its position in the run, and its notices."""
 
+import gc
 import os
 import signal
 import socket
@@ -77,13 +78,15 @@ def work(settings: dict[str, Any]) -> None:
     Args:
         settings: A reference to the `Job` as `job`, the mailbox as `mailbox`, and the driver's `ProcessId` as `driver`.
     """
-    train = imported_train()
     threading.Thread(target=end_with, args=[settings["driver"]], daemon=True, name="driver").start()
     mailbox = settings["mailbox"]
     runtime = _runtime(mailbox)
     try:
         check_gpu()
-        train(ray.get(settings["job"]), runtime)
+        with quick_imports():
+            job, train = ray.get(settings["job"]), imported_train()
+        gc.freeze()  # the next full collection would look at all that was imported: a second before the first step
+        train(job, runtime)
     except StoppedError:
         return  # rank 0 has reported it to the driver
     except MovedError as error:

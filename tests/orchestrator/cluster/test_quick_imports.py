@@ -62,6 +62,22 @@ def test_a_worker_imports_without_a_collection_and_collects_again_if_that_fails(
     assert gc.isenabled()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_worker_on_ray_reads_its_job_without_a_collection_and_trains_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from orchestrator.cluster import ray_worker
+
+    seen = []
+    for name in ("end_with", "check_gpu", "_runtime"):
+        monkeypatch.setattr(ray_worker, name, lambda *_: None)
+    monkeypatch.setattr(ray_worker.ray, "get", lambda job: seen.append((job, gc.isenabled())))
+    monkeypatch.setattr(gc, "freeze", lambda: seen.append(("frozen", gc.isenabled())))
+    monkeypatch.setattr(ray_worker, "imported_train", lambda: lambda *_: seen.append(("trained", gc.isenabled())))
+    ray_worker.work({"job": "job read", "mailbox": None, "driver": None})
+    assert seen == [("job read", False), ("frozen", True), ("trained", True)]
+
+
 def test_collections_stay_off_where_they_were_off() -> None:
     gc.disable()
     try:
