@@ -84,7 +84,8 @@ def work(settings: dict[str, Any]) -> None:
     try:
         check_gpu()
         with quick_imports():
-            job, train = ray.get(settings["job"]), imported_train()
+            job: Any = ray.get(settings["job"])
+            train = imported_train()
         gc.freeze()  # the next full collection would look at all that was imported: a second before the first step
         train(job, runtime)
     except StoppedError:
