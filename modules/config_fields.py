@@ -87,7 +87,10 @@ def _texts_in(value: Any) -> Iterator[str]:
 class Config(BaseModel):
     """A validated, immutable part of the configuration: unknown keys are mistakes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    # a validator is built when it is first used: most processes validate one class of eighty, or none
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

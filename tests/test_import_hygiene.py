@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from modules.config_fields import Config
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING_LIBRARIES = {"torch", "ray", "deepspeed", "wandb", "lm_eval"}
 
@@ -32,6 +34,29 @@ def test_a_mistake_is_found_before_any_training_library_is_imported() -> None:
     assert loaded & TRAINING_LIBRARIES == set()
 
 
+def test_local_workers_start_to_import_before_this_process_imports_what_it_needs() -> None:
+    loaded = imported_by(
+        "from orchestrator.cli import main\nfrom orchestrator.cluster import fork_server\n"
+        "def start() -> None:\n    raise SystemExit(77)\n"
+        "fork_server.start = start\n"
+        "assert main(['pretrain', 'strategy=ddp', 'cluster.num_workers=2', 'model.nope=1']) == 2\n"
+        "assert main(['pretrain', 'strategy=ddp', 'cluster.num_workers=2']) == 77"
+    )
+    assert loaded & {*TRAINING_LIBRARIES, "numpy", "tokenizers"} == set()
+
+
+def test_driver_and_mailbox_of_a_run_on_ray_need_no_torch_until_a_cluster_starts() -> None:
+    script = (
+        "import sys, orchestrator.cluster.ray_cluster, orchestrator.cluster.ray_mailbox\n"
+        "from orchestrator.cluster.ray_resources import of_this_machine\n"
+        "assert of_this_machine(with_gpus=False).present['GPU'] == 0\n"
+        "assert 'ray.train' not in sys.modules"
+    )
+    loaded = imported_by(script)
+    assert "ray" in loaded
+    assert "torch" not in loaded
+
+
 def test_configuration_classes_import_neither_hydra_nor_torch() -> None:
     assert (
         imported_by("import orchestrator.configuration.commands") & {*TRAINING_LIBRARIES, "hydra", "omegaconf"} == set()
@@ -47,6 +72,15 @@ def test_plan_imports_neither_a_training_library_nor_numpy(tmp_path: Path) -> No
         f"\nassert main({['plan', *words]}) == 0" for words in (["pretrain", "device=h100", "strategy=auto"], tuned)
     )
     assert imported_by(script) & {*TRAINING_LIBRARIES, "transformers", "numpy", "tokenizers"} == set()
+
+
+def test_a_configuration_class_builds_its_validator_when_it_is_first_used() -> None:
+    class Some(Config):
+        number: int = 1
+
+    assert not Some.__pydantic_complete__
+    assert Some.model_validate({"number": 2}).number == 2
+    assert Some.__pydantic_complete__
 
 
 def test_tasks_import_neither_torch_nor_transformers() -> None:

@@ -1,23 +1,37 @@
-"""The options that Hydra finds, listed once a process, since that takes long."""
+"""The options that Hydra finds, listed once a process."""
 
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.command import conf_folder
 
 if TYPE_CHECKING:
+    from hydra._internal.config_repository import IConfigRepository
     from hydra._internal.hydra import Hydra
 
     from orchestrator.configuration.overrides import Groups
 
 
-@functools.lru_cache(maxsize=1)  # a pipeline composes many commands with one Hydra, which takes long to list these
+@functools.lru_cache(maxsize=1)  # a pipeline composes many commands with one Hydra
 def options_of(hydra: "Hydra") -> dict[str, tuple[str, ...]]:
-    """Return the options of every group but Hydra's own."""
+    """Return the options of every group but Hydra's own.
+
+    Hydra's own lists copy all that it knows for each group, which took half of the time of reading a command line.
+    """
+    return dict(_options_below("", hydra.config_loader.repository))  # type: ignore[attr-defined]
+
+
+def _options_below(parent: str, repository: "IConfigRepository") -> Iterator[tuple[str, tuple[str, ...]]]:
     from hydra.core.object_type import ObjectType
 
-    ours = [group for group in hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
-    return {group: tuple(sorted(hydra.config_loader.get_group_options(group, ObjectType.CONFIG))) for group in ours}
+    for name in repository.get_group_options(parent, ObjectType.GROUP):
+        group = f"{parent}/{name}" if parent else name
+        if group == "hydra":
+            continue
+        if options := repository.get_group_options(group, ObjectType.CONFIG):
+            yield group, tuple(sorted(options))
+        yield from _options_below(group, repository)
 
 
 @functools.lru_cache(maxsize=16)  # a sweep composes one command many times

@@ -228,12 +228,15 @@ class Session:
         self._start(validated(plain(cfg), self.kind))
 
     def _start(self, config: "Config") -> None:
+        from orchestrator.cluster.head_start import give_head_start
+
         command = COMMANDS[self.name]
         if command.makes:
             streams.go_on_unread()
         if storage := getattr(config, "storage", None):
             use_cache_folder(storage.cache_dir)
         others = [Composer(self.hydra, self.flags)] if command.composes else []
+        give_head_start(config)
         importlib.import_module(f"orchestrator.commands.{self.name}").run(config, *others)
 
 

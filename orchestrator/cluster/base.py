@@ -3,13 +3,15 @@
 import os
 import shutil
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from modules.errors import InputError
-from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.distributed.runtime import Event
 from orchestrator.errors import HardwareError, OrchestratorError
-from orchestrator.runs.run import Job
+
+if TYPE_CHECKING:  # Ray Train's controller imports this file, and needs neither
+    from orchestrator.configuration.commands import TrainingRunConfig
+    from orchestrator.runs.run import Job
 
 
 class Launcher(Protocol):
@@ -19,7 +21,7 @@ class Launcher(Protocol):
     for, if there is less hardware than the workers request.
     """
 
-    def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
+    def launch(self, job: "Job", emit: Callable[[Event], None]) -> None:
         """Run `job` on every worker until all are done, with as many new attempts as `cluster.max_failures` allows.
 
         Rank 0's events and those of faults and restarts are passed to `emit`.
@@ -53,7 +55,7 @@ def restart_event(number: int, limit: int | None, what: str = "restart") -> Even
     return {"kind": "restart", "number": number, "text": f"restarting from the last checkpoint ({what} {number}{of})"}
 
 
-def check_device(config: TrainingRunConfig, use_gpu: bool) -> None:
+def check_device(config: "TrainingRunConfig", use_gpu: bool) -> None:
     """Check that this kind of device can run the configuration.
 
     Raises:

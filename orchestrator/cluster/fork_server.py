@@ -10,12 +10,12 @@ from multiprocessing import forkserver, resource_tracker
 
 from orchestrator.distributed.runtime import STOP_SIGNALS
 
-_PRELOADED_MODULES = ["orchestrator.training.train", "modules.pretraining", "torch._dynamo"]
+_PRELOADED = "orchestrator.cluster.preloaded"
 
 
 def start() -> None:
-    """Start it beside this process; it inherits this process's signal mask, so it blocks the notices from the start."""
-    multiprocessing.set_forkserver_preload(_PRELOADED_MODULES)
+    """Start it beside this process, unless it has been; it inherits the signal mask, and so blocks the notices."""
+    multiprocessing.set_forkserver_preload([_PRELOADED])
     try:
         # the fork server would start the resource tracker, and that unblocks SIGTERM and SIGINT
         for process in (resource_tracker, forkserver):

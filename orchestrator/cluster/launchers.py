@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from orchestrator.cluster.base import Launcher
+from orchestrator.cluster.quick_imports import quick_imports
 from orchestrator.configuration.commands import TrainingRunConfig
 
 C = TypeVar("C", bound=TrainingRunConfig)
@@ -18,7 +19,8 @@ def drive_run(config: C, drive: Callable[[C, Launcher], None]) -> None:
         UserError: there is less hardware than the workers request, or it does not support the configuration.
     """
     if config.cluster.name == "torchrun":
-        from orchestrator.cluster.torchrun import drive_or_join
+        with quick_imports():
+            from orchestrator.cluster.torchrun import drive_or_join
 
         drive_or_join(config, drive)
     else:
@@ -35,6 +37,7 @@ def launcher_for(config: TrainingRunConfig) -> Launcher:
         from orchestrator.cluster.ray_cluster import RayLauncher
 
         return RayLauncher(config)
-    from orchestrator.cluster.local import LocalLauncher
+    with quick_imports():
+        from orchestrator.cluster.local import LocalLauncher
 
     return LocalLauncher(config)

@@ -23,6 +23,7 @@ from orchestrator.cluster import fork_server
 from orchestrator.cluster.base import check_device, is_final, restart_event
 from orchestrator.cluster.notices import ended_after_grace, forward_notices
 from orchestrator.cluster.placed_worker import placed_runtime, take_share_of_cores
+from orchestrator.cluster.quick_imports import imported_train
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.display.progress import ProgressDisplay
@@ -52,7 +53,7 @@ class LocalLauncher:
         self._use_gpu = _use_gpu(config.cluster, self._num_workers)
         check_device(config, self._use_gpu)
         if self._num_workers > 1:
-            fork_server.start()  # its imports run while the text is prepared
+            fork_server.start()  # the command line has, already
 
     def launch(self, job: Job, emit: Callable[[Event], None]) -> None:
         """See `Launcher.launch`. With several workers, rank 0 draws on this terminal itself, not through `emit`.
@@ -60,8 +61,7 @@ class LocalLauncher:
         A single worker is this process: if it is killed, only its user can restart it.
         """
         if self._num_workers == 1:
-            from orchestrator.training.train import train
-
+            train = imported_train()
             with ended_after_grace(self._grace_seconds):
                 train(job, Runtime(device="cuda:0" if self._use_gpu else "cpu", emit=emit))
         else:
@@ -147,8 +147,7 @@ def _end_with_driver() -> None:
 
 
 def _train(job: Job, use_gpu: bool) -> None:
-    from orchestrator.training.train import train
-
+    train = imported_train()
     runtime = placed_runtime(use_gpu)
     if not os.environ.get("OMP_NUM_THREADS"):  # as in a stage of a pipeline, which has a share of the cores
         take_share_of_cores()

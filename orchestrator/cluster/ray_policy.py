@@ -32,7 +32,8 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus,
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from orchestrator.cluster.base import restart_event
-from orchestrator.cluster.ray_worker import MailboxActor, MovedWorkerError, ask_to_move
+from orchestrator.cluster.ray_mailbox import MailboxActor
+from orchestrator.cluster.ray_worker import MovedWorkerError, ask_to_move
 
 _NODE_ID = "ray.io/node-id"
 _ANSWER_SECONDS = 1.0

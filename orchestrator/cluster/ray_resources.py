@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 from ray._private import ray_constants
 from ray._private.state import state as cluster_state
 from ray._raylet import GCS_AUTOSCALER_STATE_NAMESPACE as STATE  # type: ignore[attr-defined]  # compiled
@@ -30,9 +29,15 @@ class Resources:
     """Whether an autoscaler may add nodes."""
 
 
-def of_this_machine() -> Resources:
-    """Return the resources that an embedded Ray will have, which need not start for that."""
-    return Resources({"CPU": float(num_cores()), "GPU": float(torch.cuda.device_count())})
+def of_this_machine(with_gpus: bool) -> Resources:
+    """Return the resources that an embedded Ray will have, which need not start for that; GPUs only on request."""
+    return Resources({"CPU": float(num_cores()), "GPU": _num_gpus() if with_gpus else 0.0})
+
+
+def _num_gpus() -> float:
+    import torch  # which takes seconds, and is not needed where nobody asks
+
+    return float(torch.cuda.device_count())
 
 
 def of_the_cluster() -> Resources:

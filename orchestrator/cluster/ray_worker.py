@@ -1,81 +1,31 @@
-"""A worker started by Ray Train: its position in the run, its notices, and the mailbox to and from the driver."""
+"""A worker started by Ray Train: its position in the run, and its notices."""
 
-import asyncio
+import gc
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 import psutil
 import ray
 import ray.train
-import ray.train.torch
-import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.base import error_text, is_final
+from orchestrator.cluster.quick_imports import imported_train, quick_imports
+from orchestrator.cluster.ray_mailbox import MailboxActor
 from orchestrator.distributed.runtime import MOVE, STOP_SIGNALS, Event, Runtime, strength
 from orchestrator.errors import HardwareError, MovedError, StoppedError
 from orchestrator.runs.processes import ProcessId
 
-MailboxActor = Any
-"""A handle to a `Mailbox` actor."""
-_LAST_EVENT = None
-
-
-class Mailbox:
-    """An actor for one run: events of workers and Ray Train's controller to the driver, its notice to the workers."""
-
-    def __init__(self) -> None:
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._stopped = asyncio.Event()
-        self._number = 0
-
-    async def put(self, *events: Event | None) -> None:
-        for event in events:
-            self._events.put_nowait(event)
-
-    async def get(self) -> Event | None:
-        return await self._events.get()
-
-    async def stop(self, number: int) -> None:
-        """Ask the run to stop as if by signal `number`."""
-        self._number = number
-        self._stopped.set()
-
-    async def stop_asked(self) -> int:
-        """Wait for the notice, and return its signal number; workers that start later receive it as well."""
-        await self._stopped.wait()
-        return self._number
-
-
-@contextmanager
-def open_mailbox(emit: Callable[[Event], None]) -> Iterator[MailboxActor]:
-    """Yield a mailbox whose events are passed to `emit`, on a thread of this process."""
-    # on the driver's own node, so that the mailbox survives the loss of another node
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox: MailboxActor = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
-
-    def forward() -> None:
-        event: Any
-        while (event := ray.get(mailbox.get.remote())) is not _LAST_EVENT:
-            emit(event)
-
-    thread = threading.Thread(target=forward, daemon=True, name="events")
-    thread.start()
-    try:
-        yield mailbox
-    finally:
-        ray.get(mailbox.put.remote(_LAST_EVENT))
-        thread.join(timeout=10)
-        ray.kill(mailbox)
+with quick_imports():  # here a worker and the controller import them first
+    import ray.train.torch
+    import torch
 
 
 class MovedWorkerError(RayActorError):
@@ -126,16 +76,18 @@ def work(settings: dict[str, Any]) -> None:
     """Train on this worker.
 
     Args:
-        settings: The `Job` as `job`, the mailbox as `mailbox`, and the driver's `ProcessId` as `driver`.
+        settings: A reference to the `Job` as `job`, the mailbox as `mailbox`, and the driver's `ProcessId` as `driver`.
     """
-    from orchestrator.training.train import train
-
     threading.Thread(target=end_with, args=[settings["driver"]], daemon=True, name="driver").start()
     mailbox = settings["mailbox"]
     runtime = _runtime(mailbox)
     try:
         check_gpu()
-        train(settings["job"], runtime)
+        with quick_imports():
+            job: Any = ray.get(settings["job"])
+            train = imported_train()
+        gc.freeze()  # the next full collection would look at all that was imported: a second before the first step
+        train(job, runtime)
     except StoppedError:
         return  # rank 0 has reported it to the driver
     except MovedError as error:

@@ -18,6 +18,7 @@ from orchestrator.cluster.base import Launcher, check_device, error_text, is_fin
 from orchestrator.cluster.job_channel import JobChannel
 from orchestrator.cluster.notices import ended_after_grace
 from orchestrator.cluster.placed_worker import VARIABLES, placed_runtime, take_share_of_cores
+from orchestrator.cluster.quick_imports import imported_train
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.groups import ClusterConfig
 from orchestrator.distributed.runtime import Event, Runtime
@@ -80,8 +81,7 @@ def _train(job: Job, runtime: Runtime) -> None:
         StoppedError: the run received a notice of termination; raised on rank 0, the others end with its exit code.
         WorkerError: this worker failed; torchrun gets the message as well.
     """
-    from orchestrator.training.train import train
-
+    train = imported_train()
     take_share_of_cores()
     try:
         with ended_after_grace(job.config.checkpoint.grace_seconds):

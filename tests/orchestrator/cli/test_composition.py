@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.hydra import Hydra
+from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -14,6 +16,7 @@ from orchestrator.cli import trials
 from orchestrator.cli.composition import composed, composed_at_once
 from orchestrator.cli.flags import read_flags
 from orchestrator.cli.hydra_errors import first_line
+from orchestrator.cli.options import options_of
 from orchestrator.cli.session import Composer, Session, hydra_of
 from orchestrator.cli.sweep import parsed
 from orchestrator.configuration.sweep import SweepConfig
@@ -104,6 +107,19 @@ def check_the_same(hydra: Hydra, overrides: Sequence[str]) -> None:
 def rewritten(hydra: Hydra, words: Sequence[str]) -> list[str]:
     """Return words as they are given to Hydra; those with mistakes are left out."""
     return Session(hydra, "pretrain", read_flags("pretrain", list(words))).overrides
+
+
+def test_options_are_those_that_hydra_lists_and_cost_no_copy_for_each_group(
+    hydra: Hydra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [group for group in hydra.list_all_config_groups() if group.partition("/")[0] != "hydra"]
+    listed = {group: sorted(hydra.config_loader.get_group_options(group, ObjectType.CONFIG)) for group in groups}
+    copies = []
+    whole = CachingConfigRepository.__init__
+    monkeypatch.setattr(CachingConfigRepository, "__init__", lambda self, one: copies.append(1) or whole(self, one))
+    options_of.cache_clear()
+    assert {group: list(options) for group, options in options_of(hydra).items()} == listed
+    assert copies == []
 
 
 def test_what_is_changed_in_one_composition_is_not_in_the_next(hydra: Hydra) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.configuration.commands import TrainingRunConfig
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 RETRY, RAISE = "RETRY", "RAISE"
@@ -28,6 +30,15 @@ class FakeMailbox:
 @pytest.fixture
 def mailbox() -> FakeMailbox:
     return FakeMailbox()
+
+
+def test_controller_reads_settings_in_which_the_job_is_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.cluster import ray_trainer
+
+    monkeypatch.setattr(ray_trainer.ray, "put", lambda job: f"reference to the job of {job.run.name}")
+    job: Any = types.SimpleNamespace(config=TrainingRunConfig(), run=types.SimpleNamespace(name="tiny"))
+    trainer = ray_trainer.trainer_of(job, [2], False, "mailbox", "folder")
+    assert trainer.train_run_context.train_loop_config["job"] == "reference to the job of tiny"
 
 
 def failures(mailbox: FakeMailbox, max_failures: int = 1, max_preemptions: int = -1) -> Any:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def test_notice_reaches_workers_that_are_started_after_it() -> None:
-    from orchestrator.cluster.ray_worker import Mailbox
+    from orchestrator.cluster.ray_mailbox import Mailbox
 
     async def conversation() -> list[int]:
         mailbox = Mailbox()
@@ -27,7 +27,7 @@ def test_notice_reaches_workers_that_are_started_after_it() -> None:
 
 
 def test_events_arrive_in_their_order() -> None:
-    from orchestrator.cluster.ray_worker import Mailbox
+    from orchestrator.cluster.ray_mailbox import Mailbox
 
     async def conversation() -> list[str]:
         mailbox = Mailbox()
