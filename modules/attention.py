@@ -202,6 +202,9 @@ class Attention(nn.Module):
         """Return queries [B, H, T, W], keys and values [B, K, T, W]."""
         num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
         heads = self.qkv(x).view(*x.shape[:2], num_heads + 2 * num_kv_heads, -1)
+        if rotations is None and self.query_norm is None:  # split once, since the gradients of each split are copied
+            q, k, v = heads.split_with_sizes([num_heads, num_kv_heads, num_kv_heads], 2)
+            return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         qk, v = heads.split_with_sizes([num_heads + num_kv_heads, num_kv_heads], 2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = qk.split_with_sizes([num_heads, num_kv_heads], 2)

@@ -21,7 +21,7 @@ from modules.objective import Objective
 from modules.optimizer import build_optimizer, parameter_groups, set_learning_rate
 from modules.schedule import learning_rate
 
-_PLAIN_TYPES = frozenset({str, int, float, type(None)})
+_PLAIN_TYPES = frozenset({str, int, float, dict, type(None)})
 
 
 class GPTModule(LightningModule):
@@ -91,6 +91,8 @@ class GPTModule(LightningModule):
         """Take a batch to the device, a packed one in one copy."""
         if isinstance(batch, Packed):
             return batch.to(device)
+        if device.type == "cpu":  # where batches are made; Lightning looks through each for what might be elsewhere
+            return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -111,7 +113,7 @@ class GPTModule(LightningModule):
         # computed before the optimizer step, because the loss decides whether that step is taken
         if self.ends_step(batch_idx):
             for name in self._micro_losses[0]:
-                self.last_metrics[f"train/{name}"] = torch.stack([losses[name] for losses in self._micro_losses]).mean()
+                self.last_metrics[f"train/{name}"] = _mean([losses[name] for losses in self._micro_losses])
             self._micro_losses.clear()
         return loss
 
@@ -148,3 +150,7 @@ class GPTModule(LightningModule):
     def predict_step(self, batch: tuple[Sequence[Sequence[int]], Sampling], batch_idx: int) -> list[Tensor]:
         """Continue prompts. Every rank takes the same number of steps, as ZeRO-3 requires."""
         return list(sample_all(self.model, *batch))
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean() if len(values) > 1 else values[0]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.gelu import gelu
 from modules.linear import linear
 from modules.model_config import ModelConfig
 from modules.token_rows import TrainedRows, embedded
@@ -66,7 +67,7 @@ class GeluFeedForward(nn.Module):
         self.down = Linear(config.feed_forward_dim, config.hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(gelu(self.up(x)))
 
 
 class SwigluFeedForward(nn.Module):

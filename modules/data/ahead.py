@@ -1,9 +1,9 @@
 """Batches that another thread makes while a step is computed, ready to be copied to a device at once."""
 
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,27 +17,58 @@ _ALIGNMENT = 16
 
 
 class MadeAhead(Iterable[T]):
-    """The items of an iterable, changed by `prepare`, made in order by one thread while the last one is used."""
+    """The items of an iterable, changed by `prepare`, made in order by one thread while the last one is used.
+
+    The two threads hand over by queues of C, because a future costs as much as a small step's input.
+    """
 
     def __init__(self, items: Iterable[Any], prepare: Callable[[Any], T]) -> None:
         self._items, self._prepare = items, prepare
 
     def __iter__(self) -> Iterator[T]:
-        items = iter(self._items)
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-            waiting = deque(thread.submit(self._next, items) for _ in range(DEPTH))
-            try:
-                while (found := waiting.popleft().result()) is not None:
-                    waiting.append(thread.submit(self._next, items))
-                    yield found[0]
-            finally:
-                for future in waiting:
-                    future.cancel()
+        wanted: SimpleQueue[bool] = SimpleQueue()
+        made: SimpleQueue[_Made[T] | None] = SimpleQueue()
+        is_over = threading.Event()
+        makes = (iter(self._items), wanted, made, is_over)
+        thread = threading.Thread(target=self._make, args=makes, name="batches", daemon=True)
+        for _ in range(DEPTH):
+            wanted.put(True)
+        thread.start()
+        try:
+            while (found := made.get()) is not None:
+                if found.error is not None:
+                    raise found.error
+                wanted.put(True)
+                yield found.items[0]
+        finally:
+            is_over.set()
+            wanted.put(False)
+            thread.join()
 
-    def _next(self, items: Iterator[Any]) -> tuple[T] | None:
-        for item in items:
-            return (self._prepare(item),)
-        return None
+    def _make(
+        self,
+        items: Iterator[Any],
+        wanted: "SimpleQueue[bool]",
+        made: "SimpleQueue[_Made[T] | None]",
+        is_over: threading.Event,
+    ) -> None:
+        try:
+            while wanted.get() and not is_over.is_set():
+                for item in items:
+                    made.put(_Made((self._prepare(item),)))
+                    break
+                else:
+                    made.put(None)
+                    return
+        except BaseException as error:  # the thread that asks raises it
+            made.put(_Made((), error))
+
+
+class _Made(NamedTuple, Generic[T]):
+    """An item, or the error for want of it."""
+
+    items: tuple[T, ...]
+    error: BaseException | None = None
 
 
 class Packed(NamedTuple):

@@ -27,6 +27,7 @@ from orchestrator.storage.local import cache_folder, use_cache_folder
 from orchestrator.storage.store import Storage
 from orchestrator.training.callbacks.preemption import StopNotices
 from orchestrator.training.fit import Fitted, Parts, fit
+from orchestrator.training.freed_memory import keep_freed_memory
 from orchestrator.training.guard import Rollback, RollbackError
 
 
@@ -41,6 +42,7 @@ def train(job: Job, runtime: Runtime) -> None:
         LeaseLostError: another driver has taken over the run; raised on rank 0.
     """
     _quiet_libraries()
+    keep_freed_memory()
     use_cache_folder(job.config.storage.cache_dir)
     storage = Storage(job.config.storage.root)
     events = EventWriter(EventFiles(storage, events_folder(job.run.folder)))

@@ -1,4 +1,7 @@
+from types import SimpleNamespace
+
 import torch
+from operations import Operations
 from tiny_models import GPT2, VOCAB
 from torch import Tensor
 
@@ -39,3 +42,21 @@ def test_sums_of_a_repeated_batch_count_nothing() -> None:
     assert module.validation_step({"is_repeat": False}, 0)[0] == 1
     assert module.validation_step({}, 0)[0] == 1
     assert module.validation_step({"is_repeat": True}, 0).tolist() == [0, 0]
+
+
+def test_a_batch_that_is_in_main_memory_is_taken_as_it_is() -> None:
+    batch = {"input_ids": torch.zeros(1, 2, dtype=torch.int64), "step": 1}
+    module = built(TrainingConfig())
+    with Operations() as operations:
+        assert module.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
+    assert not operations.counts
+
+
+def test_the_loss_of_a_single_micro_batch_is_its_own_mean() -> None:
+    module, loss = built(TrainingConfig()), torch.tensor(3.0)
+    module.objective = SimpleNamespace(weights=lambda step: {"clm": 1.0})  # type: ignore[assignment]
+    module._losses = lambda batch, names: {"clm": loss}  # type: ignore[method-assign, assignment]
+    with Operations() as operations:
+        module.training_step({}, 0)
+    assert module.last_metrics == {"train/loss": loss, "train/loss_clm": loss}
+    assert set(operations.counts) == {"aten::detach"}

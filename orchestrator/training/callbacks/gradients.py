@@ -1,6 +1,7 @@
 """The norm of the whole gradient: measured in each step, and clipped unless DeepSpeed does it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,9 +33,35 @@ class ClipGradients(Callback):
         if scaler is not None:
             # Lightning leaves the unscaling to a fused optimizer, which would do it after clipping
             scaler.unscale_(optimizer)
-        norm = torch.nn.utils.get_total_norm(weight.grad for weight in self._parameters if weight.grad is not None)
-        torch.nn.utils.clip_grads_with_norm_(self._clipped, self._max_norm, norm)
+        norm = _total_norm(self._parameters)
+        _clip(self._clipped, self._max_norm, norm)
         pl_module.last_metrics["optimizer/grad_norm"] = norm
+
+
+def _total_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """Return the norm of the whole gradient, [], of parameters on one device and of one type.
+
+    It is `torch.nn.utils.get_total_norm`, bit for bit, which first groups the gradients by device and type and takes
+    each norm to the device where it is.
+    """
+    gradients = [weight.grad for weight in parameters if weight.grad is not None]
+    if not gradients:
+        return torch.tensor(0.0)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # type: ignore[attr-defined]
+
+
+def _clip(parameters: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Clip as `torch.nn.utils.clip_grads_with_norm_` does; on CPU only gradients that this changes."""
+    gradients = [weight.grad for weight in parameters if weight.grad is not None]
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    # a GPU would have to be waited for
+    if gradients and (factor.device.type != "cpu" or not _is_one(factor)):
+        torch._foreach_mul_(gradients, factor)  # type: ignore[attr-defined]
+
+
+def _is_one(factor: Tensor) -> bool:
+    """Return whether a factor, [], changes nothing; waits for its device."""
+    return factor.item() == 1.0
 
 
 class DeepSpeedGradientNorm(Callback):

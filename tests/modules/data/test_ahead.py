@@ -1,5 +1,6 @@
 """Batches made ahead are the same, in the same order; errors come when their batch is asked for."""
 
+import sys
 import threading
 
 import pytest
@@ -51,6 +52,16 @@ def test_items_are_made_while_nobody_asks():
     stream = iter(MadeAhead(items(), lambda item: item))
     next(stream)
     assert made.wait(timeout=30)
+
+
+def test_an_item_is_handed_over_without_a_call_of_python():
+    stream = iter(MadeAhead(range(20), lambda item: item))
+    next(stream)
+    called = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    next(stream)
+    sys.setprofile(None)
+    assert called == ["__iter__"]  # the generator itself goes on
 
 
 def test_a_packed_batch_is_the_batch():

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from operations import Operations
 
 from modules.muon import Muon
 from orchestrator.distributed.strategy import guard_steps
@@ -68,3 +69,30 @@ def test_a_step_that_is_not_admitted_moves_nothing_under_a_scaler_too(on_device:
     assert not clipped(torch.amp.GradScaler("cpu"), admits=False, on_device=on_device)[1].any()
     assert not clipped(None, admits=False, on_device=on_device)[1].any()
     assert clipped(torch.amp.GradScaler("cpu"), on_device=on_device)[1].any()
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 0.1, 1.0, 100.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_norm_and_clipped_gradients_are_those_of_torch_bit_for_bit(scale: float, max_norm: float | None) -> None:
+    shapes = [(3, 5), (7,), (2, 2)]
+    generator = torch.Generator().manual_seed(1)
+    gradients = [scale * torch.randn(shape, generator=generator) for shape in shapes]
+    model: Any = torch.nn.ParameterList([torch.zeros(shape) for shape in shapes])
+    for weight, gradient in zip(model, gradients, strict=True):
+        weight.grad = gradient.clone()
+    model.last_metrics = {}
+    optimizer = torch.optim.AdamW(model.parameters())
+    trainer: Any = SimpleNamespace(precision_plugin=None, strategy=SimpleNamespace(optimizers=[optimizer]))
+    callback = ClipGradients(max_norm)
+    callback.on_fit_start(trainer, model)
+    with Operations() as operations:
+        callback.on_before_optimizer_step(trainer, model, optimizer)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    others = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for weight, gradient in zip(others, gradients, strict=True):
+        weight.grad = gradient
+    torch.nn.utils.clip_grads_with_norm_(others, float("inf") if max_norm is None else max_norm, norm)
+    assert torch.equal(model.last_metrics["optimizer/grad_norm"].nan_to_num(-1), norm.nan_to_num(-1))
+    for weight, other in zip(model, others, strict=True):
+        assert torch.equal(weight.grad.nan_to_num(-1), other.grad.nan_to_num(-1))
+    assert ("aten::_foreach_mul_" in operations.counts) == (not norm <= 1 and (max_norm is not None or not norm < 1e30))

@@ -40,6 +40,13 @@ def test_callbacks_act_in_the_written_order_however_they_are_given() -> None:
         assert [type(one).__name__ for one in in_order(map(unmade, turn)).callbacks] == NAMES
 
 
+def test_hooks_without_a_callback_are_not_called() -> None:
+    together = in_order([unmade("Throughput")])
+    assert callable(together.on_train_batch_end)
+    # Lightning would measure the time of each call, of which a step has four
+    assert not callable(together.on_after_backward)
+
+
 def test_callback_that_is_not_in_the_order_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^Callback is not in ORDER of callbacks/order\.py"):
         in_order([Callback()])
