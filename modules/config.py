@@ -340,7 +340,7 @@ class TrainingConfig(Config):
     log_interval_steps: Runtime[Steps] = 10
     """Log and refresh the progress line every this many steps."""
     compile: Runtime[bool] = False
-    """Compile the model with torch.compile."""
+    """Compile the blocks with torch.compile; equal ones share what is compiled, so it takes as long as one block."""
     head_loss: Runtime[HeadLoss] = "eager"
     """Passes over the logits: `eager` by operations of torch, `compiled` fused by torch.compile, which suits GPUs."""
     activation_checkpointing: Runtime[ActivationCheckpointing] = "none"
