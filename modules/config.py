@@ -329,6 +329,8 @@ class TrainingConfig(Config):
     """Sequences that a worker computes at once; null takes its share of the global batch, with the most workers."""
     precision: Identity[Precision] = "32"
     """`32`; products in half precision: `bf16`, `16` (GPU only); weights and gradients, too: `bf16-true`, `16-true`."""
+    tf32: LaterIdentity[bool] = False
+    """Multiply float32 matrices as TF32, with 10 bits of mantissa instead of 23, on GPUs; only with precision=32."""
     attention_scope: Identity[Literal["sequence", "document"]] = "sequence"
     """`document` keeps attention within each document of a packed sequence."""
     position_scope: LaterIdentity[Literal["sequence", "document"]] = "sequence"
@@ -359,6 +361,15 @@ class TrainingConfig(Config):
             raise ValueError(
                 "position_scope=document: attention crosses documents, and would see several tokens at one position; "
                 "set attention_scope=document, too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tf32_has_products_to_round(self) -> Self:
+        if self.tf32 and self.precision != "32":
+            raise ValueError(
+                f"tf32=true: with precision={self.precision} no matrices are multiplied in float32; leave it out, or "
+                "set precision=32"
             )
         return self
 

@@ -4,9 +4,14 @@
 matrix products take half precision copies. `bf16-true` and `16-true` keep float32 weights for the optimizer alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from modules.config import Precision
+from orchestrator.errors import HardwareError
 
 _LIGHTNING = {
     "32": "32-true",
@@ -30,3 +35,28 @@ def deepspeed_precision(precision: Precision) -> dict[str, Any]:
         settings = {"enabled": True, "dtype": _AUTOCAST_DTYPES[precision], "lower_precision_safe_modules": []}
         return {"torch_autocast": settings}
     return {"bf16": {"enabled": precision == "bf16-true"}, "fp16": {"enabled": precision == "16-true"}}
+
+
+@contextmanager
+def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
+    """Multiply float32 matrices as TF32 if asked to, else exactly, whatever was set before.
+
+    The environment may have set it: NVIDIA's containers do (`TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`).
+
+    Raises:
+        HardwareError: the device has no TF32.
+    """
+    if tf32 and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
+        raise HardwareError(
+            f"training.tf32=true: this {_named(device)} has no TF32 (GPUs from Ampere on do); leave it out"
+        )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
