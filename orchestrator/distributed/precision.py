@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from modules.config import Precision
+from modules.processor import bfloat16_instructions
 from orchestrator.errors import HardwareError
 
 _LIGHTNING = {
@@ -56,6 +57,20 @@ def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def emulation_note(precision: Precision, device: torch.device) -> str | None:
+    """Return what a user should know of bfloat16 on a processor that only emulates it; None on all others.
+
+    Forward and backward of 4 blocks of 128 and a head of 8,192 tokens took 10.8 times as long as in float32 (AMD EPYC
+    with AVX2, torch 2.13.0).
+    """
+    if device.type != "cpu" or not precision.startswith("bf16") or bfloat16_instructions():
+        return None
+    return (
+        f"training.precision={precision}: this processor has no instructions for bfloat16 (AVX-512 BF16 or AMX) and "
+        "emulates it; with AVX2 a step took eleven times as long as with training.precision=32"
+    )
 
 
 def _named(device: torch.device) -> str:

@@ -79,6 +79,12 @@ def test_what_processors_cannot_compute_is_refused(capsys: pytest.CaptureFixture
     assert f"{word}: {text}" in said(capsys, "pretrain", "device=cpu", word, code=2)
 
 
+def test_bfloat16_of_processors_is_said_to_need_instructions(capsys: pytest.CaptureFixture[str]) -> None:
+    note, words = "takes a processor with AVX-512 BF16 or AMX", ("pretrain", "training.precision=bf16")
+    assert note in " ".join(said(capsys, *words, "device=cpu").split())
+    assert note not in " ".join(said(capsys, *words, "device=h100").split())
+
+
 def test_no_time_and_cost_of_a_strategy_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys, *GPUS, "model=gpt3_175b", "strategy=ddp", "training.sequence_length=2048")
     assert "device hours" not in shown

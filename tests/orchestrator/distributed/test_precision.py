@@ -1,12 +1,14 @@
-"""What a precision sets in torch."""
+"""What a precision sets in torch, and what is said of processors that only emulate it."""
 
 import pytest
 import torch
 
-from orchestrator.distributed.precision import float32_products
+from modules import processor
+from orchestrator.distributed.precision import emulation_note, float32_products
 from orchestrator.errors import HardwareError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+AVX512 = {"avx512_bf16": True, "amx_bf16": False, "avx2": True, "cpu_name": "some"}
 
 
 def of_gpus() -> tuple[str, bool]:
@@ -35,3 +37,20 @@ def test_tf32_is_refused_where_the_gpu_has_none(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(HardwareError, match="this Tesla T4 has no TF32"), float32_products(GPU, tf32=True):
         pass
     assert of_gpus() == ("highest", False)
+
+
+@pytest.mark.parametrize(("found", "names"), [(AVX512, ("AVX-512 BF16",)), ({"avx2": True}, ())])
+def test_emulated_bfloat16_is_said_to_be_slow(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, object], names: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    processor.bfloat16_instructions.cache_clear()
+    try:
+        assert processor.bfloat16_instructions() == names
+        for precision in ("bf16", "bf16-true"):
+            note = emulation_note(precision, CPU)
+            assert (note is None) == bool(names)
+            assert note is None or note.startswith(f"training.precision={precision}: this processor has no")
+        assert emulation_note("32", CPU) is emulation_note("bf16", GPU) is None
+    finally:
+        processor.bfloat16_instructions.cache_clear()
