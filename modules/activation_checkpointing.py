@@ -44,9 +44,33 @@ def _call(block: nn.Module, *inputs: Any) -> Tensor:
 
 def _checkpointed(mode: ActivationCheckpointing, draws_masks: bool, block: nn.Module, *inputs: Any) -> Tensor:
     settings: dict[str, Any] = {"context_fn": _keeping_products} if mode == "selective" else {}
+    has_hooks = any(module._forward_hooks for module in block.modules())
     # an early stop is an exception within a module, and leaves out the hooks with which ZeRO-3 releases its weights
-    settings["early_stop"] = not any(module._forward_hooks for module in block.modules())
-    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=draws_masks, **settings)
+    settings["early_stop"] = not has_hooks
+    compute = partial(_then_anchored, block) if has_hooks else block
+    return checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=draws_masks, **settings)
+
+
+def _then_anchored(block: nn.Module, *inputs: Any) -> Tensor:
+    return _Anchor.apply(block(*inputs))
+
+
+class _Anchor(torch.autograd.Function):
+    """Gives what it is given, and has the block computed again before its backward pass begins.
+
+    Else the first operation that needs something would have it done, after ZeRO-3 has gathered the weights for that
+    operation, and the forward pass, which releases what it has used, would take them away from it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.new_empty(0))
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        _ = ctx.saved_tensors
+        return grad
 
 
 def _keeping_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

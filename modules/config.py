@@ -329,6 +329,8 @@ class TrainingConfig(Config):
     """Sequences that a worker computes at once; null takes its share of the global batch, with the most workers."""
     precision: Identity[Precision] = "32"
     """`32`; products in half precision: `bf16`, `16` (GPU only); weights and gradients, too: `bf16-true`, `16-true`."""
+    tf32: LaterIdentity[bool] = False
+    """Multiply float32 matrices as TF32, with 10 bits of mantissa instead of 23, on GPUs; only with precision=32."""
     attention_scope: Identity[Literal["sequence", "document"]] = "sequence"
     """`document` keeps attention within each document of a packed sequence."""
     position_scope: LaterIdentity[Literal["sequence", "document"]] = "sequence"
@@ -342,7 +344,7 @@ class TrainingConfig(Config):
     gc_interval_steps: Runtime[Steps | None] = 50
     """Collect Python's garbage every this many steps, on all workers at once; null leaves it to each Python."""
     compile: Runtime[bool] = False
-    """Compile the model with torch.compile."""
+    """Compile the blocks with torch.compile; equal ones share what is compiled, so it takes as long as one block."""
     head_loss: Runtime[HeadLoss] = "eager"
     """Passes over the logits: `eager` by operations of torch, `compiled` fused by torch.compile, which suits GPUs."""
     activation_checkpointing: Runtime[ActivationCheckpointing] = "none"
@@ -361,6 +363,15 @@ class TrainingConfig(Config):
             raise ValueError(
                 "position_scope=document: attention crosses documents, and would see several tokens at one position; "
                 "set attention_scope=document, too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tf32_has_products_to_round(self) -> Self:
+        if self.tf32 and self.precision != "32":
+            raise ValueError(
+                f"tf32=true: with precision={self.precision} no matrices are multiplied in float32; leave it out, or "
+                "set precision=32"
             )
         return self
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 _SMALL_PRODUCT = 2**18
 """Multiplications below which MKL is faster than oneDNN, measured with 1 to 8 rows (torch 2.13.0)."""
@@ -30,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         [..., out].
     """
     if torch.compiler.is_compiling():
-        return F.linear(x, weight, bias)
+        return _traced(x, weight, bias)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return _AutocastLinear.apply(x, weight, bias, torch.get_autocast_dtype(x.device.type))
     if not _suits_onednn(x, weight):
@@ -40,6 +41,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # decoding: an autograd function costs 6 microseconds a call, of which there are some hundred a token
     is_small = x.numel() * weight.shape[0] < _SMALL_PRODUCT
     return F.linear(x, weight, bias) if is_small else _onednn(x, weight, bias)
+
+
+def _traced(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `linear` in a form for the compiler, which under autocast rounds the weight again in the backward pass.
+
+    By itself it would keep the half-precision copies of all weights from the forward pass on (torch 2.13.0).
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        weight = checkpoint(weight.to, torch.get_autocast_dtype(x.device.type), use_reentrant=False)
+    return torch.ops.aten.linear(x, weight, bias)  # `F.linear` is DeepSpeed's under ZeRO-3
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: B batch, T positions, S attended positions (T and those in the cache), D
 that rows hold one after another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -35,6 +35,8 @@ class Block(nn.Module):
         self.mlp_norm = norm(config)
         self.mlp = feed_forward(config)
         self.dropout = dropout(config)
+        self.compiled: Callable[..., Tensor] | None = None
+        """`compute` as a compiler has made it, which all blocks of a model share."""
 
     def forward(
         self,
@@ -45,6 +47,20 @@ class Block(nn.Module):
         cache: KeyValueCache | None,
         examples: Examples | None,
     ) -> Tensor:
+        # with a cache each call has another length, and would be compiled anew
+        compute = Block.compute if self.compiled is None or cache is not None else self.compiled
+        return compute(self, x, rotations, mask, causal, cache, examples)
+
+    def compute(
+        self,
+        x: Tensor,
+        rotations: Rotations | None,
+        mask: Tensor | None,
+        causal: bool,
+        cache: KeyValueCache | None,
+        examples: Examples | None,
+    ) -> Tensor:
+        """Return what `forward` does; apart from it, so that hooks on the module are not compiled."""
         x = x + self.dropout(self.attention(self.attention_norm(x), rotations, mask, causal, cache, examples))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -111,25 +127,24 @@ class GPT(nn.Module):
             self.head = OutputHead(weight, vocab_size)
         self.activation_checkpointing: ActivationCheckpointing = "none"
         """What training computes again in the backward pass; see `modules.activation_checkpointing`."""
+        self.is_compiled = False
         if config.lora is not None:
             add_adapters(self, config, config.lora)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the model as a whole, and for rows of examples block by block.
+        """Compile the blocks: equal ones share what is compiled, so a model takes as long as one of its blocks.
 
-        A graph of the whole row would hold for one list of lengths alone. Attention is in the graph of a block where
-        one kernel takes all examples, and is left out of it where they are computed one by one.
+        Attention is in the graph of a block where one kernel takes all examples of a row, and is left out of it where
+        they are computed one by one. What has a cache is computed eagerly.
         """
-        super().compile(*args, **kwargs)
-        compiled: Any = self._compiled_call_impl
-        for block in (module for module in self.modules() if isinstance(module, Block)):
-            block.compile(*args, dynamic=True, **kwargs)
+        # DDP's own optimizer would cut a block at the borders of its buckets
+        torch._dynamo.config.optimize_ddp = False
+        compiled = torch.compile(Block.compute, *args, **kwargs)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.compiled = compiled
             block.attention.dot_product.compile_around_examples()
-
-        def call(*inputs: Any, **settings: Any) -> Any:
-            return (compiled if settings.get("lengths") is None else self._call_impl)(*inputs, **settings)
-
-        self._compiled_call_impl = call
+        self.is_compiled = True
 
     def forward(
         self,
@@ -181,6 +196,8 @@ class GPT(nn.Module):
         mask = attention_mask(length, past, causal, document_ids, padding_mask, input_ids.device)
         fused_causal = causal and mask is None and length > 1
         trains = self.training and torch.is_grad_enabled() and cache is None
+        if trains and self.is_compiled and not x.requires_grad:
+            x.requires_grad_()  # else the first block of a model with frozen embeddings would be compiled apart
         run = runner(self.activation_checkpointing if trains else "none", self.config.draws_masks)
         for block in self.blocks:
             x = run(block, x, rotations, mask, fused_causal, cache, examples)

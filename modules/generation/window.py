@@ -4,9 +4,9 @@ Shapes: B rows, C columns in memory, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,10 +126,9 @@ class Window:
         """Return the logits [B, V] after tokens [B, T] of the next columns, which `_counts` counts already."""
         start, stop = self._cache.length, self._cache.length + new.shape[1]
         self._ids[:, start:stop] = new
-        with _uncompiled(self._model):
-            real = self._real(stop)
-            documents = _documents(self._ids[:, :stop], self._document_end, real, start)
-            hidden = self._model(new, **documents, padding_mask=real, cache=self._cache)
+        real = self._real(stop)
+        documents = _documents(self._ids[:, :stop], self._document_end, real, start)
+        hidden = self._model(new, **documents, padding_mask=real, cache=self._cache)
         return self._model.head.logits(hidden[:, -1])
 
     def _real(self, stop: int) -> Tensor | None:
@@ -148,8 +147,7 @@ class Window:
         if kept:
             ids = self._ids[index, length - kept : length]
             fresh = self._new_cache(len(full), kept)
-            with _uncompiled(self._model):
-                self._model(ids, **_documents(ids, self._document_end, None, 0), cache=fresh)
+            self._model(ids, **_documents(ids, self._document_end, None, 0), cache=fresh)
             self._cache.write_rows(index, fresh)
         for row in full:
             self._counts[row] = kept
@@ -200,13 +198,6 @@ def _documents(ids: Tensor, end: DocumentEnd | None, real: Tensor | None, past: 
     first = 0 if real is None else (~real).sum(1, keepdim=True)
     starts = torch.where(begins.bool(), columns, first).cummax(1).values
     return {"document_ids": numbers, "positions": (columns - starts).clamp_min(0)[:, past:]}
-
-
-def _uncompiled(model: GPT) -> AbstractContextManager[Any]:
-    """Return a context in which a compiled model runs eagerly; otherwise it would be recompiled for every length."""
-    # set_stance imports the compiler, which takes longer than generating a short text
-    compiled = model._compiled_call_impl is not None
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:

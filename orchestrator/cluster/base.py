@@ -59,14 +59,16 @@ def check_device(config: "TrainingRunConfig", use_gpu: bool) -> None:
     """Check that this kind of device can run the configuration.
 
     Raises:
-        HardwareError: float16 was requested without GPUs, or compilation on CPU without a compiler.
+        HardwareError: float16 or TF32 was requested without GPUs, or compilation on CPU without a compiler.
     """
+    # Ray Train's controller imports this file, and checks nothing
+    from orchestrator.configuration.rules import device_mistakes
+
     compiler = os.environ.get("CXX", "g++")
     if config.training.compiled and not use_gpu and not shutil.which(compiler):
         raise HardwareError(
             f"{config.training.compiled}: torch.compile needs a C++ compiler on CPU, and there is no {compiler}; "
             "apt-get install g++ python3-dev, dnf install gcc-c++ python3-devel, or leave it out"
         )
-    precision = config.training.precision
-    if precision.startswith("16") and not use_gpu:
-        raise HardwareError(f"training.precision={precision}: float16 needs a GPU; choose bf16 or 32 on CPU")
+    if mistakes := device_mistakes(config.training, use_gpu):
+        raise HardwareError("\n".join(mistakes))

@@ -5,7 +5,7 @@ from typing import cast
 from modules.model_config import ClassifierConfig
 from orchestrator.artifacts.model_folders import read_shape
 from orchestrator.configuration.commands import PlanFinetuneConfig, PlanPretrainConfig
-from orchestrator.configuration.rules import notes, sequence_mistakes
+from orchestrator.configuration.rules import device_mistakes, notes, sequence_mistakes
 from orchestrator.display.plan import show_plan
 from orchestrator.errors import ConfigError
 from orchestrator.planning.plan import Plan, PlanConfig
@@ -15,7 +15,8 @@ def run(config: PlanPretrainConfig | PlanFinetuneConfig) -> None:
     """Read the settings of the model and the tokenizer where there are any, and show the plan; nothing is written."""
     config, said = _with_shape(config)
     vocab_size, told = _vocab_size(config)
-    if mistakes := sequence_mistakes(config):
+    on_gpu = config.device is None or config.device.is_gpu
+    if mistakes := sequence_mistakes(config) + device_mistakes(config.training, on_gpu):
         raise ConfigError("\n".join(mistakes))
     show_plan(Plan(config, vocab_size, [*notes(config), *said, *told]))
 

@@ -31,6 +31,8 @@ class DeviceConfig(Config):
     """Its memory in 10^9 bytes; null is not known."""
     float32_teraflops: Runtime[_Rate | None] = None
     """Peak of matrix products in float32 without TF32, as PyTorch computes them; null is not known."""
+    tf32_teraflops: Runtime[_Rate | None] = None
+    """Peak of dense matrix products in TF32, for training.tf32=true; null is not known, or it has none."""
     half_teraflops: Runtime[_Rate | None] = None
     """Peak of dense matrix products in bfloat16 and float16; null is not known."""
     memory_gigabytes_per_second: Runtime[_Rate | None] = None

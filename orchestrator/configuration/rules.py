@@ -109,6 +109,15 @@ def one_of(numbers: Sequence[int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def device_mistakes(training: TrainingConfig, on_gpu: bool) -> list[str]:
+    """Return a line for each setting that this kind of device cannot compute with."""
+    if on_gpu:
+        return []
+    found = [f"training.precision={training.precision}: float16 needs a GPU; choose bf16 or 32 on CPU"]
+    found = found if training.precision.startswith("16") else []
+    return found + (["training.tf32=true: only GPUs have TF32; leave it out on CPU"] if training.tf32 else [])
+
+
 def _batch_can_be_shared_out(config: TrainingRunConfig) -> list[str]:
     if worker_counts(config):
         return []

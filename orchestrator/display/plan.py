@@ -251,6 +251,11 @@ def _beside(plan: Plan) -> Iterator[str]:
         )
     elif config.model.dropout:
         yield "note: with dropout, attention on a processor keeps more than is reckoned here"
+    if plan.setting.device == "cpu" and config.training.precision.startswith("bf16"):
+        yield (
+            f"note: training.precision={config.training.precision} takes a processor with AVX-512 BF16 or AMX; others "
+            "emulate bfloat16, with AVX2 in eleven times the time of training.precision=32"
+        )
     if config.training.compile:
         yield "note: a compiled model may keep less than is reckoned here"
 

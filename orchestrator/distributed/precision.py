@@ -4,12 +4,15 @@
 matrix products take half precision copies. `bf16-true` and `16-true` keep float32 weights for the optimizer alone.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from modules.config import Precision
+from modules.processor import bfloat16_instructions
+from orchestrator.errors import HardwareError
 
 _LIGHTNING = {
     "32": "32-true",
@@ -39,3 +42,42 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """Return the context in which a model outside Lightning and DeepSpeed computes what they compute."""
     dtype = _AUTOCAST_DTYPES.get(precision)
     return torch.autocast(device.type, getattr(torch, dtype)) if dtype else nullcontext()
+
+
+@contextmanager
+def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
+    """Multiply float32 matrices as TF32 if asked to, else exactly, whatever was set before.
+
+    The environment may have set it: NVIDIA's containers do (`TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`).
+
+    Raises:
+        HardwareError: the device has no TF32.
+    """
+    if tf32 and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
+        raise HardwareError(
+            f"training.tf32=true: this {_named(device)} has no TF32 (GPUs from Ampere on do); leave it out"
+        )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def emulation_note(precision: Precision, device: torch.device) -> str | None:
+    """Return what a user should know of bfloat16 on a processor that only emulates it; None on all others.
+
+    Forward and backward of 4 blocks of 128 and a head of 8,192 tokens took 10.8 times as long as in float32 (AMD EPYC
+    with AVX2, torch 2.13.0).
+    """
+    if device.type != "cpu" or not precision.startswith("bf16") or bfloat16_instructions():
+        return None
+    return (
+        f"training.precision={precision}: this processor has no instructions for bfloat16 (AVX-512 BF16 or AMX) and "
+        "emulates it; with AVX2 a step took eleven times as long as with training.precision=32"
+    )
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"

@@ -16,6 +16,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import Tensor
 
 from modules.config import OptimizerConfig, Precision
+from modules.model import Block
 from orchestrator.configuration.groups import StrategyConfig
 from orchestrator.distributed.compile_folder import prepare_to_compile
 from orchestrator.distributed.precision import deepspeed_precision
@@ -140,6 +141,8 @@ def _deepspeed_strategy(
             return torch.device(device.type, device.index or 0)
 
         def init_deepspeed(self) -> None:
+            if config.zero_stage == 3:
+                _gather_compiled_blocks_whole(self.model)
             super().init_deepspeed()
             _complete(self.model, config, device, optimizer, precision)
 
@@ -205,6 +208,19 @@ def _release_sharded_models() -> None:
     method: Any = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
     for cell in method.__closure__:
         cell.cell_contents.cache_clear()
+
+
+def _gather_compiled_blocks_whole(model: Any) -> None:
+    """Let ZeRO-3 gather the weights of a compiled block together, before it, and release them after it.
+
+    It gathers those of each layer in hooks of that layer, which would cut what is compiled into one graph for each
+    (deepspeed 0.19.8).
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    for block in model.modules():
+        if isinstance(block, Block) and block.compiled is not None:
+            set_z3_leaf_module(block, True)
 
 
 def _complete(

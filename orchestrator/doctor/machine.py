@@ -6,6 +6,7 @@ import shutil
 import psutil
 
 from modules.cores import num_cores
+from modules.processor import bfloat16_instructions
 from orchestrator.display.units import size
 from orchestrator.doctor.findings import Finding
 
@@ -15,11 +16,12 @@ LEAST_FREE_MEMORY_BYTES = 2 * 2**30
 
 
 def processors() -> Finding:
-    """Count the processors that this process may use, and the memory."""
+    """Count the processors that this process may use, and the memory, and see how they compute bfloat16."""
     usable, present = num_cores(), os.cpu_count() or 1
     memory = psutil.virtual_memory()
     cpus = f"{usable} CPU{'s' if usable != 1 else ''}" + (f" of {present}" if usable < present else "")
-    text = f"{cpus}, {size(memory.total)} memory, {size(memory.available)} of it free"
+    by = " and ".join(bfloat16_instructions()) or "emulation, slower than float32"
+    text = f"{cpus}, {size(memory.total)} memory, {size(memory.available)} of it free; bfloat16 by {by}"
     if memory.available < LEAST_FREE_MEMORY_BYTES:
         return Finding("warning", text, "end other programs here, or choose a small model and micro-batch")
     return Finding("ok", text)

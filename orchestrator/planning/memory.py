@@ -92,6 +92,7 @@ class Setting:
     restarts_positions: bool = False
     activation_checkpointing: ActivationCheckpointing = "none"
     head_loss: HeadLoss = "eager"
+    compiles_blocks: bool = False
     device: Literal["cpu", "cuda"] = "cuda"
     keeps_snapshot: bool = True
     """Whether a save is copied into memory before it is written (`checkpoint.mode=async`)."""
@@ -124,6 +125,12 @@ class Setting:
     def largest(self) -> int:
         """Elements of the largest parameter."""
         return self._parameters.largest
+
+    @property
+    def gathered_together(self) -> int:
+        """Elements of the largest module whose weights ZeRO-3 gathers together; of compiled blocks, whole ones."""
+        block = num_elements(weight for weight in self.weights if weight.name.startswith("blocks.0."))
+        return max(self.largest, block) if self.compiles_blocks else self.largest
 
     @cached_property
     def phases(self) -> list[list[Pass]]:
@@ -302,7 +309,7 @@ def _zero3(of: Setting, strategy: Strategy) -> list[Memory]:
     width, trained, part = of.widths.weight, of.num_trained, of.num_trained // of.num_workers
     offloads = strategy.endswith("offload")
     whole = trained + of.num_frozen
-    largest = of.largest
+    largest = of.gathered_together
     # parameters that are used again soon stay gathered, and in a backward pass those of the last blocks are
     reused = of.elements("stage3_max_reuse_distance") // 2 + of.elements("stage3_prefetch_bucket_size") + largest
     gathered = min(whole, reused, max(of.elements("stage3_max_live_parameters"), largest))

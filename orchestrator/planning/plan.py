@@ -162,7 +162,9 @@ class Plan:
     def _peak(self) -> float | None:
         if self.device is None:
             return None
-        teraflops = self.device.half_teraflops if self.setting.widths.compute == 2 else self.device.float32_teraflops
+        device, tf32 = self.device, self.config.training.tf32
+        exact = device.tf32_teraflops if tf32 else device.float32_teraflops
+        teraflops = device.half_teraflops if self.setting.widths.compute == 2 else exact
         return 1e12 * teraflops if teraflops else None
 
     def _strategy(self, name: Strategy) -> StrategyPlan:

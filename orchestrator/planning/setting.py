@@ -34,6 +34,7 @@ def setting_of(config: TrainingRunConfig, vocab_size: int, device: Literal["cpu"
         within_documents=of_examples or training.attention_scope == "document",
         restarts_positions=of_examples or training.position_scope == "document",
         head_loss=training.head_loss,
+        compiles_blocks=training.compile,
         activation_checkpointing=training.activation_checkpointing,
         device=device,
         keeps_snapshot=config.checkpoint.mode == "async",

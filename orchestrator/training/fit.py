@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from pytorch_lightning import Callback, Trainer
 
 from modules.data.ahead import MadeAhead, Packed
@@ -16,7 +17,7 @@ from modules.objective import Objective
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.configuration.commands import TrainingRunConfig
 from orchestrator.configuration.rules import micro_batch_size
-from orchestrator.distributed.precision import lightning_precision
+from orchestrator.distributed.precision import float32_products, lightning_precision
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.distributed.strategy import build_strategy
 from orchestrator.planning.choice import Choice, choice_of, kept_checkpoints
@@ -89,7 +90,9 @@ def fit(parts: Parts, rollback: Rollback | None) -> Fitted:
     throughput = Throughput(parts.objective.sequence_length)
     checkpoints = _checkpoints(parts, throughput, rollback)
     trainer = _build_trainer(parts, in_order(_callbacks(parts, throughput, checkpoints)))
-    trainer.fit(module, throughput.watch(MadeAhead(_BatchesFromStep(module), _for_device(parts.runtime))))
+    batches = MadeAhead(_BatchesFromStep(module), _for_device(parts.runtime))
+    with float32_products(torch.device(parts.runtime.device), parts.config.training.tf32):
+        trainer.fit(module, throughput.watch(batches))
     exported = parts.choice.exported_step(checkpoints.scores, module.step)
     return Fitted(module.step, exported, throughput.meter.training_seconds())
 

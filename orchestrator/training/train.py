@@ -6,6 +6,8 @@ import socket
 import warnings
 from dataclasses import replace
 
+import torch
+
 from modules.objective import Objective
 from orchestrator.artifacts.base_model import kept_model
 from orchestrator.artifacts.data_facts import DataFacts
@@ -13,6 +15,7 @@ from orchestrator.checkpoints import checkpoint
 from orchestrator.checkpoints.export import Exportable, export_adapter, export_model
 from orchestrator.checkpoints.first_weights import BaseWeights
 from orchestrator.checkpoints.names import name_of
+from orchestrator.distributed.precision import emulation_note
 from orchestrator.distributed.runtime import Runtime
 from orchestrator.errors import MovedError, StoppedError
 from orchestrator.runs.event_files import EventFiles
@@ -59,6 +62,8 @@ def _train_and_export(job: Job, storage: Storage, runtime: Runtime, events: Even
     config, objective = job.config, job.objective.open(storage)
     results = Results(job.run, storage, objective.tokenizer, _tracker(job, storage, runtime), runtime, events)
     results.start(config.training.num_steps)
+    if note := emulation_note(config.training.precision, torch.device(runtime.device)):
+        runtime.emit({"kind": "note", "text": note})
     try:
         with StopNotices(runtime) as notices:
             parts = Parts(config, job.run, job.attempt, storage, objective, runtime, results, notices)

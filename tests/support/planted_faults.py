@@ -114,6 +114,55 @@ class LateVerdicts:
 
 
 @dataclass(frozen=True)
+class CompiledWithoutCompiler:
+    """Compiles blocks without a C++ compiler, and records what became of it, in one file per rank in `folder`.
+
+    The file has the number of graphs, the number of breaks in them, and whether something of the size of a weight was
+    kept for the backward pass that is not the weight itself.
+    """
+
+    folder: Path
+
+    @contextmanager
+    def __call__(self, rank: int) -> Iterator[None]:
+        import torch
+        from torch._dynamo.utils import counters
+
+        from modules.gpt_module import GPTModule
+        from modules.model import GPT
+
+        torch._dynamo.reset()
+        counters.clear()
+        training_step, copies = GPTModule.training_step, []
+
+        def compile_blocks(model: Any) -> None:
+            compile_model(model, backend="aot_eager")
+
+        def watched(module: Any, batch: Any, index: int) -> Any:
+            def keep(tensor: Any) -> Any:
+                is_weight = isinstance(tensor, torch.nn.Parameter)
+                copies.extend([tensor.shape] if tensor.shape in shapes and not is_weight else [])
+                return tensor
+
+            weights = [weight for weight in module.model.blocks.parameters() if weight.requires_grad]
+            shapes = {torch.Size(getattr(weight, "ds_shape", weight.shape)) for weight in weights}
+            shapes = {shape for shape in shapes if len(shape) == 2} | {shape[::-1] for shape in shapes}
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                return training_step(module, batch, index)
+
+        compile_model = GPT.compile
+        with patch.object(GPT, "compile", compile_blocks), patch.object(GPTModule, "training_step", watched):
+            yield
+        found = [counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()), len(copies)]
+        (self.folder / f"compiled-{rank}.txt").write_text(" ".join(map(str, found)), encoding="utf-8")
+
+    def read(self) -> list[tuple[int, ...]]:
+        """Return the numbers of graphs, breaks and copies of each rank."""
+        files = sorted(self.folder.glob("compiled-*.txt"))
+        return [tuple(map(int, file.read_text(encoding="utf-8").split())) for file in files]
+
+
+@dataclass(frozen=True)
 class ShiftedData:
     """Gives each step from `first_step` on the data of the step that is `num_steps` later."""
 

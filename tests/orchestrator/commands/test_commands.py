@@ -367,6 +367,7 @@ def write_bad_text(folder: Path) -> None:
         (["data.path=nope*.txt"], "nope*.txt: matches no file"),
         (["data.path=text.txt", "model.vocab_size=64"], "model.vocab_size=64: smaller than the tokenizer's 263"),
         (["data.path=text.txt", "training.precision=16"], "training.precision=16: float16 needs a GPU"),
+        (["data.path=text.txt", "training.tf32=true"], "training.tf32=true: only GPUs have TF32"),
         (["data.path=text.txt", "cluster.gpus_per_worker=1"], "cluster.gpus_per_worker=1: "),
         (["data.path=text.txt", "training.compile=true"], "training.compile=true: torch.compile needs a C++ compiler"),
         (["data.path=text.txt", "training.head_loss=compiled"], "training.head_loss=compiled: torch.compile needs a"),

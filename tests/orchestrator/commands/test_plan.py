@@ -62,6 +62,29 @@ def test_no_speed_is_shown_that_no_published_run_supports(
     assert "tokens per second" in said(capsys, *fixed, *words, "plan.utilization=0.4")
 
 
+def test_tf32_has_a_peak_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("pretrain", *GPUS[:-1], "training.precision=32", "strategy=ddp", "plan.utilization=0.4")
+    rates = []
+    for more in ((), ("training.tf32=true",)):
+        line = next(line for line in said(capsys, *words, *more).splitlines() if "tokens per second" in line)
+        rates.append(float(line.split()[-2].removesuffix("M")))
+    assert rates[1] / rates[0] == pytest.approx(494.7 / 67, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("training.tf32=true", "only GPUs have TF32"), ("training.precision=16", "float16 needs a GPU")],
+)
+def test_what_processors_cannot_compute_is_refused(capsys: pytest.CaptureFixture[str], word: str, text: str) -> None:
+    assert f"{word}: {text}" in said(capsys, "pretrain", "device=cpu", word, code=2)
+
+
+def test_bfloat16_of_processors_is_said_to_need_instructions(capsys: pytest.CaptureFixture[str]) -> None:
+    note, words = "takes a processor with AVX-512 BF16 or AMX", ("pretrain", "training.precision=bf16")
+    assert note in " ".join(said(capsys, *words, "device=cpu").split())
+    assert note not in " ".join(said(capsys, *words, "device=h100").split())
+
+
 def test_no_time_and_cost_of_a_strategy_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys, *GPUS, "model=gpt3_175b", "strategy=ddp", "training.sequence_length=2048")
     assert "device hours" not in shown

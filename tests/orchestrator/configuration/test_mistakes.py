@@ -41,6 +41,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "be computed again; set none, or blocks",
     ),
     (
+        {"training": {"tf32": True, "precision": "bf16"}},
+        "training.tf32=true: with precision=bf16 no matrices are multiplied in float32; leave it out, or set "
+        "precision=32",
+    ),
+    (
         {"training": {"position_scope": "document"}},
         "training.position_scope=document: attention crosses documents, and would see several tokens at one position; "
         "set attention_scope=document, too",

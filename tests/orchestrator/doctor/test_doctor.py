@@ -220,10 +220,18 @@ def test_lock_where_a_process_of_ours_may_compile_is_no_failure_and_is_not_remov
 # what the machine has
 
 
-def test_processors_and_memory_are_reported() -> None:
+@pytest.mark.parametrize(
+    ("instructions", "text"),
+    [((), "bfloat16 by emulation, slower than float32"), (("AVX-512 BF16", "AMX"), "bfloat16 by AVX-512 BF16 and AMX")],
+)
+def test_processors_and_memory_are_reported(
+    monkeypatch: pytest.MonkeyPatch, instructions: tuple[str, ...], text: str
+) -> None:
+    monkeypatch.setattr(machine, "bfloat16_instructions", lambda: instructions)
     finding = machine.processors()
     assert f"{len(os.sched_getaffinity(0))} CPU" in finding.text
     assert "memory" in finding.text
+    assert finding.text.endswith(text)
 
 
 def test_little_free_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,3 +114,14 @@ def test_a_copy_of_a_save_lies_on_the_host_unless_saves_wait_for_the_store() -> 
     waiting = replace(SETTING, keeps_snapshot=False)
     assert memory(waiting, "zero2").host == 0
     assert memory(SETTING, "zero2").host == 12 * SETTING.num_trained // 8
+
+
+def test_weights_of_a_compiled_block_are_gathered_together_under_zero3() -> None:
+    deepspeed = {"zero_optimization": {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}}
+    wide = SHAPE.model_copy(update={"hidden_dim": 4096})
+    of = replace(SETTING, model=wide, vocab_size=256, deepspeed=deepspeed)
+    compiled = replace(of, compiles_blocks=True)
+    more = memory(compiled, "zero3").weights - memory(of, "zero3").weights
+    matrices, rest = (3 + 1 + 4 + 4) * 4096**2, (4 + 3 + 1 + 4 + 1) * 4096
+    assert more == 4 * (matrices + rest - 4 * 4096**2)
+    assert memory(compiled, "zero2") == memory(of, "zero2")

@@ -163,8 +163,9 @@ def test_half_precision_weights_are_the_same_under_every_stage(workshop: Worksho
 
 
 @pytest.mark.long
-def test_compiled_adapters_have_the_losses_of_eager_ones(workshop: Workshop) -> None:
-    _, compiled = workshop.trained("llama", SINGLE, compile=True)
+@pytest.mark.parametrize("way", [SINGLE, ("zero3", 2)], ids=str)
+def test_compiled_adapters_have_the_losses_of_eager_ones(workshop: Workshop, way: tuple[str, int]) -> None:
+    _, compiled = workshop.trained("llama", way, compile=True)
     assert largest_difference(compiled, workshop.trained("llama", SINGLE)[1]) <= 1e-5
 
 

@@ -35,12 +35,15 @@ def train(tmp_path_factory: pytest.TempPathFactory, device: str) -> Iterator[Tra
     pools = Pools(device)
 
     @cache
-    def trained(num_workers: int, strategy: str, precision: str, root: Path | None = None) -> tuple[PoolRun, Outcome]:
+    def trained(
+        num_workers: int, strategy: str, precision: str, root: Path | None = None, **settings: bool
+    ) -> tuple[PoolRun, Outcome]:
         training = {"num_steps": STEPS, "precision": precision, "global_batch_size": 8, "micro_batch_size": 2}
+        training |= settings
         run = PoolRun(
             pools[num_workers],
             text,
-            root or folder / f"{num_workers}-{strategy}-{precision}",
+            root or folder / "-".join([str(num_workers), strategy, precision, *settings]),
             strategy,
             checkpoint={"interval_steps": STEPS // 2},
             training=training,
@@ -76,6 +79,22 @@ def test_zero_on_gpus_computes_what_ddp_computes(train: Train, num_workers: int,
 def test_half_precision_on_gpus_follows_float32(train: Train, num_workers: int, precision: str) -> None:
     losses, expected = (train(num_workers, "ddp", name)[1].losses() for name in (precision, "32"))
     assert losses == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("num_workers", [ONE, TWO])
+@pytest.mark.parametrize("precision", ["32", *PRECISIONS])
+@pytest.mark.parametrize("strategy", ["ddp", *ZERO])
+def test_compiled_blocks_on_gpus_compute_what_eager_ones_do(
+    train: Train, num_workers: int, strategy: str, precision: str
+) -> None:
+    assert_close(train(num_workers, strategy, precision, compile=True), train(num_workers, strategy, precision))
+
+
+@pytest.mark.parametrize("num_workers", [ONE])
+def test_tf32_follows_float32_and_is_another_computation(train: Train, num_workers: int) -> None:
+    losses, expected = (train(num_workers, "ddp", "32", **tf32)[1].losses() for tf32 in ({"tf32": True}, {}))
+    assert losses != expected
+    assert losses == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("num_workers", [ONE, TWO])

@@ -1,0 +1,17 @@
+"""What this machine's processor computes by instructions of its own."""
+
+from functools import cache
+
+_NAMES = {"avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
+
+
+@cache
+def bfloat16_instructions() -> tuple[str, ...]:
+    """Return the instructions that multiply bfloat16 matrices, by name; a processor without any emulates them."""
+    import torch
+
+    return tuple(_NAMES.get(name, name) for name, value in torch.cpu.get_capabilities().items() if _is_one(name, value))
+
+
+def _is_one(name: str, value: object) -> bool:
+    return value is True and (name in _NAMES or name.endswith("bf16"))
