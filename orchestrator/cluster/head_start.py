@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def give_head_start(config: "Config") -> None:
     """Start the fork server for a training with several local workers: its imports take longer than all else.
 
-    Nothing is written. Where the training is refused later, for want of hardware or data, the server ends with this
-    process.
+    Nothing is written. Where the training is refused meanwhile, for want of hardware or data, the server ends with
+    this process.
     """
     from orchestrator.configuration.commands import TrainingRunConfig
 

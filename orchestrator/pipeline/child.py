@@ -1,6 +1,5 @@
 """A stage's command as a child process: what a user would type, in a process group that dies with its driver."""
 
-import ctypes
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from modules.child_process import child_environment
+from modules.child_process import child_environment, end_with_parent
 from orchestrator.checkpoints.attempt import Attempt
 from orchestrator.errors import OrchestratorError
 from orchestrator.pipeline.records import LOG
@@ -29,7 +28,6 @@ from orchestrator.storage.store import Storage
 _VARIABLE = "ORCHESTRATOR_STAGE"
 """Tells a child who its driver is, and for which attempt at a stage it works."""
 _COMMAND = [sys.executable, "-m", "orchestrator"]
-_PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.5
 _UPLOAD_SECONDS = 30.0
 _TAIL_BYTES = 20_000
@@ -171,8 +169,7 @@ def followed_driver() -> Iterator[None]:
 
 def _die_with(driver: int) -> None:
     """End this process when its driver dies, even by SIGKILL: by the kernel on Linux, and everywhere by a watch."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
     def watch() -> None:
         while os.getppid() == driver:

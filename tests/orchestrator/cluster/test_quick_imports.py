@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from modules import child_process
 from orchestrator.cluster import local
 from orchestrator.cluster.quick_imports import imported_train, quick_imports
 from orchestrator.training.pretraining import PreparedText
@@ -17,13 +18,15 @@ from orchestrator.training.pretraining import PreparedText
 def test_fork_server_imports_all_of_a_worker_without_a_collection_and_lets_none_look_at_it_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    enabled, frozen = dict[str, bool](), []
+    enabled, frozen, ends = dict[str, bool](), [], []
+    monkeypatch.setattr(child_process, "end_with_parent", lambda *number: ends.append((*number, len(enabled))))
     monkeypatch.setattr(importlib, "import_module", lambda name: enabled.update({name: gc.isenabled()}))
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(len(enabled)))
     runpy.run_module("orchestrator.cluster.preloaded")
     assert set(enabled.values()) == {False}
     assert {"orchestrator.training.train", local._worker.__module__, PreparedText.__module__} <= set(enabled)
     assert frozen == [len(enabled)]
+    assert ends == [(0,), (0, len(enabled))]  # with its driver from before the first import to after the last
     assert gc.isenabled()
 
 
