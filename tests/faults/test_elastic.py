@@ -57,7 +57,8 @@ def curve_is_that_of_an_unbroken_run(text: Path, root: Path, unbroken_root: Path
     assert samples_until(stop["step"], root) == samples_until(stop["step"], unbroken_root)
     ours, theirs = losses(root), losses(unbroken_root)
     both = sorted(set(ours) & set(theirs))
-    assert len(both) >= stop["step"] // 10
+    # where a node is lost, the event of the newest checkpoint may not have been written yet
+    assert len(both) >= stop["step"] // 10 - len(events(root, "fault"))
     return [ours[step] for step in both] == pytest.approx([theirs[step] for step in both], rel=1e-5, abs=0)
 
 
