@@ -61,9 +61,8 @@ class _Gelu(torch.autograd.Function):
         grad, linear = torch.empty_like(x), x.new_full((), _LINEAR)
         for inputs, outputs, given, found in zip(*map(_chunks, (x, out, out_grad.contiguous(), grad)), strict=True):
             sigmoid = torch.div(outputs, inputs).nan_to_num_(0.5)  # 0 / 0
-            slope = torch.addcmul(linear, inputs, inputs, value=3 * _CUBIC)
-            torch.addcmul(outputs, outputs, sigmoid, value=-1, out=found)
-            found.mul_(slope).add_(sigmoid).mul_(given)
+            torch.addcmul(linear, inputs, inputs, value=3 * _CUBIC, out=found)  # dv/dx
+            found.mul_(outputs).addcmul_(found, sigmoid, value=-1).add_(sigmoid).mul_(given)
         return grad
 
 

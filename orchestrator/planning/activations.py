@@ -17,6 +17,8 @@ _MIN_CHUNK_ROWS = 256
 """Logits that the head holds at once; see `modules.cross_entropy`."""
 _FEW_LOGITS = 2**20
 """Logits up to which it computes all at once."""
+_GELU_CHUNK = 2**17
+"""Numbers that `modules.gelu` computes at once, with two threads."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,11 @@ def again_bytes(model: ModelConfig, of: Pass, precision: Precision, device: str,
     # of what GELU takes, once its result is let go, and of both that SwiGLU multiplies
     inner = model.feed_forward_dim * (1 if model.family == "gpt2" else 2)
     gradients = inner * widths.compute + model.hidden_dim * widths.weight
-    return of.num_tokens * (max(0, rest) + gradients)
+    sigmoid = 0
+    if model.family == "gpt2" and device == "cpu" and precision == "32":  # by `modules.gelu`, which keeps its result
+        gradients += inner * widths.compute
+        sigmoid = widths.compute * min(of.num_tokens * inner, _GELU_CHUNK)
+    return of.num_tokens * (max(0, rest) + gradients) + sigmoid
 
 
 def _is_frozen_before(model: ModelConfig) -> bool:

@@ -156,7 +156,8 @@ def test_run_is_told_once_that_its_precision_has_changed_its_meaning(
         asked.go_back_to(step)
         outcome = asked.train()
         assert outcome.error is None, outcome.error
-        notes.append([event["text"] for event in outcome.events if event["kind"] == "note"])
+        told = [event["text"] for event in outcome.events if event["kind"] == "note"]
+        notes.append([text for text in told if "emulates" not in text])  # which some processors are told each time
     assert notes[1] == []
     if precision == "bf16" and is_of_an_earlier_version:
         (note,) = notes[0]
