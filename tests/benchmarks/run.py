@@ -92,12 +92,15 @@ def _all_names() -> list[str]:
 def _rows(name: str) -> list[Row]:
     print(f"running {name} ...", file=sys.stderr, flush=True)
     rows: list[Row] = []
+    threads = torch.get_num_threads()
     try:
         # of a generator, the rows before its failure stay
         rows.extend(_row(*row[:3]) for row in importlib.import_module(f"bench_{name}").main())
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         rows.append(Row(name, failure=_reason(error)))
+    finally:
+        torch.set_num_threads(threads)  # some measure with one
     return rows
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
@@ -18,6 +19,8 @@ def main():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 """
 ZERO = 'def main(): return [("time (ms)", 0.0, 1.0)]'
+ONE_THREAD = 'import torch\ndef main():\n    torch.set_num_threads(1)\n    return [("a (ms)", 1.0, 1.0)]'
+THREADS = 'import torch\ndef main(): return [("threads", torch.get_num_threads(), 1.0)]'
 NOBODY = "nobody_has_this"
 MISSING = f"import {NOBODY}"
 ADDRESS = 'import os\ndef main(): return [(os.environ["RAY_ADDRESS"] + " (ms)", 1.0, 1.0)]'
@@ -47,6 +50,12 @@ def test_the_machine_is_named_and_no_peer_joins_a_cluster_that_lies_about(tmp_pa
     assert code == 0
     assert shown.index(" cores, ") < shown.index(" threads") < shown.index("Ours beside peers")
     assert rows[0][0] == "local (ms)"
+
+
+def test_threads_of_one_benchmark_are_not_those_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    _, _, rows = bench(tmp_path, a_one=ONE_THREAD, b_all=THREADS)
+    assert rows[1][1] == 2
 
 
 def test_what_needs_a_gpu_is_left_out_without_one(tmp_path: Path) -> None:
