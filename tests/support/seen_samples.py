@@ -23,7 +23,7 @@ class Generated(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SeenSamples:
+class GeneratedAgain:
     """Generates the samples of each validation again, for each of `limits`, and records those of the last validation.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pool_run import PoolRun
-from seen_samples import SeenSamples
+from seen_samples import GeneratedAgain
 from tiny_run import write_text
 from worker_pool import Outcome, Pools, WorkerPool
 
@@ -31,8 +31,8 @@ LARGE = dict.fromkeys(
 pytestmark = pytest.mark.slow
 
 
-def train(pool: WorkerPool, folder: Path, precision: str) -> tuple[PoolRun, Outcome, SeenSamples]:
-    seen = SeenSamples(folder, 2, TOKENS, limits=(None, 100, FEW))
+def train(pool: WorkerPool, folder: Path, precision: str) -> tuple[PoolRun, Outcome, GeneratedAgain]:
+    seen = GeneratedAgain(folder, 2, TOKENS, limits=(None, 100, FEW))
     training = {"num_steps": 2, "val_batches": 1, "precision": precision}
     text = write_text(folder / "text.txt")
     run = PoolRun(pool, text, folder, "zero3", {}, training, deepspeed={"zero_optimization": LARGE}, val_fraction=0.2)
