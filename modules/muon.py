@@ -92,10 +92,13 @@ class Muon(torch.optim.AdamW):
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(weight)
         average = state["exp_avg"]
+        if self._is_skipped is None:
+            average.lerp_(gradient, 1 - momentum)
+            return gradient.lerp(average, momentum)
         # of equal numbers, the mean stays what it is
-        mean = gradient.clone() if self._is_skipped is None else torch.where(self._is_skipped, average, gradient)
-        average.lerp_(mean, 1 - momentum)
-        return mean.lerp_(average, momentum)
+        copy = torch.where(self._is_skipped, average, gradient)
+        average.lerp_(copy, 1 - momentum)
+        return copy.lerp_(average, momentum)
 
     def _scaled_updates(self, weights: Sequence[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
         if self.shards is None:

@@ -111,11 +111,12 @@ def one_of(numbers: Sequence[int]) -> str:
 
 def device_mistakes(training: TrainingConfig, on_gpu: bool) -> list[str]:
     """Return a line for each setting that this kind of device cannot compute with."""
-    if on_gpu:
-        return []
-    found = [f"training.precision={training.precision}: float16 needs a GPU; choose bf16 or 32 on CPU"]
-    found = found if training.precision.startswith("16") else []
-    return found + (["training.tf32=true: only GPUs have TF32; leave it out on CPU"] if training.tf32 else [])
+    found = []
+    if not on_gpu and training.precision.startswith("16"):
+        found.append(f"training.precision={training.precision}: float16 needs a GPU; choose bf16 or 32 on CPU")
+    if not on_gpu and training.tf32:
+        found.append("training.tf32=true: only GPUs have TF32; leave it out on CPU")
+    return found
 
 
 def _batch_can_be_shared_out(config: TrainingRunConfig) -> list[str]:

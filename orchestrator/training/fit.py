@@ -1,7 +1,7 @@
 """One fit with a new module, callbacks and trainer: a model that DeepSpeed has prepared cannot be filled again."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -192,16 +192,17 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
     verdicts = Verdicts(guard, parts.notices.asked, runtime.world_size)
     deepspeed_clips = config.strategy.zero_stage > 0
     interval = config.training.gc_interval_steps
-    collections = [] if interval is None else [GarbageCollection(interval)]
+    collection = None if interval is None else GarbageCollection(interval)
+    by_python = collection.by_python if collection else nullcontext
     return [
         DeepSpeedGradientNorm() if deepspeed_clips else ClipGradients(config.optimizer.gradient_clip_norm),
         SkipBadSteps(verdicts, runtime, parts.objective.global_batch_size, run.name, is_looked_at),
         throughput,
         checkpoints,
         Metrics(config.training.log_interval_steps, own_figures, lambda: checkpoints.saved_metrics, parts.results.step),
-        *_validation(parts, throughput, checkpoints, collections),
+        *_validation(parts, throughput, checkpoints, by_python),
         Preemption(checkpoints, verdicts),
-        *collections,
+        *([collection] if collection else []),
         Watchdog(
             parts.storage,
             run.folder,
@@ -214,7 +215,10 @@ def _callbacks(parts: Parts, throughput: Throughput, checkpoints: Checkpoints) -
 
 
 def _validation(
-    parts: Parts, throughput: Throughput, checkpoints: Checkpoints, collections: Sequence[GarbageCollection]
+    parts: Parts,
+    throughput: Throughput,
+    checkpoints: Checkpoints,
+    by_python: Callable[[], AbstractContextManager[None]],
 ) -> list[Callback]:
     training, objective, choice = parts.config.training, parts.objective, parts.choice
     batches = objective.validation_batches(parts.share, training.val_batches)
@@ -232,10 +236,7 @@ def _validation(
 
     @contextmanager
     def outside_steps() -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(throughput.pause())
-            for each in collections:
-                stack.enter_context(each.by_python())
+        with throughput.pause(), by_python():
             yield
 
     return [
