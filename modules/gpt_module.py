@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from modules.config import OptimizerConfig, TrainingConfig
 from modules.data.ahead import Packed
 from modules.data.batches import Batch, Share
-from modules.generation.sampler import sample_all
+from modules.generation.sampler import sample
 from modules.generation.sampling import Sampling
 from modules.losses import weighted_sum
 from modules.model import GPT
@@ -149,7 +149,7 @@ class GPTModule(LightningModule):
 
     def predict_step(self, batch: tuple[Sequence[Sequence[int]], Sampling], batch_idx: int) -> list[Tensor]:
         """Continue prompts. Every rank takes the same number of steps, as ZeRO-3 requires."""
-        return list(sample_all(self.model, *batch))
+        return list(sample(self.model, *batch))
 
 
 def _mean(values: list[Tensor]) -> Tensor:

@@ -76,12 +76,7 @@ class Sampler:
         self._rows = [self._rows[place] for place in kept]
 
 
-def sample(model: GPT, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
-    """Yield several continuations of one prompt, as `sample_all` does: int64 [num_sequences], a token of each."""
-    return sample_all(model, [prompt_ids], sampling)
-
-
-def sample_all(model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Tensor]:
+def sample(model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Tensor]:
     """Yield several continuations of each prompt, one token of each at a time; each token takes one forward pass.
 
     Sequence i of a prompt has its own random numbers, a function of seed, prompt and i, so it depends neither on the

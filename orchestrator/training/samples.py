@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 
-from modules.generation.sampler import sample_all
+from modules.generation.sampler import sample
 from modules.generation.sampling import Sampling
 from modules.gpt_module import GPTModule
 from modules.model import GPT
@@ -56,7 +56,7 @@ def generate(trainer: Trainer, module: GPTModule, sampling: Sampling, most_passe
         if whole is None:
             return Samples([])
         with torch.no_grad(), autocast(module.training_config.precision, device):
-            return Samples(_rows(prompts, sampling, list(sample_all(whole, prompts, sampling))))
+            return Samples(_rows(prompts, sampling, list(sample(whole, prompts, sampling))))
     length = min(sampling.max_new_tokens, max(1, most_passes))
     note = f"samples have up to {length} tokens instead of {sampling.max_new_tokens}: {lack}"
     is_shorter = length < sampling.max_new_tokens

@@ -121,7 +121,7 @@ def transformers_model(model: GPT, dtype: torch.dtype) -> Any:
 def our_moments(model: GPT, prompt: list[int], batch: int, num_tokens: int) -> list[float]:
     """Moments of the call and of each token."""
     sampling = Sampling(num_sequences=batch, max_new_tokens=num_tokens, temperature=0)
-    return [now(), *(now() for _ in sample(model, prompt, sampling))]
+    return [now(), *(now() for _ in sample(model, [prompt], sampling))]
 
 
 def peer_moments(peer: Any, prompt: list[int], batch: int, num_tokens: int, options: dict[str, Any]) -> list[float]:

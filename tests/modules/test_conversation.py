@@ -53,7 +53,7 @@ def say(conversation: Conversation, text: str, num_pieces: int | None = None) ->
 
 def alone(ids: Sequence[int], sampling: Sampling = GREEDY, model: GPT = MODEL) -> str:
     """Return the continuation of tokens by a model that has computed nothing before."""
-    return TOKENIZER.decode([int(step[0]) for step in sample(model, ids, sampling)])
+    return TOKENIZER.decode([int(step[0]) for step in sample(model, [ids], sampling)])
 
 
 def test_answers_are_those_to_the_whole_conversation_in_its_template() -> None:

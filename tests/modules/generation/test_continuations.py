@@ -83,7 +83,7 @@ def test_each_text_says_what_ended_it(model: GPT, tokenizer: Tokenizer) -> None:
     (free,) = continued(model, tokenizer, ["To be"], max_new_tokens=20)[0]
     assert (free.ended_by, free.num_tokens) == ("length", 20)
     sampling = Sampling(max_new_tokens=20, seed=3, context_length=24)
-    ids = [int(step[0]) for step in sample(model, tokenizer.encode("To be"), sampling)]
+    ids = [int(step[0]) for step in sample(model, [tokenizer.encode("To be")], sampling)]
     ends = (tokenizer.vocab_size - 1, ids[4])
     (ended,) = continued(model, tokenizer, ["To be"], max_new_tokens=20, end_ids=ends)[0]
     num_tokens = ids.index(ids[4]) + 1

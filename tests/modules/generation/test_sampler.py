@@ -10,7 +10,7 @@ from host_reads import host_reads
 from torch import Tensor
 
 from modules.errors import InputError
-from modules.generation.sampler import sample, sample_all
+from modules.generation.sampler import sample
 from modules.generation.sampling import Sampling
 from modules.generation.window import DocumentEnd
 from modules.huggingface.export import save_huggingface
@@ -42,7 +42,7 @@ def transformers() -> Any:
 
 def continuation(model: GPT, prompt: list[int] = PROMPT, **changes: Any) -> Tensor:
     """int64 [num_sequences, tokens]"""
-    return torch.stack(list(sample(model, prompt, Sampling(**{"max_new_tokens": 20, "seed": 7, **changes}))), dim=1)
+    return torch.stack(list(sample(model, [prompt], Sampling(**{"max_new_tokens": 20, "seed": 7, **changes}))), dim=1)
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def test_a_sequence_does_not_depend_on_how_many_there_are(model: GPT) -> None:
 
 def test_several_prompts_are_continued_as_each_alone(model: GPT) -> None:
     prompts, sampling = [PROMPT, [9], PROMPT[::-1]], Sampling(num_sequences=2, max_new_tokens=20, seed=7)
-    together = torch.stack(list(sample_all(model, prompts, sampling)), dim=1)
+    together = torch.stack(list(sample(model, prompts, sampling)), dim=1)
     assert torch.equal(together, torch.cat([continuation(model, prompt, num_sequences=2) for prompt in prompts]))
 
 
@@ -209,7 +209,7 @@ def test_the_host_reads_once_a_token(model: GPT, monkeypatch: pytest.MonkeyPatch
     row = continuation(model, num_sequences=6, **changes)[3].tolist()
     end_id = max(row, key=row.index)  # the token that comes up last
     sampling = Sampling(num_sequences=6, max_new_tokens=60, end_ids=(end_id, 59), seed=7, **changes)
-    tokens = sample(model, PROMPT, sampling)
+    tokens = sample(model, [PROMPT], sampling)
     next(tokens)  # the prompt
     with host_reads(monkeypatch) as reads:
         number = sum(1 for _ in tokens)

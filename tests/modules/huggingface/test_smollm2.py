@@ -90,7 +90,7 @@ def test_greedy_text_is_that_of_transformers(peer: tuple[Any, Any], ours: Traine
     ids = ours.tokenizer.encode(PROMPT)
     expected = peer[0].generate(torch.tensor([ids]), do_sample=False, max_new_tokens=64, eos_token_id=None)
     settings = Sampling(max_new_tokens=64, temperature=0.0, context_length=ours.context_length)
-    found = [int(step[0]) for step in sample(ours.model, ids, settings)]
+    found = [int(step[0]) for step in sample(ours.model, [ids], settings)]
     assert found == expected[0, len(ids) :].tolist()
     assert len(found) == 64
 

@@ -124,7 +124,7 @@ def test_generation_of_transformers_and_ours_stop_at_the_end_token(
     assert peer.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist() == [*prompt, END]
     assert peer.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None).shape[1] == len(prompt) + 8
     ours = load_model(str(folder))
-    steps = list(sample(ours.model, prompt, Sampling(1, max_new_tokens=8, temperature=0, end_ids=ours.end_ids)))
+    steps = list(sample(ours.model, [prompt], Sampling(1, max_new_tokens=8, temperature=0, end_ids=ours.end_ids)))
     assert [int(step[0]) for step in steps] == [END]
 
 

@@ -71,7 +71,7 @@ def continued(trained: TrainedModel, prompt: str, num_tokens: int) -> str:
     settings = Sampling(
         max_new_tokens=num_tokens, temperature=0.0, end_ids=trained.end_ids, context_length=trained.context_length
     )
-    return trained.tokenizer.decode_after(ids, [int(step[0]) for step in sample(trained.model, ids, settings)])
+    return trained.tokenizer.decode_after(ids, [int(step[0]) for step in sample(trained.model, [ids], settings)])
 
 
 def test_a_completion_is_the_text_that_we_generate(folder: Path, ask: Callable[..., dict[str, Any]]) -> None:
