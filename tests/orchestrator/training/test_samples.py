@@ -61,7 +61,8 @@ def test_samples_under_zero3_gather_each_weight_once(pools: Pools, tmp_path: Pat
     (event,) = [event for event in outcome.events if event["kind"] == "validation"]
     assert event["samples_note"] == shorter.note
     assert f"up to {FEW} tokens instead of {TOKENS}" in str(shorter.note)
-    assert [event["text"] for event in outcome.events if event["kind"] == "note"].count(shorter.note) == 1
+    told = [event["text"] for event in outcome.events if event["kind"] == "note"]
+    assert [text for text in told if "emulates" not in text] == [shorter.note]  # which some processors are told
 
 
 def test_each_sample_begins_with_its_prompt_and_ends_before_its_end() -> None:
