@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import math
 import os
 import signal
 import socket
@@ -29,7 +30,8 @@ class Watchdog(Callback):
     """Ends this process when a step, a validation or a save has not ended for `timeout_seconds`.
 
     A rank that waits for a stopped one hangs as well, so each rank stores its own stacks below `runs/NAME/stacks`. A
-    process that was stopped by a signal is continued, so that it stores its stacks, too.
+    process that was stopped by a signal is continued, so that it stores its stacks, too, before its next step or the
+    loss of the others ends it.
 
     Args:
         compile_seconds: The first step may take so much longer, because the model is compiled in it.
@@ -45,8 +47,9 @@ class Watchdog(Callback):
     ) -> None:
         self._storage, self._folder, self._runtime = storage, f"{run_folder}/stacks", runtime
         self._timeout_seconds, self._compile_seconds = timeout_seconds, compile_seconds
-        self._beat = 0.0
+        self._beat = math.inf
         self._done = threading.Event()
+        self._ending = threading.Lock()
 
     def on_train_start(self, trainer: Trainer, pl_module: GPTModule) -> None:
         """Begin to watch."""
@@ -58,7 +61,8 @@ class Watchdog(Callback):
         self.beat()
 
     def beat(self) -> None:
-        """Restart the timeout."""
+        """Restart the timeout, or end this process if it is over."""
+        self._end_if_overdue()
         self._beat = time.monotonic()
 
     def teardown(self, trainer: Trainer, pl_module: GPTModule, stage: str) -> None:
@@ -66,14 +70,21 @@ class Watchdog(Callback):
         self._done.set()
 
     def on_exception(self, trainer: Trainer, pl_module: GPTModule, exception: BaseException) -> None:
-        """End watching when the fit ends with an error."""
+        """End watching when the fit ends with an error, unless that came of hanging: the others have ended by then."""
+        self._end_if_overdue()
         self._done.set()
 
     def _watch(self) -> None:
         interval = min(1.0, self._timeout_seconds / 4)
         while not self._done.wait(interval):
-            if time.monotonic() - self._beat > self._timeout_seconds:
-                self._end()
+            self._end_if_overdue()
+
+    def _end_if_overdue(self) -> None:
+        if time.monotonic() - self._beat <= self._timeout_seconds:
+            return
+        # the training's thread and the watching one may both find it; the second would end the process too early
+        with self._ending:
+            self._end()
 
     def _end(self) -> None:
         faulthandler.dump_traceback_later(_LAST_RESORT_SECONDS, exit=True)
