@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from modules.data.batches import Batch
 
 T = TypeVar("T")
-DEPTH = 2
-"""Batches that are made before they are asked for: one may wait for a store while another is ready."""
+DEPTH = 8
+"""Batches that are made before they are asked for: some may wait for a store while others are ready."""
+_ROUND = DEPTH // 2
+"""Batches that are made in a row: to wake the other thread takes as long as to make a small batch."""
 _ALIGNMENT = 16
 
 
@@ -26,38 +29,42 @@ class MadeAhead(Iterable[T]):
         self._items, self._prepare = items, prepare
 
     def __iter__(self) -> Iterator[T]:
-        wanted: SimpleQueue[bool] = SimpleQueue()
+        wanted: SimpleQueue[int] = SimpleQueue()
         made: SimpleQueue[_Made[T] | None] = SimpleQueue()
         is_over = threading.Event()
         makes = (iter(self._items), wanted, made, is_over)
         thread = threading.Thread(target=self._make, args=makes, name="batches", daemon=True)
-        for _ in range(DEPTH):
-            wanted.put(True)
+        wanted.put(DEPTH)
         thread.start()
         try:
-            while (found := made.get()) is not None:
+            for number in count(1):
+                if (found := made.get()) is None:
+                    return
                 if found.error is not None:
                     raise found.error
-                wanted.put(True)
+                if number % _ROUND == 0:
+                    wanted.put(_ROUND)
                 yield found.items[0]
         finally:
             is_over.set()
-            wanted.put(False)
+            wanted.put(0)
             thread.join()
 
     def _make(
         self,
         items: Iterator[Any],
-        wanted: "SimpleQueue[bool]",
+        wanted: "SimpleQueue[int]",
         made: "SimpleQueue[_Made[T] | None]",
         is_over: threading.Event,
     ) -> None:
         try:
-            while wanted.get() and not is_over.is_set():
-                for item in items:
+            while num_wanted := wanted.get():
+                num_made = 0
+                for num_made, item in enumerate(islice(items, num_wanted), start=1):
                     made.put(_Made((self._prepare(item),)))
-                    break
-                else:
+                    if is_over.is_set():
+                        return
+                if num_made < num_wanted:
                     made.put(None)
                     return
         except BaseException as error:  # the thread that asks raises it

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from modules.data import ahead
 from modules.data.ahead import DEPTH, MadeAhead, Packed
 
 
@@ -62,6 +63,22 @@ def test_an_item_is_handed_over_without_a_call_of_python():
     next(stream)
     sys.setprofile(None)
     assert called == ["__iter__"]  # the generator itself goes on
+
+
+def test_the_other_thread_is_woken_once_in_several_items(monkeypatch: pytest.MonkeyPatch):
+    woken = []
+
+    class Recorded(ahead.SimpleQueue):
+        def get(self, *args):
+            if threading.current_thread().name == "batches":
+                woken.append(True)
+            return super().get(*args)
+
+    monkeypatch.setattr(ahead, "SimpleQueue", Recorded)
+    stream = iter(MadeAhead(range(100), lambda item: item))
+    assert [next(stream) for _ in range(80)] == list(range(80))
+    stream.close()
+    assert len(woken) <= 1 + 80 / (DEPTH / 2) + 1
 
 
 def test_a_packed_batch_is_the_batch():
