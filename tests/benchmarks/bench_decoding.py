@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from precisions import measured_precisions
 from torch import Tensor
 
 from modules.generation.sampler import sample
@@ -69,8 +70,8 @@ class Times:
 def main(size: Size | None = None) -> list[Row]:
     """Medians of the time a token, the first token's time, and what caps the gain."""
     size, rows = size or Size(), []
-    for dtype in (torch.float32, torch.bfloat16):
-        models = Models(dtype)
+    for precision in measured_precisions():
+        models = Models(torch.float32 if precision == "32" else torch.bfloat16)
         for batch, length in SETTINGS:
             for found in setting_rows(models, batch, length, size):
                 print("{:84s} {:10.2f} {:10.2f} {:8.2f}".format(*found), flush=True)

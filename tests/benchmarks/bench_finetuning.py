@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from precisions import measured_precisions
 from torch import Tensor, nn
 
 from modules.config import OptimizerConfig
@@ -86,9 +87,9 @@ WORKS = {
 }
 
 
-def main(num_batches: int = 6, precisions: Sequence[str] = ("32", "bf16"), threads: int = 1) -> list[Row]:
+def main(num_batches: int = 6, precisions: Sequence[str] = (), threads: int = 1) -> list[Row]:
     """Real tokens per second and peak memory of each task in each precision."""
-    works = [(name, precision) for precision in precisions for name in WORKS]
+    works = [(name, precision) for precision in precisions or measured_precisions() for name in WORKS]
     return [row for name, precision in works for row in work_rows(name, precision, num_batches, threads)]
 
 
@@ -251,7 +252,7 @@ if __name__ == "__main__":
     else:
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("--batches", type=int, default=6)
-        parser.add_argument("--precision", nargs="+", default=["32", "bf16"])
+        parser.add_argument("--precision", nargs="+", default=[])
         parser.add_argument("--threads", type=int, default=1)
         parsed = parser.parse_args()
         main(parsed.batches, parsed.precision, parsed.threads)

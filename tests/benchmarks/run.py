@@ -1,4 +1,4 @@
-"""Runs every bench_*.py beside this file and prints one table of ratios; with --json FILE also writes it there.
+"""Runs every bench_*.py beside this file and prints one table of ratios; with --json FILE also writes each row there.
 
 A benchmark that fails is named in the table with its reason; the others run all the same, and the exit code is 1.
 """
@@ -39,14 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args(argv)
     _leave_clusters_alone()
-    rows = [row for name in arguments.names or _all_names() for row in _rows(name)]
+    rows: list[Row] = []
+    for name in arguments.names or _all_names():
+        rows += _rows(name)
+        if arguments.json:  # each time, since all together take more than an hour
+            _write(arguments.json, rows)
     console = Console()
     console.print(machine(), highlight=False)
     console.print(_table(rows))
-    if arguments.json:
-        figures = [row if row.failure else row[:4] for row in rows]
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return int(any(row.failure for row in rows))
+
+
+def _write(file: Path, rows: Sequence[Row]) -> None:
+    figures = [row if row.failure else row[:4] for row in rows]
+    file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def better_by(what: str, ours: float, peer: float) -> float:

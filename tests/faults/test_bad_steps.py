@@ -12,6 +12,8 @@ from worker_pool import Outcome, Pools, WorkerPool
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 NAN = math.nan
+SYNC = {"mode": "sync"}
+"""Saves for which no writer process has to start."""
 SPIKE = {"spike_sigma": 8.0, "window_steps": 20}
 
 
@@ -35,7 +37,7 @@ def one_bad_rank(pool, text, tmp_path_factory):
 
     class Runs(dict):
         def __missing__(self, strategy: str) -> tuple[PoolRun, Outcome]:
-            run = PoolRun(pool, text, tmp_path_factory.mktemp(strategy), strategy)
+            run = PoolRun(pool, text, tmp_path_factory.mktemp(strategy), strategy, SYNC)
             self[strategy] = run, run.train(PlantedLoss((0, 12), factor=NAN, rank=1))
             return self[strategy]
 
@@ -72,7 +74,7 @@ def test_a_resumed_run_skips_the_same_steps_and_ends_in_the_same_weights(
 ) -> None:
     # loss alone, with a good gradient: under ZeRO, too, it is for us to skip the very first step
     first, spikes = PlantedLoss((0,), offset=NAN, rank=0), PlantedLoss((24, 26), factor=100.0)
-    run = PoolRun(pool, text, tmp_path, strategy, **SPIKE)
+    run = PoolRun(pool, text, tmp_path, strategy, SYNC, **SPIKE)
     whole = run.train(first, spikes)
     assert whole.error is None, whole.error
     assert [event["step"] for event in skips(whole)] == [0, 24, 26]
@@ -89,7 +91,7 @@ def test_a_resumed_run_skips_the_same_steps_and_ends_in_the_same_weights(
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
 def test_too_many_bad_steps_in_a_row_fail_the_run(pool, text, tmp_path: Path, strategy: str) -> None:
-    run = PoolRun(pool, text, tmp_path, strategy, max_consecutive=3, max_rollbacks=0)
+    run = PoolRun(pool, text, tmp_path, strategy, SYNC, max_consecutive=3, max_rollbacks=0)
     outcome = run.train(PlantedLoss((2, 3, 5, 6, 7), factor=NAN, rank=1))
     assert [event["step"] for event in skips(outcome)] == [2, 3, 5, 6, 7]
     assert outcome.error is not None

@@ -116,6 +116,7 @@ def test_two_workers_on_ray_with_zero2_give_the_losses_of_one(
     assert losses(capsys.readouterr().out) == pytest.approx(losses_of_one_process, abs=1.5e-3)
 
 
+@pytest.mark.long  # in the short form a cluster that shrinks and grows stands for it
 @on_ray
 def test_elastic_number_of_workers_takes_what_the_cluster_has(
     text: Path,
