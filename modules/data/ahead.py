@@ -59,12 +59,12 @@ class MadeAhead(Iterable[T]):
     ) -> None:
         try:
             while num_wanted := wanted.get():
-                num_made = 0
-                for num_made, item in enumerate(islice(items, num_wanted), start=1):
+                for item in islice(items, num_wanted):
                     made.put(_Made((self._prepare(item),)))
+                    num_wanted -= 1
                     if is_over.is_set():
                         return
-                if num_made < num_wanted:
+                if num_wanted:
                     made.put(None)
                     return
         except BaseException as error:  # the thread that asks raises it

@@ -282,14 +282,14 @@ def gradient_norm(trainer: Trainer) -> Tensor | float | None:
     return norm if norm is None else torch.where(torch.as_tensor(norm) < 0, torch.inf, norm)
 
 
-def guard_steps(trainer: Trainer, is_bad: Callable[[], Tensor], on_device: bool) -> list[str]:
+def guard_steps(trainer: Trainer, is_bad: Callable[[], Tensor | bool], on_device: bool) -> list[str]:
     """Update weights and moments only if not `is_bad()`; it is called when the gradient and its norm are known.
 
     With ZeRO it is called for each group of parameters, but not if ZeRO skips a step by itself, as it does on all
     ranks when the gradient is not finite.
 
     Args:
-        is_bad: Returns bool [], whether the step must be skipped.
+        is_bad: Returns whether the step must be skipped, bool [] on the device if `on_device`.
         on_device: Leave the decision to the optimizer's kernels where it has such; else this process waits for it.
 
     Returns:
@@ -310,14 +310,14 @@ def _takes_found_inf(optimizer: Any) -> bool:
     return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
-def _guard_optimizer(optimizer: Any, is_bad: Callable[[], Tensor], on_device: bool) -> None:
+def _guard_optimizer(optimizer: Any, is_bad: Callable[[], Tensor | bool], on_device: bool) -> None:
     update = optimizer.step
 
     def step(closure: Callable[[], Any] | None = None) -> Any:
         # Lightning's closure runs forward and backward, and computes the norm of the gradient
         result = closure() if closure else None
         if on_device:
-            _update_unless(is_bad(), optimizer, update)
+            _update_unless(torch.as_tensor(is_bad()), optimizer, update)
         elif not is_bad():
             update()
         return result

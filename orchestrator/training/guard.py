@@ -89,6 +89,11 @@ class StepGuard:
         return self._config.max_rollbacks
 
     @property
+    def has_limit(self) -> bool:
+        """Whether a norm can be too high."""
+        return self._config.spike_sigma is not None
+
+    @property
     def may_roll_back(self) -> bool:
         """Whether the run has a rollback left."""
         return self._num_rollbacks < self._config.max_rollbacks

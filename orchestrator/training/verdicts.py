@@ -26,8 +26,8 @@ class Settled(NamedTuple):
 class _Judged(NamedTuple):
     """The verdict on a step, where it is computed."""
 
-    is_bad: Tensor
-    figures: Tensor
+    is_bad: Tensor | bool
+    figures: Tensor | list[float]
     """The highest loss, norm and request of all ranks, and the norm's limit if there is one."""
     has_norm: bool
 
@@ -46,10 +46,10 @@ class Verdicts:
         """What one of the workers was asked to do before a step that is settled: a signal's number, `MOVE` or 0."""
         self._own_asked, self._world_size = asked, world_size
         self._judged: _Judged | None = None
-        self._pending: deque[tuple[int, _Judged, HostCopy]] = deque()
+        self._pending: deque[tuple[int, _Judged, HostCopy | None]] = deque()
 
     @property
-    def is_bad(self) -> Tensor | None:
+    def is_bad(self) -> Tensor | bool | None:
         """Whether the step that is being computed must be skipped, bool [] on its device; None before it is judged."""
         return None if self._judged is None else self._judged.is_bad
 
@@ -71,17 +71,27 @@ class Verdicts:
         self._judged = _Judged(is_bad, figures, grad_norm is not None)
         return is_bad
 
+    def judge_here(self, loss: Tensor, grad_norm: Tensor | float | None) -> Tensor | bool:
+        """Judge a step as `judge` does, by this process where that takes no other: two numbers are read faster."""
+        if self._world_size > 1 or self.guard.has_limit:
+            return self.judge(loss, grad_norm)
+        figures = [loss.item(), 0.0 if grad_norm is None else float(grad_norm)]
+        figures = [figure if math.isfinite(figure) else math.inf for figure in figures]
+        self._judged = _Judged(math.inf in figures, [*figures, strength(self._own_asked())], grad_norm is not None)
+        return self._judged.is_bad
+
     def end_step(self, step: int) -> None:
         """Begin to copy the figures of the step that has just finished into this process's memory."""
         assert self._judged is not None, "judged"
-        self._pending.append((step, self._judged, HostCopy(self._judged.figures)))
+        figures = self._judged.figures
+        self._pending.append((step, self._judged, HostCopy(figures) if isinstance(figures, Tensor) else None))
         self._judged = None
 
     def settled(self, up_to: int) -> Iterator[Settled]:
         """Count the steps up to `up_to` that are not counted yet, and yield each; waits for them."""
         while self._pending and self._pending[0][0] <= up_to:
             step, judged, copy = self._pending.popleft()
-            loss, norm, asked, *limit = copy.values()
+            loss, norm, asked, *limit = judged.figures if copy is None else copy.values()
             grad_norm = norm if judged.has_norm else None
             self.asked = self.asked or request_of_strength(int(asked))
             yield Settled(step, self.guard.count(loss, grad_norm, *limit), grad_norm)

@@ -108,7 +108,7 @@ class LateVerdicts:
 
         late = patch.object(SkipBadSteps, "__init__", partialmethod(SkipBadSteps.__init__, reads_late=True))
         # looked at where that costs no wait
-        unseen = patch("orchestrator.training.callbacks.gradients._is_one", return_value=False)
+        unseen = patch("orchestrator.training.callbacks.gradients._is_below", return_value=False)
         with late, unseen:
             yield
 

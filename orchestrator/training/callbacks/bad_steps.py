@@ -52,14 +52,15 @@ class SkipBadSteps(Callback):
             text = f"{', '.join(waiting)} cannot skip a step on the GPU, so each step waits for the verdict on it"
             self._runtime.emit({"kind": "note", "text": text})
 
-    def _is_bad(self, trainer: Trainer, module: GPTModule) -> Tensor:
+    def _is_bad(self, trainer: Trainer, module: GPTModule) -> Tensor | bool:
         if (known := self._verdicts.is_bad) is not None:  # ZeRO asks for every group of parameters
             return known
         norm = gradient_norm(trainer)
         if norm is None:
             norm = module.last_metrics.get("optimizer/grad_norm")
         loss = torch.as_tensor(module.last_metrics["train/loss"], dtype=torch.float32)
-        return self._verdicts.judge(loss, norm)
+        judge = self._verdicts.judge if self._reads_late else self._verdicts.judge_here
+        return judge(loss, norm)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GPTModule, outputs: Any, batch: Any, index: int) -> None:
         """Report skipped steps, and end the fit after too many.

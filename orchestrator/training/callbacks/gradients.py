@@ -13,6 +13,11 @@ from modules.gpt_module import GPTModule
 from modules.optimizer import clipped_parameters
 from orchestrator.distributed.strategy import gradient_norm
 
+_EPSILON = 1e-6
+"""That of `torch.nn.utils.clip_grads_with_norm_`."""
+_SURELY_BELOW = 1 - 1e-6
+"""Part of the highest norm below which torch's factor is 1, however its four steps in float32 are rounded."""
+
 
 class ClipGradients(Callback):
     """Clips the gradient to `max_norm` (None only measures it), without Muon's part; for one process and DDP."""
@@ -51,17 +56,19 @@ def _total_norm(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def _clip(parameters: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
-    """Clip as `torch.nn.utils.clip_grads_with_norm_` does; on CPU only gradients that this changes."""
-    gradients = [weight.grad for weight in parameters if weight.grad is not None]
-    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    """Clip as `torch.nn.utils.clip_grads_with_norm_` does; on CPU only gradients that are too large."""
     # a GPU would have to be waited for
-    if gradients and (factor.device.type != "cpu" or not _is_one(factor)):
+    if norm.device.type == "cpu" and _is_below(norm, max_norm):
+        return
+    gradients = [weight.grad for weight in parameters if weight.grad is not None]
+    if gradients:
+        factor = torch.clamp(max_norm / (norm + _EPSILON), max=1.0)
         torch._foreach_mul_(gradients, factor)  # type: ignore[attr-defined]
 
 
-def _is_one(factor: Tensor) -> bool:
-    """Return whether a factor, [], changes nothing; waits for its device."""
-    return factor.item() == 1.0
+def _is_below(norm: Tensor, max_norm: float) -> bool:
+    """Return whether nothing is clipped; waits for the norm's device."""
+    return norm.item() + _EPSILON < max_norm * _SURELY_BELOW
 
 
 class DeepSpeedGradientNorm(Callback):
