@@ -46,7 +46,8 @@ class Verdicts:
         """What one of the workers was asked to do before a step that is settled: a signal's number, `MOVE` or 0."""
         self._own_asked, self._world_size = asked, world_size
         self._judged: _Judged | None = None
-        self._pending: deque[tuple[int, _Judged, HostCopy | None]] = deque()
+        self._pending: deque[tuple[int, bool, Callable[[], list[float]]]] = deque()
+        """Finished steps; of each whether it has a norm, and what returns its figures."""
 
     @property
     def is_bad(self) -> Tensor | bool | None:
@@ -75,7 +76,8 @@ class Verdicts:
         """Judge a step as `judge` does, by this process where that takes no other: two numbers are read faster."""
         if self._world_size > 1 or self.guard.has_limit:
             return self.judge(loss, grad_norm)
-        figures = [loss.item(), 0.0 if grad_norm is None else float(grad_norm)]
+        norm = grad_norm if isinstance(grad_norm, Tensor) else torch.tensor(grad_norm or 0.0, dtype=loss.dtype)
+        figures = [loss.item(), norm.item()]
         figures = [figure if math.isfinite(figure) else math.inf for figure in figures]
         self._judged = _Judged(math.inf in figures, [*figures, strength(self._own_asked())], grad_norm is not None)
         return self._judged.is_bad
@@ -83,15 +85,16 @@ class Verdicts:
     def end_step(self, step: int) -> None:
         """Begin to copy the figures of the step that has just finished into this process's memory."""
         assert self._judged is not None, "judged"
-        figures = self._judged.figures
-        self._pending.append((step, self._judged, HostCopy(figures) if isinstance(figures, Tensor) else None))
+        _, figures, has_norm = self._judged
+        values = HostCopy(figures).values if isinstance(figures, Tensor) else figures.copy
+        self._pending.append((step, has_norm, values))
         self._judged = None
 
     def settled(self, up_to: int) -> Iterator[Settled]:
         """Count the steps up to `up_to` that are not counted yet, and yield each; waits for them."""
         while self._pending and self._pending[0][0] <= up_to:
-            step, judged, copy = self._pending.popleft()
-            loss, norm, asked, *limit = judged.figures if copy is None else copy.values()
-            grad_norm = norm if judged.has_norm else None
+            step, has_norm, values = self._pending.popleft()
+            loss, norm, asked, *limit = values()
+            grad_norm = norm if has_norm else None
             self.asked = self.asked or request_of_strength(int(asked))
             yield Settled(step, self.guard.count(loss, grad_norm, *limit), grad_norm)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from operations import Operations
 
 from orchestrator.configuration.groups import GuardConfig
 from orchestrator.distributed.runtime import MOVE
@@ -13,7 +14,7 @@ from orchestrator.training.guard import StepGuard
 from orchestrator.training.verdicts import Settled, Verdicts
 
 VALUES = (1.5, 0.0, math.inf, -math.inf, math.nan)
-NORMS = (None, *VALUES, torch.tensor(0.1), torch.tensor(math.nan))
+NORMS = (None, *VALUES, 0.1, 1e39, torch.tensor(0.1), torch.tensor(math.nan))
 
 
 def settled(method: str, asked: int = 0, **settings: Any) -> tuple[list[bool], list[Settled], int, Any]:
@@ -43,8 +44,6 @@ def test_both_ways_judge_count_and_ask_the_same(asked: int, settings: dict[str, 
 
 
 def test_the_process_computes_nothing_on_the_device_to_judge_by_itself() -> None:
-    from operations import Operations
-
     verdicts = Verdicts(StepGuard(GuardConfig()), lambda: 0, world_size=1)
     loss, norm = torch.tensor(1.0), torch.tensor(2.0)
     with Operations() as operations:
