@@ -32,11 +32,11 @@ $(SMOLLM2)/config.json: | setup
 
 .PHONY: test
 test: setup  ## Run the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: test-fast
 test-fast: setup  ## Run the unit tests alone, in two minutes: no Ray, no workers, no broken runs
-	@$(BIN)/python -m pytest -m "not slow and not ray and not gpu and not long" --ignore=tests/faults -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -m "not slow and not ray and not gpu and not long" --ignore=tests/faults -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: test-faults
 test-faults: setup  ## Run the long form of the fault tests: every strategy on every cluster, many times

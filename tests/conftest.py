@@ -82,8 +82,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs {needed} CUDA device{'s' if needed > 1 else ''}")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests stay together where several processes run them: those that share what takes long to start."""
+    """Say which tests stay together where several processes run them: those that share what takes long to start.
+
+    It is said before pytest-xdist asks.
+    """
     for item in items:
         shares_pools = "pools" in getattr(item, "fixturenames", ())
         group = "ray" if item.get_closest_marker("ray") else "pools" if shares_pools else str(item.path)
