@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         shares_pools = "pools" in getattr(item, "fixturenames", ())
-        group = "ray" if item.get_closest_marker("ray") else "pools" if shares_pools else str(item.path)
+        group = "ray" if item.get_closest_marker("ray") else "pools" if shares_pools else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -76,7 +76,7 @@ def test_damaged_copy_is_replaced_under_those_who_read_it(remote: Storage, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-@pytest.mark.parametrize("content", [b"other" * 200, CONTENT[:-1], b""])
+@pytest.mark.parametrize("content", [b"other" * 200, CONTENT[:-1], b""], ids=["another", "too_short", "empty"])
 def test_file_that_is_not_the_manifests_is_never_kept(remote: Storage, content: bytes, tmp_path: Path) -> None:
     remote.write_bytes("file", content)
     with pytest.raises(ArtifactError, match="memory://fetched/file (is damaged|has .* the manifest says 1000)"):
