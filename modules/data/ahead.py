@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count, islice
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -37,9 +37,7 @@ class MadeAhead(Iterable[T]):
         wanted.put(DEPTH)
         thread.start()
         try:
-            for number in count(1):
-                if (found := made.get()) is None:
-                    return
+            for number, found in enumerate(iter(made.get, None), start=1):
                 if found.error is not None:
                     raise found.error
                 if number % _ROUND == 0:
