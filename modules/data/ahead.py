@@ -1,6 +1,7 @@
 """Batches that another thread makes while a step is computed, ready to be copied to a device at once."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from queue import SimpleQueue
@@ -22,7 +23,8 @@ _ALIGNMENT = 16
 class MadeAhead(Iterable[T]):
     """The items of an iterable, changed by `prepare`, made in order by one thread while the last one is used.
 
-    The two threads hand over by queues of C, because a future costs as much as a small step's input.
+    An item that is ready is taken off a deque as it is: a queue that can be waited for, or an object around each item,
+    takes a third longer.
     """
 
     def __init__(self, items: Iterable[Any], prepare: Callable[[Any], T]) -> None:
@@ -30,50 +32,72 @@ class MadeAhead(Iterable[T]):
 
     def __iter__(self) -> Iterator[T]:
         wanted: SimpleQueue[int] = SimpleQueue()
-        made: SimpleQueue[_Made[T] | None] = SimpleQueue()
-        is_over = threading.Event()
+        made, is_over = _Made[T](), threading.Event()
         makes = (iter(self._items), wanted, made, is_over)
         thread = threading.Thread(target=self._make, args=makes, name="batches", daemon=True)
         wanted.put(DEPTH)
         thread.start()
+        ready = made.items
         try:
-            for number, found in enumerate(iter(made.get, None), start=1):
-                if found.error is not None:
-                    raise found.error
-                if number % _ROUND == 0:
-                    wanted.put(_ROUND)
-                yield found.items[0]
+            while True:
+                for _ in range(_ROUND):
+                    if not ready and not made.wait():
+                        return
+                    yield ready.popleft()
+                wanted.put(_ROUND)
         finally:
             is_over.set()
             wanted.put(0)
             thread.join()
 
     def _make(
-        self,
-        items: Iterator[Any],
-        wanted: "SimpleQueue[int]",
-        made: "SimpleQueue[_Made[T] | None]",
-        is_over: threading.Event,
+        self, items: Iterator[Any], wanted: "SimpleQueue[int]", made: "_Made[T]", is_over: threading.Event
     ) -> None:
         try:
             while num_wanted := wanted.get():
                 for item in islice(items, num_wanted):
-                    made.put(_Made((self._prepare(item),)))
+                    made.add(self._prepare(item))
                     num_wanted -= 1
                     if is_over.is_set():
                         return
                 if num_wanted:
-                    made.put(None)
+                    made.end()
                     return
         except BaseException as error:  # the thread that asks raises it
-            made.put(_Made((), error))
+            made.end(error)
 
 
-class _Made(NamedTuple, Generic[T]):
-    """An item, or the error for want of it."""
+class _Made(Generic[T]):
+    """What one thread has made and another one takes."""
 
-    items: tuple[T, ...]
-    error: BaseException | None = None
+    def __init__(self) -> None:
+        self.items: deque[T] = deque()
+        self._has_changed, self._is_complete = threading.Event(), False
+        self._error: BaseException | None = None
+
+    def add(self, item: T) -> None:
+        """Add an item behind the others."""
+        self.items.append(item)
+        self._has_changed.set()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that there are no others, or why."""
+        self._error, self._is_complete = error, True
+        self._has_changed.set()
+
+    def wait(self) -> bool:
+        """Wait for an item, and return whether there is one; raise the error by which they have ended."""
+        while True:
+            self._has_changed.clear()
+            is_complete = self._is_complete  # before the items are looked at, of which the last may come just now
+            if self.items:
+                return True
+            if is_complete:
+                break
+            self._has_changed.wait()
+        if self._error is not None:
+            raise self._error
+        return False
 
 
 class Packed(NamedTuple):

@@ -56,8 +56,16 @@ def test_items_are_made_while_nobody_asks():
 
 
 def test_an_item_is_handed_over_without_a_call_of_python():
-    stream = iter(MadeAhead(range(20), lambda item: item))
+    are_made = threading.Event()
+
+    def items():
+        yield from range(4)
+        are_made.set()
+        yield 4
+
+    stream = iter(MadeAhead(items(), lambda item: item))
     next(stream)
+    assert are_made.wait(timeout=30)
     called = []
     sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
     next(stream)
