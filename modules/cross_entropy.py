@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from modules.linear import linear, product
+from modules.linear import product
 from modules.token_rows import TokenRows
 
 # On CPU, the logits of a chunk must fit in the cache and stay below the size from which malloc maps fresh pages each
@@ -110,10 +110,10 @@ def _plain_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, own: TokenRows | None
 ) -> Tensor:
     # a copy, because the backward pass must not need the weight, which ZeRO-3 has let go; it is small
-    rows = weight[:vocab_size].clone()
+    rows = torch.slice_copy(weight, 0, 0, vocab_size)
     if own is not None:  # in one product, so that equal rows give equal bits
         rows = rows.index_copy(0, own.tokens, own.rows.to(rows.dtype))
-    return F.cross_entropy(linear(hidden, rows, None), targets, reduction="sum")
+    return F.cross_entropy(hidden @ rows.t(), targets, reduction="sum")
 
 
 def _without_padding(weight: Tensor, vocab_size: int) -> Tensor:
