@@ -1,7 +1,7 @@
 """What `orchestrator plan` says a worker's memory is, beside what two workers on the CPU take under every strategy.
 
 Trained are models from nothing in each precision, once more in smaller micro-batches, and one from given weights: all
-of it, and by adapters.
+of it, and by adapters. A processor that emulates bfloat16 takes minutes for a step in it, so there all is in float32.
 
 Measured is the highest resident memory of rank 0 from the start of a training to its third step, above what the same
 process held before it (with everything imported, after a tiny training under the same strategy). Asked for: within a
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from jobs import begun_job
 from planted_faults import before_each_micro_batch
+from precisions import measured_precisions
 from worker_pool import WorkerPool
 
 from modules.config import TokenizerConfig
@@ -116,13 +117,15 @@ def config_of(
     )
 
 
-def tuning_of(root: Path, name: str, strategy: str, base: Path, lora: dict[str, Any] | None) -> FinetuneConfig:
+def tuning_of(
+    root: Path, name: str, strategy: str, base: Path, lora: dict[str, Any] | None, precision: str
+) -> FinetuneConfig:
     """Return the configuration of a training from given weights, whose rows fill their sequences."""
     rows = root / "rows.jsonl"
     rows.write_text(json.dumps({"text": _SENTENCE * 2000}) + "\n", encoding="utf-8")
     return FinetuneConfig.model_validate(
         {
-            **_common(root, name, strategy, "bf16", {}),
+            **_common(root, name, strategy, precision, {}),
             "data": {"source": "files", "path": str(rows), "val_fraction": 0.0},
             "task": {"name": "text_generation"},
             "finetune": {"num_epochs": None, "warmup_fraction": None, "keep": "last"},
@@ -182,33 +185,32 @@ def predicted(job: Job) -> int:
     return on_host_alone(memory(setting_of(config, vocab_size, "cpu"), config.strategy.name))
 
 
-def trainings(root: Path, strategy: Strategy) -> Iterator[tuple[str, PretrainConfig | FinetuneConfig]]:
+def trainings(
+    root: Path, strategy: Strategy, precisions: Sequence[str]
+) -> Iterator[tuple[str, PretrainConfig | FinetuneConfig]]:
     """Yield what is trained under a strategy, with its name: the shapes take turns, over strategies and precisions."""
     turn = STRATEGIES.index(strategy)
-    for index, precision in enumerate(precisions(strategy)):
+    for index, precision in enumerate(precisions):
         name = list(SHAPES)[(turn + index) % len(SHAPES)]
         yield f"{precision} {name}", config_of(root, f"of_{precision}", strategy, SHAPES[name], precision)
     name = list(SHAPES)[turn % len(SHAPES)]
-    again = config_of(root, "accumulated", strategy, SHAPES[name], "bf16", micro_batch_size=2)
-    yield f"bf16 {name}, micro-batches halved", again
+    usual = "bf16" if "bf16" in precisions else "32"
+    again = config_of(root, "accumulated", strategy, SHAPES[name], usual, micro_batch_size=2)
+    yield f"{usual} {name}, micro-batches halved", again
     base = write_base(root / "base", SHAPES[TUNED])
     for method, lora in METHODS.items():
-        yield f"bf16 {TUNED}, {method} fine-tuning", tuning_of(root, method, strategy, base, lora)
+        yield f"{usual} {TUNED}, {method} fine-tuning", tuning_of(root, method, strategy, base, lora, usual)
 
 
-def precisions(strategy: Strategy) -> Sequence[str]:
-    """Return the precisions that a strategy can take."""
-    return PRECISIONS if strategy.startswith("zero") else PRECISIONS[:2]
-
-
-def compared(strategy: Strategy) -> Iterator[tuple[str, float, float]]:
+def compared(strategy: Strategy, precisions: Sequence[str]) -> Iterator[tuple[str, float, float]]:
     """Yield what was measured under a strategy, with predicted and measured bytes."""
+    taken = [each for each in precisions if each != "bf16-true" or strategy.startswith("zero")]
     pool = WorkerPool(1 if strategy == "single" else 2)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for precision in precisions(strategy):
+            for precision in taken:
                 measured(pool, begun_job(config_of(Path(folder), f"tiny_{precision}", strategy, TINY, precision)))
-            for name, config in trainings(Path(folder), strategy):
+            for name, config in trainings(Path(folder), strategy, taken):
                 with redirect_stdout(StringIO()):  # what the preparation says to a user
                     job = begun_job(config)
                 yield f"{strategy} {name}", predicted(job), measured(pool, job)
@@ -216,15 +218,14 @@ def compared(strategy: Strategy) -> Iterator[tuple[str, float, float]]:
         pool.close()
 
 
-def main(strategies: Sequence[Strategy] = STRATEGIES) -> list[Row]:
-    """Show predicted and measured memory of each training, and return the errors."""
-    rows = []
+def main(strategies: Sequence[Strategy] = STRATEGIES) -> Iterator[Row]:
+    """Show predicted and measured memory of each training, and yield the errors."""
+    precisions = PRECISIONS if "bf16" in measured_precisions() else PRECISIONS[:1]
     with patch.dict(os.environ, MALLOC):  # of the workers alone
-        for what, ours, seen in (each for strategy in strategies for each in compared(strategy)):
+        for what, ours, seen in (each for strategy in strategies for each in compared(strategy, precisions)):
             print(f"{what:<48} {ours / 1e6:>7,.0f} {seen / 1e6:>7,.0f} MB {ours / seen:>6.3f}", flush=True)
-            rows.append((f"plan: error of the memory of {what} (%)", 100 * abs(ours / seen - 1), 10.0))
-    return rows
+            yield f"plan: error of the memory of {what} (%)", 100 * abs(ours / seen - 1), 10.0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or STRATEGIES)  # type: ignore[arg-type]
+    list(main(sys.argv[1:] or STRATEGIES))  # type: ignore[arg-type]

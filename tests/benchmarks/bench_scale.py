@@ -44,7 +44,7 @@ from orchestrator.runs.state import read_runs
 from orchestrator.storage.store import Storage
 
 Row = tuple[str, float, float, float]
-"""What was measured, our growth exponent, the linear one, ours / linear."""
+"""What was measured, by how much it grows where its size doubles, by how much what is linear does, ours / linear."""
 RANKS, ALL_RANKS = (8, 64, 256, 1024), 10_000
 SHARE = 4096
 """Elements of a rank: as many whatever the number of ranks, so that what a rank asks for can be compared."""
@@ -273,13 +273,16 @@ def table_of(costs: Sequence[Cost]) -> Table:
 
 
 def main() -> list[Row]:
-    """Print the table; return the growth exponents."""
+    """Print the tables; return how costs grow where their size doubles."""
     asked = [*asked_of_ranks()]
     costs = [*of_ranks(asked), *of_long_runs(), *of_listing(), *of_stages()]
     console = Console(width=180, stderr=True)
     console.print(table_of_ranks(asked))
     console.print(table_of(costs))
-    return [(f"growth of {cost.what} (exponent)", cost.exponent, 1.0, cost.exponent) for cost in costs]
+    doubled = {cost.what: 2**cost.exponent for cost in costs}
+    return [
+        (f"{what}, of twice the size beside linear (times)", grown, 2.0, grown / 2) for what, grown in doubled.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+_WIDTH = 140
+"""Columns of the table in a file or a pipe."""
+
 
 class Row(NamedTuple):
     """One line of the table; a failed one has a reason and no figures."""
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += _rows(name)
         if arguments.json:  # each time, since all together take more than an hour
             _write(arguments.json, rows)
-    console = Console()
+    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_WIDTH)
     console.print(machine(), highlight=False)
     console.print(_table(rows))
     return int(any(row.failure for row in rows))
