@@ -71,6 +71,11 @@ class Cost:
         return math.log(after / before) / math.log(large / small)
 
     @property
+    def doubled(self) -> float:
+        """By how much it grows where its size doubles."""
+        return 2**self.exponent
+
+    @property
     def at_full_size(self) -> float:
         large = max(self.measured)
         return self.measured[large] * (self.full_size / large) ** self.exponent
@@ -279,9 +284,8 @@ def main() -> list[Row]:
     console = Console(width=180, stderr=True)
     console.print(table_of_ranks(asked))
     console.print(table_of(costs))
-    doubled = {cost.what: 2**cost.exponent for cost in costs}
     return [
-        (f"{what}, of twice the size beside linear (times)", grown, 2.0, grown / 2) for what, grown in doubled.items()
+        (f"{cost.what}, of twice the size beside linear (times)", cost.doubled, 2.0, cost.doubled / 2) for cost in costs
     ]
 
 

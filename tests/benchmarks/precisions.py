@@ -9,5 +9,5 @@ def measured_precisions() -> tuple[str, ...]:
     """Return "32" and, where the processor multiplies such matrices, "bf16"; emulated, that would say nothing."""
     if bfloat16_instructions():
         return "32", "bf16"
-    print("this processor emulates bfloat16: its rows are left out", file=sys.stderr, flush=True)
+    print("this processor emulates bfloat16: nothing is measured in it", file=sys.stderr, flush=True)
     return ("32",)
