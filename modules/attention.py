@@ -143,7 +143,7 @@ class DotProduct(nn.Module):
         if length == 1 and num_heads != k.shape[1]:  # the heads that share keys, as so many positions
             q = q.view(batch, k.shape[1], -1, width)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-            return out.view(batch, num_heads, 1, width)
+            return out.reshape(batch, num_heads, 1, width)  # some kernels put the positions before the heads
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=num_heads != k.shape[1]
         )

@@ -290,10 +290,11 @@ def guard_steps(trainer: Trainer, is_bad: Callable[[], Tensor | bool], on_device
 
     Args:
         is_bad: Returns whether the step must be skipped, bool [] on the device if `on_device`.
-        on_device: Leave the decision to the optimizer's kernels where it has such; else this process waits for it.
+        on_device: Leave the decision to the optimizer's kernels where it has such, and they run where the verdict is;
+            else this process waits for it, as it does for the gradients of weights that are updated in its memory.
 
     Returns:
-        The optimizers, by class, that have none although `on_device` asks for it.
+        The optimizers, by class, that have no such kernels although `on_device` asks for them.
     """
     zero = _zero_optimizer(trainer)
     # the backup updates the part that a partly offloaded optimizer leaves on the GPU
@@ -316,13 +317,22 @@ def _guard_optimizer(optimizer: Any, is_bad: Callable[[], Tensor | bool], on_dev
     def step(closure: Callable[[], Any] | None = None) -> Any:
         # Lightning's closure runs forward and backward, and computes the norm of the gradient
         result = closure() if closure else None
-        if on_device:
-            _update_unless(torch.as_tensor(is_bad()), optimizer, update)
-        elif not is_bad():
+        verdict = is_bad()
+        if on_device and isinstance(verdict, Tensor) and verdict.device == _device_of_weights(optimizer):
+            _update_unless(verdict, optimizer, update)
+        elif not verdict:
             update()
         return result
 
     optimizer.step = step
+
+
+def _device_of_weights(optimizer: Any) -> torch.device:
+    """Return where its kernels run; a `found_inf` elsewhere would be copied there without a wait (torch 2.13.0).
+
+    So a step of weights in this process's memory would be counted by whatever the copy's memory held before.
+    """
+    return optimizer.param_groups[0]["params"][0].device
 
 
 def _update_unless(is_bad: Tensor, optimizer: Any, update: Callable[[], Any]) -> None:

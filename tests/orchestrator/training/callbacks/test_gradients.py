@@ -71,6 +71,23 @@ def test_a_step_that_is_not_admitted_moves_nothing_under_a_scaler_too(on_device:
     assert clipped(torch.amp.GradScaler("cpu"), on_device=on_device)[1].any()
 
 
+@pytest.mark.parametrize("is_bad", [True, False])
+def test_weights_on_another_device_than_the_verdict_wait_for_it(is_bad: bool) -> None:
+    seen: list[Any] = []
+
+    class Offloaded(torch.optim.SGD):  # as ZeRO's: gradients and verdict are on a GPU, its weights are not
+        _step_supports_amp_scaling = True
+
+        def step(self, closure: Any = None) -> None:
+            seen.append(getattr(self, "found_inf", None))
+
+    optimizer = Offloaded([torch.nn.Parameter(torch.zeros(2, device="meta"))])
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=torch.nn.Module(), optimizers=[optimizer]))
+    assert guard_steps(trainer, lambda: torch.tensor(is_bad), on_device=True) == []
+    optimizer.step()
+    assert seen == ([] if is_bad else [None])
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.01, 0.1, 1.0, 100.0, float("inf"), float("nan")])
 @pytest.mark.parametrize("max_norm", [None, 1.0])
 def test_norm_and_clipped_gradients_are_those_of_torch_bit_for_bit(scale: float, max_norm: float | None) -> None:
