@@ -53,9 +53,13 @@ def _traced(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.aten.linear(x, weight, bias)  # `F.linear` is DeepSpeed's under ZeRO-3
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """Return `left @ right` of [M, K] and [K, N] without gradients, by the fastest kernel for the device and dtype."""
-    return _onednn(left, right.t()) if _suits_onednn(left, right) else left @ right
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return `left @ right` of [M, K] and [K, N] without gradients, by the fastest kernel for the device and dtype.
+
+    Args:
+        out: [M, N], memory for the result, which a kernel that cannot use it leaves alone.
+    """
+    return _onednn(left, right.t()) if _suits_onednn(left, right) else torch.mm(left, right, out=out)
 
 
 def prepacked(weight: Tensor) -> Tensor | None:

@@ -12,8 +12,8 @@ _FLOAT32 = 4
 _INDEX = 8
 _LONG_IN_BFLOAT16 = 384
 """Positions from which attention in bfloat16 is trained in it on CPU; see `modules.attention`."""
-_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-_MIN_CHUNK_ROWS = 256
+_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
+_MIN_CHUNK_ROWS = 512
 """Logits that the head holds at once; see `modules.cross_entropy`."""
 _FEW_LOGITS = 2**20
 """Logits up to which it computes all at once."""
@@ -180,15 +180,19 @@ def head_buffer_bytes(
 ) -> int:
     """Return the bytes that the head takes while it computes: a chunk of logits, and casts of what it multiplies.
 
-    Compiled, the gradient of the logits takes their place, and there are no probabilities beside them.
+    Compiled, the gradient of the logits takes their place, and there are no probabilities beside them; on CPU there are
+    none beside logits in float32 either.
     """
     widths = Widths.of(precision)
     if model.classifier is not None:
         return 0
     columns = padded_vocab_size(vocab_size)
     rows = min(of.head_tokens, max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS[device] // columns))
-    chunk = rows * columns * (widths.compute + (_FLOAT32 if head_loss == "eager" else 0))
-    product = 0 if model.lora or widths.compute == _FLOAT32 else columns * model.hidden_dim * widths.compute
+    is_in_place = head_loss == "compiled" or (device == "cpu" and widths.compute == _FLOAT32)
+    chunk = rows * columns * (widths.compute + (0 if is_in_place else _FLOAT32))
+    product = 0
+    if device == "cpu" and not model.lora and widths.compute != _FLOAT32:
+        product = columns * model.hidden_dim * widths.compute
     casts = 0
     if widths.weight != widths.compute:
         casts = (columns + of.head_tokens) * model.hidden_dim * widths.compute
