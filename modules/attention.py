@@ -128,6 +128,8 @@ class DotProduct(nn.Module):
         return self._attend_runs(q, k, v, causal, examples.runs)
 
     def _attend_runs(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, runs: Sequence[tuple[int, int]]) -> Tensor:
+        if len(runs) == 1:  # which need not be taken apart and put together
+            return self._attend_run(runs[0], q, k, v, causal)
         sizes = [count * length for count, length in runs]
         pieces = zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
         return torch.cat([self._attend_run(*piece, causal) for piece in pieces])
