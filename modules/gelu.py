@@ -56,13 +56,13 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> Tensor:
-        """With s the sigmoid of v, the gradient is `s + x s (1 - s) dv/dx`, where `x s` is the output."""
+        """With s the sigmoid of v, the gradient is `s + (1 - s) x s dv/dx`, where `x s` is the output."""
         x, out = ctx.saved_tensors
-        grad, linear = torch.empty_like(x), x.new_full((), _LINEAR)
+        grad, linear, one = torch.empty_like(x), x.new_full((), _LINEAR), x.new_ones(())
         for inputs, outputs, given, found in zip(*map(_chunks, (x, out, out_grad.contiguous(), grad)), strict=True):
             sigmoid = torch.div(outputs, inputs).nan_to_num_(0.5)  # 0 / 0
             torch.addcmul(linear, inputs, inputs, value=3 * _CUBIC, out=found)  # dv/dx
-            found.mul_(outputs).addcmul_(found, sigmoid, value=-1).add_(sigmoid).mul_(given)
+            found.mul_(outputs).lerp_(one, sigmoid).mul_(given)
         return grad
 
 
