@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from bench_head_loss import peak_mib
+from bench_head_loss import DEVICE, peak
 from bench_training_step import alternating_medians
 from torch import Tensor
 
@@ -24,7 +24,6 @@ from modules.examples import Examples
 Row = tuple[str, float, float, float]
 """What was measured (name and unit), ours, the peer's, ours / peer's."""
 NUM_HEADS, WIDTH, REPEATS = 4, 64, 9
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Setting(NamedTuple):
@@ -110,11 +109,6 @@ def print_peak(which: str) -> None:
     before = peak()
     training_pass(which, SETTINGS[-1])()
     print(peak() - before)
-
-
-def peak() -> float:
-    """Most MiB so far, of the GPU if there is one."""
-    return torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else peak_mib()
 
 
 if __name__ == "__main__":

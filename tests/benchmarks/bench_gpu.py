@@ -69,6 +69,7 @@ ON_GPU = Scale(
     settings=(
         "training.precision=bf16",
         "training.compile=true",
+        "training.head_loss=compiled",
         "cluster.gpus_per_worker=1",
         "data.max_bytes=30000000",
     ),
@@ -163,6 +164,7 @@ def setting_of(scale: Scale) -> Setting:
         scale.micro_batches[1],
         accumulation=scale.accumulation,
         activation_checkpointing="blocks",
+        head_loss="compiled" if scale.device == "cuda" else "eager",
         device="cuda" if scale.device == "cuda" else "cpu",
     )
 
