@@ -327,12 +327,13 @@ def _guard_optimizer(optimizer: Any, is_bad: Callable[[], Tensor | bool], on_dev
     optimizer.step = step
 
 
-def _device_of_weights(optimizer: Any) -> torch.device:
-    """Return where its kernels run; a `found_inf` elsewhere would be copied there without a wait (torch 2.13.0).
+def _device_of_weights(optimizer: Any) -> torch.device | None:
+    """Return where its kernels run, None without weights; a `found_inf` elsewhere would be copied there without a wait (torch 2.13.0).
 
     So a step of weights in this process's memory would be counted by whatever the copy's memory held before.
     """
-    return optimizer.param_groups[0]["params"][0].device
+    # ZeRO-3 empties each group but the one that it updates
+    return next((weight.device for group in optimizer.param_groups for weight in group["params"]), None)
 
 
 def _update_unless(is_bad: Tensor, optimizer: Any, update: Callable[[], Any]) -> None:
