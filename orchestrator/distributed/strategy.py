@@ -328,9 +328,10 @@ def _guard_optimizer(optimizer: Any, is_bad: Callable[[], Tensor | bool], on_dev
 
 
 def _device_of_weights(optimizer: Any) -> torch.device | None:
-    """Return where its kernels run, None without weights; a `found_inf` elsewhere would be copied there without a wait (torch 2.13.0).
+    """Return where its kernels run; None without weights.
 
-    So a step of weights in this process's memory would be counted by whatever the copy's memory held before.
+    torch copies a `found_inf` from elsewhere without a wait (2.13.0), so that a step of weights in this process's
+    memory would be counted by whatever the copy's memory held before.
     """
     # ZeRO-3 empties each group but the one that it updates
     return next((weight.device for group in optimizer.param_groups for weight in group["params"]), None)
