@@ -16,9 +16,10 @@ from modules.linear import product
 from modules.token_rows import TokenRows
 
 _CHUNK_ELEMENTS = {"cpu": 2**22}
-_CHUNK_ELEMENTS_ELSEWHERE = 2**28
-"""Logits in a chunk: on CPU few enough to stay in the cache; a GPU needs large products. For 12,288 tokens of 50,257 an
-H200 took 8.7 ms in chunks of 2^26, 7.4 of 2^27 and 7.1 of 2^28, compiled and in bfloat16 (torch 2.11.0)."""
+_CHUNK_ELEMENTS_ELSEWHERE = {"eager": 2**27, "compiled": 2**28}
+"""Logits in a chunk: on CPU few enough to stay in the cache; a GPU needs large products, and what is compiled has no
+probabilities beside the logits. For 12,288 tokens of 50,257 in bfloat16 an H200 took in chunks of 2^26, 2^27 and 2^28
+12.8, 11.6 and 11.0 ms, compiled 8.7, 7.4 and 7.1 (torch 2.11.0)."""
 _MIN_CHUNK_ROWS = 512
 """Fewer make the products slow: of 50,304 tokens, 256 and 512 rows took 0.93 and 0.82 of plain torch's time on CPU."""
 _FEW_LOGITS = 2**20
@@ -59,7 +60,7 @@ def linear_cross_entropy(
     """
     if chunk_size is None and suits_plain(len(hidden), vocab_size, _compute_dtype(hidden)):
         return _plain_cross_entropy(hidden, weight, targets, vocab_size, own)
-    rows = chunk_size or chunk_rows(len(weight), weight.device.type)
+    rows = chunk_size or chunk_rows(len(weight), weight.device.type, is_compiled)
     if not torch.is_grad_enabled():
         return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows, own)[0]
     tokens, token_rows = (None, None) if own is None else own
@@ -94,9 +95,10 @@ def linear_cross_entropy_stats(
     return sum_loss, num_correct
 
 
-def chunk_rows(num_columns: int, device_type: str) -> int:
+def chunk_rows(num_columns: int, device_type: str, is_compiled: bool = False) -> int:
     """Return the tokens in a chunk for `num_columns` of vocabulary: bounded logits, but enough rows to be fast."""
-    return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device_type, _CHUNK_ELEMENTS_ELSEWHERE) // num_columns)
+    elsewhere = _CHUNK_ELEMENTS_ELSEWHERE["compiled" if is_compiled else "eager"]
+    return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device_type, elsewhere) // num_columns)
 
 
 def suits_plain(num_tokens: int, vocab_size: int, dtype: torch.dtype) -> bool:

@@ -247,7 +247,7 @@ def _beside(plan: Plan) -> Iterator[str]:
     if on_gpu:
         yield (
             "note: the memory that CUDA and NCCL take themselves, often 1 to 3 GB, is in no column; the formulas were "
-            "held against processors alone"
+            "held against processors and one training on a GPU"
         )
     elif config.model.dropout:
         yield "note: with dropout, attention on a processor keeps more than is reckoned here"
@@ -283,9 +283,10 @@ def _unknown(plan: Plan) -> Iterator[str]:
             "plan.utilization for time and cost"
         )
     elif plan.config.plan.utilization is None:
+        hidden = "communication and, of compiled blocks, launches" if plan.config.training.compile else "communication"
         yield (
-            "note: speeds are those of published runs of other trainers on this kind of device, from communication "
-            "that is hidden to communication that is not"
+            f"note: speeds are those of published runs of other trainers on this kind of device, from {hidden} "
+            f"that the computation hides to those that it does not"
         )
     if plan.num_steps is None:
         yield "not known: the number of steps, which follows from the rows (finetune.num_epochs)"

@@ -12,7 +12,7 @@ _FLOAT32 = 4
 _INDEX = 8
 _LONG_IN_BFLOAT16 = 384
 """Positions from which attention in bfloat16 is trained in it on CPU; see `modules.attention`."""
-_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
+_CHUNK_ELEMENTS = {"cpu": {"eager": 2**22, "compiled": 2**22}, "cuda": {"eager": 2**27, "compiled": 2**28}}
 _MIN_CHUNK_ROWS = 512
 """Logits that the head holds at once; see `modules.cross_entropy`."""
 _FEW_LOGITS = 2**20
@@ -187,7 +187,7 @@ def head_buffer_bytes(
     if model.classifier is not None:
         return 0
     columns = padded_vocab_size(vocab_size)
-    rows = min(of.head_tokens, max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS[device] // columns))
+    rows = min(of.head_tokens, max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS[device][head_loss] // columns))
     is_in_place = head_loss == "compiled" or (device == "cpu" and widths.compute == _FLOAT32)
     chunk = rows * columns * (widths.compute + (0 if is_in_place else _FLOAT32))
     product = 0

@@ -11,7 +11,7 @@ from orchestrator.planning.memory import STRATEGIES, Memory, Setting, Strategy, 
 from orchestrator.planning.saves import Saves, saves
 from orchestrator.planning.setting import setting_of
 from orchestrator.planning.sources import SourcePlan, source_plans
-from orchestrator.planning.speed import ERROR, is_known, step_seconds, work
+from orchestrator.planning.speed import COSTS, ERROR, HIDDEN_LAUNCHES, is_known, step_seconds, work
 from orchestrator.planning.traffic import Traffic, seconds, traffic
 
 PlanConfig = PlanPretrainConfig | PlanFinetuneConfig
@@ -131,8 +131,9 @@ class Plan:
             return Range(exact, exact)
         if not self.has_speed or on_links is None:
             return None
-        hidden = step_seconds(done, self.device)
-        return Range(hidden * (1 - ERROR), (hidden + on_links) * (1 + ERROR))
+        fewest = HIDDEN_LAUNCHES if self.config.training.compile else COSTS
+        hidden, launched = (step_seconds(done, self.device, costs) for costs in (fewest, COSTS))
+        return Range(hidden * (1 - ERROR), (launched + on_links) * (1 + ERROR))
 
     @property
     def utilization(self) -> Range | None:

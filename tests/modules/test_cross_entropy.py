@@ -209,13 +209,17 @@ def test_loss_of_an_impossible_token_is_exact_and_finite() -> None:
     assert loss.item() == pytest.approx(200.0)
 
 
+@pytest.mark.parametrize("num_columns", [128, 8192, 50304])
 @pytest.mark.parametrize(
-    ("num_columns", "device"), [(128, "cpu"), (8192, "cpu"), (50304, "cpu"), (128, "cuda"), (50304, "cuda")]
+    ("device", "is_compiled", "bytes_of_a_logit", "most"),
+    [("cpu", False, 4, 2**24), ("cpu", True, 4, 2**24), ("cuda", False, 2 + 4, 2**30), ("cuda", True, 2, 2**29)],
 )
-def test_chunks_hold_a_bounded_number_of_logits(num_columns: int, device: str) -> None:
-    rows = chunk_rows(num_columns, device)
+def test_chunks_hold_a_bounded_number_of_logits(
+    num_columns: int, device: str, is_compiled: bool, bytes_of_a_logit: int, most: int
+) -> None:
+    rows = chunk_rows(num_columns, device, is_compiled)
     assert rows >= 512
-    assert rows == 512 or rows * num_columns <= (2**22 if device == "cpu" else 2**28)
+    assert rows == 512 or rows * num_columns * bytes_of_a_logit <= most
 
 
 def test_small_vocabularies_are_computed_in_one_chunk() -> None:

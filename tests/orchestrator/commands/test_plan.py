@@ -62,6 +62,20 @@ def test_no_speed_is_shown_that_no_published_run_supports(
     assert "tokens per second" in said(capsys, *fixed, *words, "plan.utilization=0.4")
 
 
+def test_speeds_of_compiled_blocks_reach_from_launches_that_are_hidden_to_those_that_are_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("pretrain", "model=gpt2_124m", "device=h200", "training.precision=bf16", "training.sequence_length=1024")
+    words += ("plan.vocab_size=50257", "training.micro_batch_size=12", "training.global_batch_size=96")
+    ranges = []
+    for more in ((), ("training.compile=true",)):
+        (line, *_) = (line for line in said(capsys, *words, *more).splitlines() if "tokens per second " in line)
+        ranges.append([int(word.removesuffix("k")) for word in line.split() if word.endswith("k")])
+    (low, high), (compiled_low, compiled_high) = ranges
+    assert compiled_low == low
+    assert high < 302 < 345 < compiled_high  # thousands, as one measured it, compiled (LOG.md, 2026-11-27)
+
+
 def test_tf32_has_a_peak_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("pretrain", *GPUS[:-1], "training.precision=32", "strategy=ddp", "plan.utilization=0.4")
     rates = []
@@ -103,7 +117,7 @@ def test_a_strategy_needs_room_for_what_is_not_counted(capsys: pytest.CaptureFix
     words = ("model=gpt2_124m", "training.sequence_length=1024", "strategy=zero3_offload", "device=l4")
     shown = said(capsys, *words, "training.global_batch_size=34")
     assert "of which tensors can take 22.1" in shown
-    assert "23.2!" in shown
+    assert "23.7!" in shown
 
 
 def test_a_link_that_is_not_known_is_not_taken_for_a_device_that_is_not(capsys: pytest.CaptureFixture[str]) -> None:
