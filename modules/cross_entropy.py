@@ -60,9 +60,9 @@ def linear_cross_entropy(
     """
     if chunk_size is None and suits_plain(len(hidden), vocab_size, _compute_dtype(hidden)):
         return _plain_cross_entropy(hidden, weight, targets, vocab_size, own)
-    rows = chunk_size or chunk_rows(len(weight), weight.device.type, is_compiled)
     if not torch.is_grad_enabled():
-        return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, rows, own)[0]
+        return linear_cross_entropy_stats(hidden, weight, targets, vocab_size, chunk_size, own)[0]
+    rows = chunk_size or chunk_rows(len(weight), weight.device.type, is_compiled)
     tokens, token_rows = (None, None) if own is None else own
     dtype = _compute_dtype(hidden)
     return _LinearCrossEntropy.apply(hidden, weight, token_rows, tokens, targets, vocab_size, rows, dtype, is_compiled)
@@ -163,7 +163,8 @@ def _logits(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield (rows, logits [C, V]), in chunks of equal size but the last; the next one overwrites the logits.
 
-    They share one piece of memory: on CPU fresh pages for every chunk cost four times the softmax itself (measured).
+    They share one piece of memory, but for oneDNN's kernel, which takes none: on CPU fresh pages for every chunk cost
+    four times the softmax itself (measured).
     """
     if not len(hidden):
         return

@@ -286,7 +286,7 @@ def _unknown(plan: Plan) -> Iterator[str]:
         hidden = "communication and, of compiled blocks, launches" if plan.config.training.compile else "communication"
         yield (
             f"note: speeds are those of published runs of other trainers on this kind of device, from {hidden} "
-            f"that the computation hides to those that it does not"
+            "that the computation hides to those that it does not"
         )
     if plan.num_steps is None:
         yield "not known: the number of steps, which follows from the rows (finetune.num_epochs)"

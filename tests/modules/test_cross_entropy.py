@@ -115,7 +115,10 @@ def test_few_logits_take_no_more_memory_than_the_plain_computation() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "bytes_of_a_logit"), [(torch.float32, 4), (torch.bfloat16, 2 + 4)])
-def test_one_chunk_of_logits_is_held_at_a_time(dtype: torch.dtype, bytes_of_a_logit: int) -> None:
+def test_one_chunk_of_logits_is_held_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bytes_of_a_logit: int
+) -> None:
+    monkeypatch.setattr("modules.linear._onednn_is_faster", lambda: False)  # whose kernel makes memory of its own
     width, num_columns, rows = 2, 4096, 32
     hidden, weight = (torch.randn(size, width, dtype=dtype, requires_grad=True) for size in (4 * rows, num_columns))
     targets = torch.randint(0, num_columns, (4 * rows,))
@@ -123,6 +126,21 @@ def test_one_chunk_of_logits_is_held_at_a_time(dtype: torch.dtype, bytes_of_a_lo
         linear_cross_entropy(hidden, weight, targets, num_columns, rows)
     chunk = rows * num_columns * bytes_of_a_logit
     assert chunk < live.most < 1.3 * chunk  # the rest are gradients and single columns
+
+
+def test_without_gradients_chunks_are_those_of_what_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def rows_of_a_chunk(num_columns: int, device: str, is_compiled: bool = False) -> int:
+        seen.append(is_compiled)
+        return 16
+
+    monkeypatch.setattr("modules.cross_entropy.chunk_rows", rows_of_a_chunk)
+    monkeypatch.setattr("modules.cross_entropy.suits_plain", lambda *_: False)
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets, VOCAB, is_compiled=True)
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
