@@ -18,7 +18,7 @@ _NUM_BYTES = 256
 _CUT, _END = "\x00", "\x01"
 """What is put into text: where white space is cut, and after each text. Text that has them is encoded otherwise."""
 _PATTERN = (
-    r"\p{L}+| \p{L}+|'(?:[stmd]|re|ve|ll)| ?\p{N}+| ?[^\s\p{L}\p{N}\x00\x01]+|\s+|\x01"  # _CUT stands for nothing
+    r"\p{L}+| \p{L}+|'(?:[stmd]|re|ve|ll)| ?\p{N}+| ?[^\s\p{L}\p{N}\x00]+|\s+"  # _CUT stands for nothing
 )
 """Pattern by which GPT-2 and every byte-level BPE of `tokenizers` split text before merging.
 
@@ -42,26 +42,33 @@ class WordEncoder:
 
     def __init__(self, ranks: dict[bytes, int], encode: Callable[[list[str]], list[list[int]]]):
         """Take the tokens of `merge_ranks`, and what gives the tokens of other texts by `tokenizers`."""
-        self._encoding = tiktoken.Encoding("words", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={})
         self._end = ranks[_END.encode()]
+        merged = {token: rank for token, rank in ranks.items() if rank != self._end}
+        self._encoding = tiktoken.Encoding(
+            "words", pat_str=_PATTERN, mergeable_ranks=merged, special_tokens={_END: self._end}
+        )
         self._encode = encode
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens of all texts, int64 [n], and the number of each text's."""
+        """Return the tokens of all texts, uint32 [n], and the number of each text's."""
         cut = [stretches(text) for text in texts]
         known = self._known([stretch for parts in cut for stretch in parts[::2]])
         unknown = [stretch for parts in cut for stretch in parts[1::2]]
         if not unknown:
             return np.concatenate(known), np.array([len(ids) for ids in known])
-        others = iter([np.array(ids, dtype=np.int64) for ids in self._encode(unknown)])
+        others = iter([np.array(ids, dtype=np.uint32) for ids in self._encode(unknown)])
         found = iter(known)
         parts = [[next(others if place % 2 else found) for place in range(len(parts))] for parts in cut]
         return np.concatenate(list(chain.from_iterable(parts))), np.array([sum(map(len, ids)) for ids in parts])
 
     def _known(self, texts: list[str]) -> list[np.ndarray]:
-        """Return the tokens of texts of known characters."""
-        ids = self._encoding.encode_ordinary(_with_cuts(_END.join([*texts, ""])))
-        tokens = np.fromiter(ids, np.int64, len(ids))
+        """Return the tokens of texts of known characters.
+
+        tiktoken gives an array, which spares a list of Python's numbers, only where it looks for special tokens. With
+        none it would look between all characters, so what ends a text is one.
+        """
+        text = _with_cuts(_END.join([*texts, ""]))
+        tokens = self._encoding.encode_to_numpy(text, allowed_special={_END}, disallowed_special=())
         ends = np.flatnonzero(tokens == self._end).tolist()
         return [tokens[start:stop] for start, stop in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
 
