@@ -47,10 +47,12 @@ PEERS = {"dynamic": {}, "static": {"cache_implementation": "static", "disable_co
 class Size:
     """How long a benchmark runs."""
 
-    num_tokens: int = 128
+    num_tokens: int = 64
     """New tokens of each text."""
     repeats: int = 3
     """Texts of each system, after one that warms up."""
+    first_repeats: int = 8
+    """Texts besides, of one token each: a long text has as many intervals as tokens, but one first token."""
 
 
 @dataclass
@@ -161,6 +163,8 @@ def setting_rows(models: Models, batch: int, length: int, size: Size) -> list[Ro
     """A token's and the first token's time, and the caps, at one batch size and length of the prompt."""
     prompt = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(1)).tolist()
     times = alternating(models.systems(prompt, batch, size.num_tokens), size.repeats)
+    for system, found in alternating(models.systems(prompt, batch, 1), size.first_repeats).items():
+        times[system].first += found.first
     token = {name: 1000 * statistics.median(each.intervals) for name, each in times.items()}
     first = {name: 1000 * statistics.median(each.first) for name, each in times.items()}
     name = f"{str(models.dtype).removeprefix('torch.')}, batch {batch}, prompt {length}"
