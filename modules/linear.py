@@ -1,8 +1,10 @@
 """Linear layers where PyTorch's own are slow, in float32 on CPU, or take memory that must be free, under autocast.
 
 PyTorch sends float32 products to MKL, which uses AVX-512 only on Intel processors: on two cores of an AMD EPYC with
-AVX-512, oneDNN reached 410 GFLOPS and MKL 200, both in full precision (torch 2.13.0). Without AVX-512, MKL is faster,
-by 1.1 to 1.6 times in the shapes of a small GPT (on an AMD EPYC with AVX2).
+AVX-512, oneDNN reached 410 GFLOPS and MKL 200, both in full precision (torch 2.13.0). Without AVX-512, MKL is
+faster there, too, by up to 1.6 times, but for `x @ weight.T` of a weight that is too large for the processor's cache:
+that takes MKL 1.0 to 3.3 times as long as oneDNN from one row to 128 with two threads, and 1.0 to 1.9 times from 32
+rows on with one. In a training as a whole nothing is won by it.
 A call of oneDNN costs 10 microseconds however small it is, and one of MKL 2.
 """
 
@@ -15,8 +17,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from modules.processor import is_amd
+
 _SMALL_PRODUCT = 2**18
 """Multiplications below which MKL is faster than oneDNN, measured with 1 to 8 rows (torch 2.13.0)."""
+_LARGE_WEIGHT, _MANY_ROWS = 2**20, 32
+"""Numbers of a weight from which oneDNN is faster on AMD's processors without AVX-512; with one thread, if it is
+multiplied by so many rows."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -59,7 +66,7 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     Args:
         out: [M, N], memory for the result, which a kernel that cannot use it leaves alone.
     """
-    return _onednn(left, right.t()) if _suits_onednn(left, right) else torch.mm(left, right, out=out)
+    return _onednn(left, right.t()) if _suits_onednn(left, right.t()) else torch.mm(left, right, out=out)
 
 
 def prepacked(weight: Tensor) -> Tensor | None:
@@ -67,7 +74,7 @@ def prepacked(weight: Tensor) -> Tensor | None:
 
     The layout is the one that Inductor makes when it freezes a model, for any number of rows.
     """
-    is_faster = {torch.float32: _onednn_is_faster, torch.bfloat16: _onednn_has_bfloat16}.get(weight.dtype)
+    is_faster = {torch.float32: _prepacking_pays, torch.bfloat16: _onednn_has_bfloat16}.get(weight.dtype)
     if weight.device.type != "cpu" or is_faster is None or not is_faster() or weight.numel() < _SMALL_PRODUCT:
         return None
     return torch.ops.mkldnn._reorder_linear_weight(weight, None)
@@ -79,18 +86,39 @@ def prepacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN multiplies x [..., in] by weight [out, in], of any strides, faster than MKL."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and _onednn_is_faster()
+        and (_onednn_is_faster() or _suits_onednn_without_avx512(x, weight))
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _suits_onednn_without_avx512(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _onednn_is_faster_for_large_weights()
+        and weight.numel() >= _LARGE_WEIGHT
+        and weight.is_contiguous()  # the products that make gradients are faster by MKL
+        and not torch.is_grad_enabled()
+        and (torch.get_num_threads() > 1 or x.numel() >= _MANY_ROWS * x.shape[-1])
     )
 
 
 @cache
 def _onednn_is_faster() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@cache
+def _onednn_is_faster_for_large_weights() -> bool:
+    return torch.backends.mkldnn.is_available() and is_amd()
+
+
+def _prepacking_pays() -> bool:
+    """Return whether it does in float32: without AVX-512, MKL multiplies a single row faster with one thread."""
+    return _onednn_is_faster() or (_onednn_is_faster_for_large_weights() and torch.get_num_threads() > 1)
 
 
 @cache

@@ -17,9 +17,7 @@ from modules.data.traits import Description, byte_alphabet, token_bytes
 _NUM_BYTES = 256
 _CUT, _END = "\x00", "\x01"
 """What is put into text: where white space is cut, and after each text. Text that has them is encoded otherwise."""
-_PATTERN = (
-    r"\p{L}+| \p{L}+|'(?:[stmd]|re|ve|ll)| ?\p{N}+| ?[^\s\p{L}\p{N}\x00]+|\s+"  # _CUT stands for nothing
-)
+_PATTERN = r"\p{L}+| \p{L}+|'(?:[stmd]|re|ve|ll)| ?\p{N}+| ?[^\s\p{L}\p{N}\x00]+|\s+"  # _CUT stands for nothing
 """Pattern by which GPT-2 and every byte-level BPE of `tokenizers` split text before merging.
 
 Instead of looking at what follows white space, it finds it cut already: without that, tiktoken is nearly twice as fast.

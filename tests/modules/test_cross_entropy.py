@@ -118,7 +118,7 @@ def test_few_logits_take_no_more_memory_than_the_plain_computation() -> None:
 def test_one_chunk_of_logits_is_held_at_a_time(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bytes_of_a_logit: int
 ) -> None:
-    monkeypatch.setattr("modules.linear._onednn_is_faster", lambda: False)  # whose kernel makes memory of its own
+    monkeypatch.setattr("modules.linear._suits_onednn", lambda *_: False)  # whose kernel makes memory of its own
     width, num_columns, rows = 2, 4096, 32
     hidden, weight = (torch.randn(size, width, dtype=dtype, requires_grad=True) for size in (4 * rows, num_columns))
     targets = torch.randint(0, num_columns, (4 * rows,))

@@ -1,5 +1,7 @@
 """The oneDNN linear map beside torch's own."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,12 @@ import modules.linear
 from modules.linear import linear, prepacked, prepacked_linear, product
 
 
-@pytest.fixture(autouse=True, params=["onednn", "mkl"])
+@pytest.fixture(autouse=True, params=["onednn", "mkl", "both"])
 def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take oneDNN's products, MKL's, or those of AMD's processors without AVX-512, as if all weights were large."""
     monkeypatch.setattr(modules.linear, "_onednn_is_faster", lambda: request.param == "onednn")
+    monkeypatch.setattr(modules.linear, "_onednn_is_faster_for_large_weights", lambda: request.param == "both")
+    monkeypatch.setattr(modules.linear, "_LARGE_WEIGHT", 0)
 
 
 @pytest.mark.parametrize(("in_dim", "out_dim"), [(24, 8), (8, 24), (16, 16)])
@@ -124,5 +129,55 @@ def test_a_prepacked_weight_gives_the_product_of_the_plain_one(
 def test_what_onednn_does_not_make_faster_is_not_prepacked(
     monkeypatch: pytest.MonkeyPatch, weight: torch.Tensor, has_kernels: bool
 ) -> None:
-    monkeypatch.setattr(modules.linear, "_onednn_is_faster", lambda: has_kernels)
+    for name in ("_onednn_is_faster", "_onednn_is_faster_for_large_weights"):
+        monkeypatch.setattr(modules.linear, name, lambda: has_kernels)
     assert prepacked(weight) is None
+
+
+class TestAmdWithoutAvx512:
+    """oneDNN multiplies by large weights as they lie, and MKL does all else, trainings too."""
+
+    @pytest.fixture(autouse=True)
+    def by_onednn(self, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+        """Return what grows with each product of oneDNN."""
+        found: list[bool] = []
+        onednn = modules.linear._onednn
+        monkeypatch.setattr(modules.linear, "_onednn", lambda *tensors: found.append(True) or onednn(*tensors))
+        monkeypatch.setattr(modules.linear, "_onednn_is_faster", lambda: False)
+        monkeypatch.setattr(modules.linear, "_onednn_is_faster_for_large_weights", lambda: True)
+        monkeypatch.setattr(modules.linear, "_LARGE_WEIGHT", 2**18)
+        return found
+
+    @pytest.mark.parametrize(
+        ("num_threads", "num_rows", "out_dim", "expected"),
+        [(2, 1, 512, 1), (2, 40, 512, 1), (2, 40, 500, 0), (1, 1, 512, 0), (1, 31, 512, 0), (1, 40, 512, 1)],
+    )
+    def test_the_size_of_the_weight_decides_and_with_one_thread_the_rows(
+        self, by_onednn: list[bool], threads: None, num_rows: int, out_dim: int, expected: int
+    ) -> None:
+        x, weight = torch.randn(num_rows, 512), torch.randn(out_dim, 512)
+        with torch.no_grad():
+            found = linear(x, weight, None), product(x, weight.t())
+        assert len(by_onednn) == 2 * expected
+        for each in found:
+            torch.testing.assert_close(each, F.linear(x, weight), rtol=1e-5, atol=1e-4)
+
+    def test_trainings_and_products_of_gradients_are_left_to_mkl(self, by_onednn: list[bool]) -> None:
+        x, weight = torch.randn(40, 512), torch.randn(512, 512, requires_grad=True)
+        out = linear(x, weight, None)
+        assert torch.equal(out, F.linear(x, weight))
+        out.sum().backward()
+        with torch.no_grad():
+            product(torch.randn(40, 512), weight)
+        assert not by_onednn
+
+    @pytest.mark.parametrize(("num_threads", "is_packed"), [(2, True), (1, False)])
+    def test_weights_are_prepacked_for_several_threads(self, threads: None, is_packed: bool) -> None:
+        assert (prepacked(torch.randn(640, 520)) is not None) == is_packed
+
+    @pytest.fixture
+    def threads(self, num_threads: int) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(num_threads)
+        yield
+        torch.set_num_threads(before)
