@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from modules.linear import product
+from modules.linear import product, takes_memory
 from modules.token_rows import TokenRows
 
 _CHUNK_ELEMENTS = {"cpu": 2**22}
@@ -92,6 +92,7 @@ def linear_cross_entropy_stats(
             index = targets[chunk, None]
             sum_loss -= log_probs.gather(1, index).sum()
             num_correct += (log_probs.argmax(-1, keepdim=True) == index).sum()
+            del log_probs
     return sum_loss, num_correct
 
 
@@ -156,6 +157,7 @@ def _chunks(
             buffer = torch.empty_like(logits, dtype=dtype) if buffer is None else buffer
             log_probs = buffer[: len(logits)]
         yield chunk, logits, torch.log_softmax(logits, -1, dtype=dtype, out=log_probs)
+        del logits, log_probs
 
 
 def _logits(
@@ -164,21 +166,23 @@ def _logits(
     """Yield (rows, logits [C, V]), in chunks of equal size but the last; the next one overwrites the logits.
 
     They share one piece of memory, but for oneDNN's kernel, which takes none: on CPU fresh pages for every chunk cost
-    four times the softmax itself (measured).
+    four times the softmax itself (measured). Whoever has used a chunk lets go of it, so that no two are in memory.
     """
     if not len(hidden):
         return
     num_chunks = -(-len(hidden) // rows)
     rows = -(-len(hidden) // num_chunks)
-    buffer = hidden.new_empty(rows, len(weight))
+    buffer = hidden.new_empty(rows, len(weight)) if takes_memory(hidden[:rows], weight.t()) else None
     for start in range(0, len(hidden), rows):
         chunk = slice(start, min(start + rows, len(hidden)))
-        logits = product(hidden[chunk], weight.t(), out=buffer[: chunk.stop - start])
+        out = None if buffer is None else buffer[: chunk.stop - start]
+        logits = product(hidden[chunk], weight.t(), out=out)
         if own is not None:
             logits[:, own.tokens] = product(hidden[chunk], own.rows.t())
         if vocab_size < len(weight):
             logits[:, vocab_size:] = float("-inf")
         yield chunk, logits
+        del logits
 
 
 Gradients = Iterator[tuple[slice, Tensor, Tensor]]
@@ -194,6 +198,7 @@ def _gradients(
         probs = log_probs.exp_()
         probs.scatter_add_(1, index, probs.new_full((), -1.0).expand(index.shape))
         yield chunk, loss, probs if probs.dtype == logits.dtype else logits.copy_(probs)
+        del logits, log_probs, probs
 
 
 def _compiled_gradients(
@@ -205,6 +210,7 @@ def _compiled_gradients(
         for tensor in (logits, index):  # the last chunk is smaller, and so may be other batches
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         yield chunk, *measure(logits, index)
+        del logits
 
 
 @cache
@@ -299,6 +305,7 @@ def _loss_and_gradients(
                 hidden_grad[chunk] = of_chunk
         if wants_weight:
             weight_grad = _add_product(weight_grad, grad.t(), hidden[chunk])
+        del grad
     return sum_loss, hidden_grad, weight_grad, own_grad
 
 

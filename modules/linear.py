@@ -66,7 +66,12 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     Args:
         out: [M, N], memory for the result, which a kernel that cannot use it leaves alone.
     """
-    return _onednn(left, right.t()) if _suits_onednn(left, right.t()) else torch.mm(left, right, out=out)
+    return torch.mm(left, right, out=out) if takes_memory(left, right) else _onednn(left, right.t())
+
+
+def takes_memory(left: Tensor, right: Tensor) -> bool:
+    """Return whether the kernel of `product` can put the result into given memory."""
+    return not _suits_onednn(left, right.t())
 
 
 def prepacked(weight: Tensor) -> Tensor | None:

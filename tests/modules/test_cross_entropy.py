@@ -114,11 +114,13 @@ def test_few_logits_take_no_more_memory_than_the_plain_computation() -> None:
     assert most(lambda *tensors: mean_loss(*tensors, VOCAB)) <= most(plain) + copied + 64
 
 
+@pytest.mark.parametrize("by_onednn", [False, True])
 @pytest.mark.parametrize(("dtype", "bytes_of_a_logit"), [(torch.float32, 4), (torch.bfloat16, 2 + 4)])
 def test_one_chunk_of_logits_is_held_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bytes_of_a_logit: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bytes_of_a_logit: int, by_onednn: bool
 ) -> None:
-    monkeypatch.setattr("modules.linear._suits_onednn", lambda *_: False)  # whose kernel makes memory of its own
+    is_float32 = dtype == torch.float32
+    monkeypatch.setattr("modules.linear._suits_onednn", lambda *_: by_onednn and is_float32)
     width, num_columns, rows = 2, 4096, 32
     hidden, weight = (torch.randn(size, width, dtype=dtype, requires_grad=True) for size in (4 * rows, num_columns))
     targets = torch.randint(0, num_columns, (4 * rows,))
