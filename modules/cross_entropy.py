@@ -12,18 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from modules.chunk_sizes import FEW_LOGITS, chunk_rows
 from modules.linear import product, takes_memory
 from modules.token_rows import TokenRows
 
-_CHUNK_ELEMENTS = {"cpu": 2**22}
-_CHUNK_ELEMENTS_ELSEWHERE = {"eager": 2**27, "compiled": 2**28}
-"""Logits in a chunk: on CPU few enough to stay in the cache; a GPU needs large products, and what is compiled has no
-probabilities beside the logits. For 12,288 tokens of 50,257 in bfloat16 an H200 took in chunks of 2^26, 2^27 and 2^28
-12.8, 11.6 and 11.0 ms, compiled 8.7, 7.4 and 7.1 (torch 2.11.0)."""
-_MIN_CHUNK_ROWS = 512
-"""Fewer make the products slow: of 50,304 tokens, 256 and 512 rows took 0.93 and 0.82 of plain torch's time on CPU."""
-_FEW_LOGITS = 2**20
-"""Logits up to which torch's own operations compute all of them at once, and faster (torch 2.13.0)."""
 _MOST_PADDING = 1 / 16
 """Share of the weight's rows up to which padding is computed, too, because it makes the rows an even number."""
 
@@ -96,18 +88,12 @@ def linear_cross_entropy_stats(
     return sum_loss, num_correct
 
 
-def chunk_rows(num_columns: int, device_type: str, is_compiled: bool = False) -> int:
-    """Return the tokens in a chunk for `num_columns` of vocabulary: bounded logits, but enough rows to be fast."""
-    elsewhere = _CHUNK_ELEMENTS_ELSEWHERE["compiled" if is_compiled else "eager"]
-    return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device_type, elsewhere) // num_columns)
-
-
 def suits_plain(num_tokens: int, vocab_size: int, dtype: torch.dtype) -> bool:
     """Return whether the logits are so few that chunks and gradients in the forward pass cost more than they save.
 
     Not in half precision, whose gradients are to be scaled in float32.
     """
-    return num_tokens * vocab_size <= _FEW_LOGITS and dtype in (torch.float32, torch.float64)
+    return num_tokens * vocab_size <= FEW_LOGITS and dtype in (torch.float32, torch.float64)
 
 
 def _plain_cross_entropy(

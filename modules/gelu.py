@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from modules.chunk_sizes import GELU_NUMBERS
+
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715 * _LINEAR
 _FEWEST_NUMBERS = 2**15
 """Numbers from which the passes cost more than their calls."""
-_CHUNK_NUMBERS = 2**17
-"""Most numbers for each thread in a pass, so that the next pass finds them in the cache."""
-
 _VECTOR_NUMBERS = 64
 """A multiple of what torch computes at once on any processor."""
 
@@ -68,6 +67,6 @@ class _Gelu(torch.autograd.Function):
 
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
     """Return views of equal size but the last, of whole vectors, since torch rounds the rest of one otherwise."""
-    num_chunks = -(-x.numel() // (_CHUNK_NUMBERS * torch.get_num_threads()))
+    num_chunks = -(-x.numel() // (GELU_NUMBERS * torch.get_num_threads()))
     num_vectors = -(-x.numel() // (_VECTOR_NUMBERS * num_chunks))
     return x.view(-1).split(_VECTOR_NUMBERS * num_vectors)

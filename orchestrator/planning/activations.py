@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from modules.chunk_sizes import FEW_LOGITS, GELU_NUMBERS, chunk_rows
 from modules.config import ObjectiveConfig
 from modules.config_fields import ActivationCheckpointing, HeadLoss, Precision
 from modules.model_config import ModelConfig, padded_vocab_size
@@ -12,13 +13,6 @@ _FLOAT32 = 4
 _INDEX = 8
 _LONG_IN_BFLOAT16 = 384
 """Positions from which attention in bfloat16 is trained in it on CPU; see `modules.attention`."""
-_CHUNK_ELEMENTS = {"cpu": {"eager": 2**22, "compiled": 2**22}, "cuda": {"eager": 2**27, "compiled": 2**28}}
-_MIN_CHUNK_ROWS = 512
-"""Logits that the head holds at once; see `modules.cross_entropy`."""
-_FEW_LOGITS = 2**20
-"""Logits up to which it computes all at once."""
-_GELU_CHUNK = 2**17
-"""Numbers that `modules.gelu` computes at once, with two threads."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ def again_bytes(model: ModelConfig, of: Pass, precision: Precision, device: str,
     sigmoid = 0
     if model.family == "gpt2" and device == "cpu" and precision == "32":  # by `modules.gelu`, which keeps its result
         gradients += inner * widths.compute
-        sigmoid = widths.compute * min(of.num_tokens * inner, _GELU_CHUNK)
+        sigmoid = widths.compute * min(of.num_tokens * inner, GELU_NUMBERS)
     return of.num_tokens * (max(0, rest) + gradients) + sigmoid
 
 
@@ -160,7 +154,7 @@ def head_bytes(model: ModelConfig, vocab_size: int, of: Pass, precision: Precisi
     widths = Widths.of(precision)
     if model.classifier is not None:
         return 0
-    if precision == "32" and of.head_tokens * vocab_size <= _FEW_LOGITS:
+    if precision == "32" and of.head_tokens * vocab_size <= FEW_LOGITS:
         # of torch's own operations: inputs, a copy of the tokens' rows, logarithms of probabilities, and their number;
         # targets lie with the token ids, which embeddings keep where they are trained
         inputs = _INDEX * of.head_tokens if _is_frozen_before(model) else _FLOAT32 * of.head_tokens * model.hidden_dim
@@ -187,7 +181,7 @@ def head_buffer_bytes(
     if model.classifier is not None:
         return 0
     columns = padded_vocab_size(vocab_size)
-    rows = min(of.head_tokens, max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS[device][head_loss] // columns))
+    rows = min(of.head_tokens, chunk_rows(columns, device, head_loss == "compiled"))
     is_in_place = head_loss == "compiled" or (device == "cpu" and widths.compute == _FLOAT32)
     chunk = rows * columns * (widths.compute + (0 if is_in_place else _FLOAT32))
     product = 0

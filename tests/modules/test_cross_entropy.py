@@ -10,7 +10,8 @@ from live_bytes import LiveBytes
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from modules.cross_entropy import chunk_rows, linear_cross_entropy, linear_cross_entropy_stats
+from modules.chunk_sizes import chunk_rows
+from modules.cross_entropy import linear_cross_entropy, linear_cross_entropy_stats
 from modules.model_config import padded_vocab_size
 from modules.token_rows import TokenRows
 
