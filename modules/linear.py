@@ -1,10 +1,10 @@
 """Linear layers where PyTorch's own are slow, in float32 on CPU, or take memory that must be free, under autocast.
 
 PyTorch sends float32 products to MKL, which uses AVX-512 only on Intel processors: on two cores of an AMD EPYC with
-AVX-512, oneDNN reached 410 GFLOPS and MKL 200, both in full precision (torch 2.13.0). Without AVX-512, MKL is
-faster there, too, by up to 1.6 times, but for `x @ weight.T` of a weight that is too large for the processor's cache:
-that takes MKL 1.0 to 3.3 times as long as oneDNN from one row to 128 with two threads, and 1.0 to 1.9 times from 32
-rows on with one. In a training as a whole nothing is won by it.
+AVX-512, oneDNN reached 410 GFLOPS and MKL 200, both in full precision (torch 2.13.0). On one with AVX2 alone, MKL is
+faster by up to 1.6 times, except for `x @ weight.T` with a weight that is too large for the cache: that takes MKL 1.0
+to 3.3 times as long with two threads and 1 to 128 rows, and 1.0 to 1.9 times with one thread and 32 rows or more.
+A training as a whole gains nothing by it.
 A call of oneDNN costs 10 microseconds however small it is, and one of MKL 2.
 """
 
@@ -22,8 +22,8 @@ from modules.processor import is_amd
 _SMALL_PRODUCT = 2**18
 """Multiplications below which MKL is faster than oneDNN, measured with 1 to 8 rows (torch 2.13.0)."""
 _LARGE_WEIGHT, _MANY_ROWS = 2**20, 32
-"""Numbers of a weight from which oneDNN is faster on AMD's processors without AVX-512; with one thread, if it is
-multiplied by so many rows."""
+"""Numbers of a weight from which oneDNN is faster on AMD's processors without AVX-512; with one thread, only from so
+many rows of the other factor on."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

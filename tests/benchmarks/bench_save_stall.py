@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +76,7 @@ class Training:
         """Return those of the newest checkpoint."""
         folder = self.storage.local_path(name_of(RUN, self._number))
         assert folder is not None
-        return list(folder.iterdir())
+        return [path for path in folder.rglob("*") if path.is_file()]
 
     def _begin(self) -> float:
         self._number += 1
@@ -89,20 +89,18 @@ class Training:
         assert error is None, error
 
 
-def main() -> list[Row]:
+def main() -> Iterator[Row]:
     """Medians in milliseconds, the two of each pair taking turns."""
     model, optimizer = trained_model(MODEL)
     tokens = torch.randint(256, (1, _TOKENS))
     with tempfile.TemporaryDirectory(prefix="bench-stall-") as root:
         ours, peer = (Training(root, mode, model, optimizer) for mode in ("async", "sync"))
-        rows = [
-            _row("stall of a save, 1.2 GB, async beside sync (ms)", ours.stall, peer.stall),
-            _step_row(ours, lambda: _step(model, optimizer, tokens)),
-            *(_restore_row(ours, is_cached) for is_cached in (False, True)),
-        ]
+        yield _row("stall of a save, 1.2 GB, async beside sync (ms)", ours.stall, peer.stall)
+        yield _step_row(ours, lambda: _step(model, optimizer, tokens))
+        for is_cached in (False, True):
+            yield _restore_row(ours, is_cached)
         for training in (ours, peer):
             training.saves.close()
-    return rows
 
 
 def _step(model: GPT, optimizer: torch.optim.Optimizer, tokens: Tensor) -> None:
