@@ -116,7 +116,7 @@ def again_bytes(model: ModelConfig, of: Pass, precision: Precision, device: str,
     sigmoid = 0
     if model.family == "gpt2" and device == "cpu" and precision == "32":  # by `modules.gelu`, which keeps its result
         gradients += inner * widths.compute
-        sigmoid = widths.compute * min(of.num_tokens * inner, GELU_NUMBERS)
+        sigmoid = widths.compute * min(of.num_tokens * inner, GELU_NUMBERS)  # of one thread
     return of.num_tokens * (max(0, rest) + gradients) + sigmoid
 
 
