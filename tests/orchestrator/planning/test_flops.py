@@ -41,7 +41,7 @@ def counted(config: ModelConfig, batch: int, length: int, head_tokens: int) -> t
 def test_operations_are_those_that_torch_counts(
     family: str, lora: LoraConfig | None, are_few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modules.cross_entropy._FEW_LOGITS", are_few)
+    monkeypatch.setattr("modules.cross_entropy.FEW_LOGITS", are_few)
     config = ModelConfig(num_heads=4, hidden_dim=64, mlp_dim=192, num_layers=3, lora=lora, **FAMILIES[family])
     for length, head_tokens in ((32, 64), (32, 10)):
         forward, backward = counted(config, 2, length, head_tokens)
