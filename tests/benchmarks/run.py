@@ -1,18 +1,21 @@
 """Runs every bench_*.py beside this file and prints one table of ratios; with --json FILE also writes each row there.
 
-A benchmark that fails is named in the table with its reason; the others run all the same, and the exit code is 1.
+Each has a process of its own, so that none finds what another has left in memory. One that fails is named in the table
+with its reason; the others run all the same, and the exit code is 1.
 """
 
 import argparse
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,17 +103,35 @@ def _all_names() -> list[str]:
 
 def _rows(name: str) -> list[Row]:
     print(f"running {name} ...", file=sys.stderr, flush=True)
-    rows: list[Row] = []
-    threads = torch.get_num_threads()
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_measure, args=(name, sender))
+    process.start()
+    sender.close()  # here, so that its end is seen when the process dies
+    rows = list(_received(receiver))
+    process.join()
+    if process.exitcode:
+        rows.append(Row(name, failure=f"its process ended with exit code {process.exitcode}"))
+    return rows
+
+
+def _received(receiver: Connection) -> Iterator[Row]:
     try:
-        # of a generator, the rows before its failure stay
-        rows.extend(_row(*row[:3]) for row in importlib.import_module(f"bench_{name}").main())
+        while row := receiver.recv():
+            yield row
+    except EOFError:
+        pass  # the process died without saying that it is done
+
+
+def _measure(name: str, sender: Connection) -> None:
+    """Send the rows of a benchmark as they come, then None."""
+    try:
+        for row in importlib.import_module(f"bench_{name}").main():
+            sender.send(_row(*row[:3]))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        rows.append(Row(name, failure=_reason(error)))
-    finally:
-        torch.set_num_threads(threads)  # some measure with one
-    return rows
+        sender.send(Row(name, failure=_reason(error)))
+    sender.send(None)
 
 
 def _row(what: str, ours: float, peer: float) -> Row:

@@ -19,8 +19,16 @@ def main():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 """
 ZERO = 'def main(): return [("time (ms)", 0.0, 1.0)]'
-ONE_THREAD = 'import torch\ndef main():\n    torch.set_num_threads(1)\n    return [("a (ms)", 1.0, 1.0)]'
-THREADS = 'import torch\ndef main(): return [("threads", torch.get_num_threads(), 1.0)]'
+LEAVES = (
+    'import sys, torch\ndef main():\n    torch.set_num_threads(1)\n    sys.left = 1\n    return [("a (ms)", 1.0, 1.0)]'
+)
+FINDS = """
+import sys, torch
+def main():
+    yield "threads", torch.get_num_threads(), 1.0
+    yield "left", 1.0 + hasattr(sys, "left"), 1.0
+"""
+CRASH = 'import os\ndef main():\n    yield "before (ms)", 2.0, 4.0\n    os._exit(3)'
 NOBODY = "nobody_has_this"
 MISSING = f"import {NOBODY}"
 ADDRESS = 'import os\ndef main(): return [(os.environ["RAY_ADDRESS"] + " (ms)", 1.0, 1.0)]'
@@ -45,6 +53,13 @@ def test_a_benchmark_that_fails_loses_no_row_of_the_others_and_says_why(tmp_path
         assert reason in shown
 
 
+def test_a_process_that_dies_loses_no_row_and_is_said_to_have_failed(tmp_path: Path) -> None:
+    code, shown, rows = bench(tmp_path, a_crash=CRASH, b_good=GOOD)
+    assert code == 1
+    assert [row[3] for row in rows] == [2.0, None, 1.5, 2.0]
+    assert "crash: its process ended with exit code 3" in shown
+
+
 def test_the_machine_is_named_and_no_peer_joins_a_cluster_that_lies_about(tmp_path: Path) -> None:
     code, shown, rows = bench(tmp_path, good=GOOD, address=ADDRESS)
     assert code == 0
@@ -52,10 +67,10 @@ def test_the_machine_is_named_and_no_peer_joins_a_cluster_that_lies_about(tmp_pa
     assert rows[0][0] == "local (ms)"
 
 
-def test_threads_of_one_benchmark_are_not_those_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_finds_nothing_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    _, _, rows = bench(tmp_path, a_one=ONE_THREAD, b_all=THREADS)
-    assert rows[1][1] == 2
+    _, _, rows = bench(tmp_path, a_leaves=LEAVES, b_finds=FINDS)
+    assert [row[1] for row in rows] == [1.0, 2.0, 1.0]
 
 
 def test_what_needs_a_gpu_is_left_out_without_one(tmp_path: Path) -> None:
